@@ -1,9 +1,4 @@
-"""Reads a deployment profile, and settles which value counts: the environment's, the file's or the default.
-
-Error of the deployment profile, and of a process that lacks one of its settings.
-
-Sections of the deployment profile, and the environment variable that each of their fields stands for.
-"""
+"""Deployment profile: its sections, and which value counts: the environment's, the file's or the default."""
 
 from __future__ import annotations
 
@@ -16,6 +11,14 @@ from urllib.parse import parse_qsl, quote, urlsplit, urlunsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+FILE_VARIABLE = "TOQUE_PROFILE"
+_APPLIED = "TOQUE_PROFILE_SETS"  # names of the variables that came from the file, and so follow it
+_HIDDEN = "…"
+
+
+class ProfileError(ValueError):
+    """Raised for a profile that cannot be read, and for a process that lacks a setting, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,11 +233,6 @@ class Profile(Section):
     shard_cache_gb: Annotated[float, Field(gt=0), Variable("TOQUE_SHARD_CACHE_GB")] = 16.0
 
 
-FILE_VARIABLE = "TOQUE_PROFILE"
-_APPLIED = "TOQUE_PROFILE_SETS"  # names of the variables that came from the file, and so follow it
-_HIDDEN = "…"
-
-
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting as a process has it.
@@ -403,7 +401,3 @@ def _as_text(name: str, value: Any) -> str:
             return ",".join(f"{workspace}={module}" for workspace, module in value.items())
         return json.dumps(value)
     return str(value)
-
-
-class ProfileError(ValueError):
-    """Raised for a profile that cannot be read, and for a process that lacks a setting, by name."""

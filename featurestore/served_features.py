@@ -1,6 +1,6 @@
 """Training-serving skew: served features compared with their recomputation from the offline store.
 
-Times of the rows behind features that were read for one entity at some moment.
+Also finds which stored rows the features of one entity came from at some moment.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,7 @@
-"""Statistics of a view's values, computed in batches for any number of rows.
+"""Health of a view and statistics of its values, computed in batches for any number of rows.
 
 Counts, bounds, mean and deviation are of all rows; quartiles, histograms and frequent values of a sample of rows.
-
-Health of a view: freshness, share of values present, share of keys online, and its newest rows.
-
-Sizes come from the table's log; the rest from the newest span of rows, read in batches.
+Sizes come from the table's log, all else from the newest span of rows.
 """
 
 import math
@@ -34,6 +31,11 @@ _ROWS_AT_ONCE = 200_000
 PERSONAL = "personal"
 """Tag of a view that names, with commas, its features and keys that are personal; their values are not shown."""
 MASKED = "(personal)"
+SAMPLE_ROWS = 50_000
+_COURSE_TOP = 5  # frequent values of a part
+_QUARTILES = (0.25, 0.5, 0.75)
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class ViewHealth(BaseModel):
@@ -179,13 +181,6 @@ def _online(fs: FeatureStore, view: FeatureView, rows: pa.Table | None, sampled_
     states = answer.statuses[view.features[0]]
     readable = sum(state in {Status.PRESENT, Status.NULL_VALUE} for state in states)
     return {"online_until": until, "coverage": readable / len(states)}
-
-
-SAMPLE_ROWS = 50_000
-_COURSE_TOP = 5  # frequent values of a part
-_QUARTILES = (0.25, 0.5, 0.75)
-
-Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 class FeatureStatistics(BaseModel):

@@ -1,9 +1,7 @@
-"""Project of a user: a module that declares `FEATURES` and `MODELS`, which is all that the platform needs to know of it.
+"""Project of a user: a module that declares `FEATURES` and `MODELS`, all that the platform needs to know of it.
 
 A model's definition says, in one value, what the model learns from, what it has to prove, how it is watched, and how its
 successors are rolled out. Definitions are values only: other data needs other definitions, and no change of the platform.
-
-What a model's outcome says about its monitors and rollout: losses that follow from it, and settings without a meaning.
 """
 
 from __future__ import annotations
@@ -262,19 +260,6 @@ def with_loss_of(outcome: Outcome, rollout: RolloutPolicy, monitors: Sequence[An
     return {"rollout": _with_loss(rollout, loss), "monitors": changed}
 
 
-def meaningless(outcome: Outcome, gate: Gate, rollout: RolloutPolicy, monitors: Sequence[Any]) -> list[str]:
-    """Name the settings that have no meaning for an outcome, each with what to do about it."""
-    meaning = MEANINGS[outcome]
-    found = [f"gate.{name}: {remedy}" for name, remedy in gate.unmeasurable(outcome).items()]
-    for where, each in [("rollout", rollout), *((f"monitor {each.kind!r}", each) for each in monitors)]:
-        loss = getattr(each, "loss", meaning.losses[0])
-        if loss not in meaning.losses:
-            found.append(f"{where}: loss={loss!r}, which needs {_NEEDS[loss]}: use {meaning.losses[0]!r}")
-    refused = {aspect.removeprefix("monitor."): text for aspect, text in meaning.refused.items()}
-    found += [f"monitor {each.kind!r}: {refused[each.kind]}" for each in monitors if each.kind in refused]
-    return found
-
-
 _NEEDS: dict[Loss, str] = {
     "log_loss": "probabilities",
     "squared_error": "one number a row",
@@ -286,6 +271,19 @@ _NEEDS: dict[Loss, str] = {
     "token_distance": "a text for each row",
     "mismatch": "a text for each row",
 }
+
+
+def meaningless(outcome: Outcome, gate: Gate, rollout: RolloutPolicy, monitors: Sequence[Any]) -> list[str]:
+    """Name the settings that have no meaning for an outcome, each with what to do about it."""
+    meaning = MEANINGS[outcome]
+    found = [f"gate.{name}: {remedy}" for name, remedy in gate.unmeasurable(outcome).items()]
+    for where, each in [("rollout", rollout), *((f"monitor {each.kind!r}", each) for each in monitors)]:
+        loss = getattr(each, "loss", meaning.losses[0])
+        if loss not in meaning.losses:
+            found.append(f"{where}: loss={loss!r}, which needs {_NEEDS[loss]}: use {meaning.losses[0]!r}")
+    refused = {aspect.removeprefix("monitor."): text for aspect, text in meaning.refused.items()}
+    found += [f"monitor {each.kind!r}: {refused[each.kind]}" for each in monitors if each.kind in refused]
+    return found
 
 
 def _with_loss(settings: Any, loss: Loss) -> Any:

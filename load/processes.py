@@ -1,7 +1,4 @@
-"""Processes of a platform on this machine, found by the folder that it was started in, and what the kernel says of them.
-
-Processor time of a platform's processes on this machine, by what they do.
-"""
+"""Processes of a platform on this machine, found by the folder it was started in, and their processor time by role."""
 
 from __future__ import annotations
 
@@ -16,6 +13,9 @@ import redis
 
 _TICKS_S = os.sysconf("SC_CLK_TCK")
 _USER, _SYSTEM, _NICE = 11, 12, 16  # fields of /proc/PID/stat after the name
+ROLES = ("replica", "door", "other")
+Processes = Mapping[int, tuple[str, float]]
+"""Role and spent core-seconds of each process, by its id."""
 
 
 def of_platform(home: Path) -> dict[int, str]:
@@ -43,12 +43,6 @@ def cpu_s(pid: int) -> float:
 def niceness(pid: int) -> int:
     """Read the niceness of a process. Raises: OSError if it has ended."""
     return int(stat(pid)[_NICE])
-
-
-ROLES = ("replica", "door", "other")
-
-Processes = Mapping[int, tuple[str, float]]
-"""Role and spent core-seconds of each process, by its id."""
 
 
 def platform_processes(home: Path, model: str) -> Processes:

@@ -1,11 +1,8 @@
 """The series of the whole cluster: an exporter on each node reads that node's, the gateway asks them all.
 
-An exporter is an actor without a CPU of its own. Whichever gateway needs one first starts it; it ends with that
-gateway, and the next scrape starts another, which reads the same files.
-
-List of every Prometheus series of the platform, as the code declares them; docs/metrics.md shows it.
-
-How far this node's clock is from the store's, as a series: leases, schedules and times of rows go by it.
+An exporter is an actor without a CPU of its own. Whichever gateway needs one first starts it; it ends with that gateway, and the
+next scrape starts another, which reads the same files. Among the series is how far this node's clock is from the store's: leases,
+schedules and times of rows go by it. docs/metrics.md shows the list of all series, as the code declares them.
 """
 
 from __future__ import annotations
@@ -51,7 +48,37 @@ ANSWER_S = 4.0
 """Time for the exporters of all nodes to answer, below a scrape's usual timeout of ten seconds."""
 RPC_TIMEOUT_S = 2.0
 KEEP_EVERY_S = 30.0
+UP = "toque_exporter_up"
+EVERY_S = 60.0  # between two looks at the clock
+_ROUNDED_S = 0.5  # S3 gives times in whole seconds
+_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
 _logger = logging.getLogger(__name__)
+
+SKEW = Gauge(
+    "toque_clock_skew_seconds",
+    "How far this node's clock is at least from the store's: ahead of it, or behind if negative.",
+    multiprocess_mode="livemostrecent",
+)
+DECLARED_IN = (
+    "toque.clusters.redis_clients.patience",
+    "toque.clusters.telemetry.metrics.exposition",
+    "toque.clusters.telemetry.tracing.active",
+    "toque.functions.prediction_log.writing.series",
+    "toque.functions.runtime.series",
+    "toque.functions.training.loop.distributed",
+    "toque.ray_apps.admission.admission",
+    "toque.ray_apps.exporter",
+    "toque.ray_apps.gateway.metrics",
+    "toque.ray_apps.generative.series",
+    "toque.ray_apps.haproxy_supervisor",
+    "toque.ray_apps.predictor.deploy.pool",
+    "toque.ray_apps.predictor.inference.live",
+    "toque.ray_apps.streams.follower",
+    "toque.ray_apps.ticker",
+    "toque.registry.errors",
+    "toque.registry.store.series",
+)
+"""Modules that declare series with prometheus_client."""
 
 
 class Exporter:
@@ -207,30 +234,6 @@ def _own_node() -> tuple[str, str]:
     return ray.get_runtime_context().get_node_id(), str(node.node_ip_address)
 
 
-DECLARED_IN = (
-    "toque.clusters.redis_clients.patience",
-    "toque.clusters.telemetry.metrics.exposition",
-    "toque.clusters.telemetry.tracing.active",
-    "toque.functions.prediction_log.writing.series",
-    "toque.functions.runtime.series",
-    "toque.functions.training.loop.distributed",
-    "toque.ray_apps.admission.admission",
-    "toque.ray_apps.exporter",
-    "toque.ray_apps.gateway.metrics",
-    "toque.ray_apps.generative.series",
-    "toque.ray_apps.haproxy_supervisor",
-    "toque.ray_apps.predictor.deploy.pool",
-    "toque.ray_apps.predictor.inference.live",
-    "toque.ray_apps.streams.follower",
-    "toque.ray_apps.ticker",
-    "toque.registry.errors",
-    "toque.registry.store.series",
-)
-"""Modules that declare series with prometheus_client."""
-UP = "toque_exporter_up"
-_SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
-
-
 class Series(NamedTuple):
     """One family of series: its name, as in `toque_log_written_records`; kind: counter, gauge or histogram.
 
@@ -265,15 +268,6 @@ def _declared() -> Iterator[Series]:
         if isinstance(metric, MetricWrapperBase) and metric._name.startswith(PREFIX):  # noqa: SLF001
             (described,) = metric.describe()
             yield Series(metric._name, described.type, tuple(metric._labelnames), described.documentation)  # noqa: SLF001
-
-
-EVERY_S = 60.0
-_ROUNDED_S = 0.5  # S3 gives times in whole seconds
-SKEW = Gauge(
-    "toque_clock_skew_seconds",
-    "How far this node's clock is at least from the store's: ahead of it, or behind if negative.",
-    multiprocess_mode="livemostrecent",
-)
 
 
 def measure_clock(store: ObjectStore, *, clock: Callable[[], float] = time.time) -> float:

@@ -1,8 +1,6 @@
-"""ASGI middleware of the doors to functions and MLflow: stamps each request, logs it, and makes its spans if it is kept.
+"""ASGI middleware of the doors to functions and MLflow: traces requests, answers HEAD, and joins two applications.
 
-ASGI middleware that answers HEAD as GET without the body, as HTTP has it: probes of balancers ask so.
-
-Two ASGI applications in one process: another one below its prefix, and the gateway for all else.
+HEAD is answered as GET without the body, as HTTP has it: probes of balancers ask so.
 """
 
 from __future__ import annotations
@@ -112,4 +110,4 @@ class Beside:
         await self._own(scope, receive, send)
 
 
-__all__ = ["NO_TELEMETRY", "AnswersHead", "TracedRequests"]
+__all__ = ["NO_TELEMETRY", "AnswersHead", "Beside", "TracedRequests"]

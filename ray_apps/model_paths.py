@@ -1,6 +1,4 @@
-"""Paths of the HTTP API below which the models of a workspace are served.
-
-Names of the predictor's Serve applications, and the routes of models, by workspace.
+"""Paths of the HTTP API, names of Serve applications and their routes, for the models of each workspace.
 
 A name of another workspace than the default one begins with `{workspace}..`: neither workspaces nor models have two
 dots in their names, and HAProxy takes them as they are, so no two workspaces share an application, a route or a backend.
@@ -14,6 +12,7 @@ from toque.registry.access import DEFAULT_WORKSPACE
 
 MODELS: Final = "/v2/models"
 """Path of the default workspace's models, where clients of the protocol look."""
+VERSION_PREFIX = "version-"
 
 
 def models_path(workspace: str = DEFAULT_WORKSPACE) -> str:
@@ -30,9 +29,6 @@ def split_name(name: str) -> tuple[str, str]:
     """Split a qualified name into workspace and model."""
     workspace, _, model = name.rpartition("/")
     return workspace or DEFAULT_WORKSPACE, model
-
-
-VERSION_PREFIX = "version-"
 
 
 def app_name(model: str, workspace: str = DEFAULT_WORKSPACE) -> str:

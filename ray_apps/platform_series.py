@@ -1,9 +1,7 @@
-"""Prometheus gauges of the platform's state in the store and Redis, which the leading ticker measures for all.
+"""Prometheus gauges of the platform's state in the store, Redis and Serve, which the leading ticker measures for all.
 
 They are published as a whole (`toque.clusters.telemetry.metrics.publish`), since a view, a token or a team may be gone the next
 time. Each part that cannot be read is left out, and `toque_platform_readable` says which.
-
-Prometheus gauges of the cluster's Serve applications, by Serve's public status.
 
 While the head is away, a question to Serve's controller, which runs there, may wait for as long as the head is away; so it is
 asked in a thread of its own, at most one at a time, and an answer that is late counts as none.
@@ -41,6 +39,14 @@ MOST_TOKENS = 200
 EXPIRED_FOR = timedelta(days=7)
 LOOK_BACK = timedelta(days=2)  # an earlier measurement of features says nothing about now
 _KINDS = ("predictions", "labels")
+_FEATURES: Mapping[str, str] = {
+    "rows": "toque_feature_rows",
+    "freshness_s": "toque_feature_freshness_seconds",
+    "recent_rows": "toque_feature_recent_rows",
+    "coverage": "toque_feature_coverage_ratio",
+    "fill": "toque_feature_fill_ratio",
+}
+_CERTIFICATES = frozenset({"ssl_certfile", "ssl_ca_certs"})
 _logger = logging.getLogger(__name__)
 
 
@@ -199,16 +205,6 @@ class _Workspace:
             if row["metric"] in _FEATURES and row["value"] is not None:
                 older_s = since_s if row["metric"] == "freshness_s" else 0.0
                 families.add(_FEATURES[row["metric"]], row["value"] + older_s, *labels)
-
-
-_FEATURES: Mapping[str, str] = {
-    "rows": "toque_feature_rows",
-    "freshness_s": "toque_feature_freshness_seconds",
-    "recent_rows": "toque_feature_recent_rows",
-    "coverage": "toque_feature_coverage_ratio",
-    "fill": "toque_feature_fill_ratio",
-}
-_CERTIFICATES = frozenset({"ssl_certfile", "ssl_ca_certs"})
 
 
 class Lag:

@@ -1,8 +1,6 @@
-"""Priority of a process of Ray beside those that answer models' callers.
+"""What a process of Ray sets for itself, its priority and garbage collector, and asks about others of its deployment.
 
-Setting of the garbage collector for processes that answer requests on an event loop.
-
-What a replica asks of Serve about the others of its deployment: whether it can take its time to be ready.
+Processes that answer models' callers come before others. Whether others answer says if one can take its time to be ready.
 """
 
 from __future__ import annotations

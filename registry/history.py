@@ -1,11 +1,8 @@
 """Audit of a store: every journal folded again from its first entry and compared with what replicas would start from.
 
-Heads of a platform's journals published to another store, where nobody can take them back.
-
-Each is a new object that is never written again, so a bucket with object lock (or a folder that the platform's account
-may only add to) keeps it as it was.
-
-The states that the registry folds from journals, by the journal's path, for an audit to fold them again.
+Heads of a platform's journals are published to another store, where nobody can take them back. Each is a new object
+that is never written again, so a bucket with object lock (or a folder that the platform's account may only add to)
+keeps it as it was.
 """
 
 from __future__ import annotations
@@ -43,6 +40,11 @@ if TYPE_CHECKING:
 
 _READERS = 8
 _Expected = Mapping[int, str]  # number of entries of a journal -> digest of the last
+_HEADS_FOLDER = "heads/"
+_PUBLISHED = "published"
+_WORKSPACES = "workspaces/"
+_ACTOR = "audit"
+FoldOf = Callable[["ObjectStore", str], Fold[Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +195,6 @@ class _Audit:
         self.signatures += sum(len(version.signatures) for version in versions)
 
 
-_FOLDER = "heads/"
-_KIND = "published"
-_WORKSPACES = "workspaces/"
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """A store with journals in a platform's: the platform's own with prefix "", or that of a workspace."""
@@ -218,17 +215,17 @@ def publish_heads(store: ObjectStore, target: ObjectStore, clock: Clock) -> str:
         for part in parts(store)
         for path, entry in last_entries(part.store).items()
     }
-    key = f"{_FOLDER}{at:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json"
-    target.create(key, Heads(at, journals).to_bytes(store.audit_keys.at(""), _KIND))
+    key = f"{_HEADS_FOLDER}{at:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:8]}.json"
+    target.create(key, Heads(at, journals).to_bytes(store.audit_keys.at(""), _PUBLISHED))
     return key
 
 
 def read_published(target: ObjectStore, keys: AuditKeys) -> tuple[list[Heads], list[str]]:
     """Read all published heads, and what is wrong with those that are not of the keys."""
     heads, problems = [], []
-    for key in target.list(_FOLDER):
+    for key in target.list(_HEADS_FOLDER):
         try:
-            heads.append(parse_heads(target.get(key), keys.at(""), _KIND, where=f"{target.url} {key}"))
+            heads.append(parse_heads(target.get(key), keys.at(""), _PUBLISHED, where=f"{target.url} {key}"))
         except Damaged as error:
             problems.append(str(error))
     return heads, problems
@@ -247,10 +244,6 @@ def parts(store: ObjectStore) -> Iterator[Part]:
         prefix = "/".join(key.split("/")[:2])
         yield Part(f"{prefix}/", store.within(prefix))
         after = f"{prefix}0"  # the code point after "/"
-
-
-_ACTOR = "audit"
-FoldOf = Callable[["ObjectStore", str], Fold[Any] | None]
 
 
 def registry_fold(store: ObjectStore, path: str) -> Fold[Any] | None:

@@ -1,7 +1,4 @@
-"""Times are timezone-aware UTC, written as ISO 8601 with microseconds.
-
-Random, growing waits between attempts of writers that compete for one place.
-"""
+"""Times are timezone-aware UTC, written as ISO 8601 with microseconds; and random waits between a writer's attempts."""
 
 from __future__ import annotations
 
@@ -16,6 +13,8 @@ CHANCE = SystemRandom()
 
 Clock = Callable[[], datetime]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_BACKOFF_S = 0.01
+_MAX_BACKOFF_S = 1.0
 
 
 def utc_now() -> datetime:
@@ -59,10 +58,6 @@ def epoch_us(at: datetime) -> int:
 def from_epoch_us(microseconds: int) -> datetime:
     """Convert microseconds since 1970 to a time in UTC."""
     return EPOCH + timedelta(microseconds=microseconds)
-
-
-_FIRST_BACKOFF_S = 0.01
-_MAX_BACKOFF_S = 1.0
 
 
 def backoff_s(attempt: int) -> float:

@@ -1,7 +1,4 @@
-"""Address of Redis as one url tells it: which kind of service, where, as which user, with which settings.
-
-Error of a Redis url that can never work.
-"""
+"""Address of Redis as one url tells it: which kind of service, where, as which user, with which settings."""
 
 from __future__ import annotations
 
@@ -28,6 +25,10 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "sentinel_auth": ("same", "none"),
 }
 _SETTINGS: Final = sorted({*_TEXTS, *_NUMBERS, *_COUNTS, *_CHOICES})
+
+
+class InvalidRedisUrl(ValueError):  # noqa: N818 - says what happened, as in toque.registry.errors
+    """A part of the url of Redis cannot be used; the message names the part, its value and what to write instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +190,3 @@ def _setting(name: str, value: str) -> Any:
     if number < 0:
         raise InvalidRedisUrl(f"Redis url: {name}={value!r} is not a number of at least 0")
     return number
-
-
-class InvalidRedisUrl(ValueError):  # noqa: N818 - says what happened, as in toque.registry.errors
-    """A part of the url of Redis cannot be used; the message names the part, its value and what to write instead."""

@@ -1,11 +1,8 @@
 """Opening of Redis clients by url; nothing is sent before a client's first command.
 
-Sentinels that name the master of a service, and connections that follow it.
-
-A connection of the library that is lost amid a command goes back to the address it had, so a retry would wait for a dead
-master; ours ask the Sentinels again.
-
-Clients of a Redis Cluster that wait for failovers; the library's own give up after a few tries without a pause.
+A connection of the library that is lost amid a command goes back to the address it had, so a retry would wait for a
+dead master; ours ask the Sentinels again. The library's clients of a Cluster give up after a few tries without a
+pause; ours wait for failovers.
 """
 
 from __future__ import annotations
@@ -34,6 +31,10 @@ from toque.clusters.redis_clients.patience import AsyncBoundedRetry, BoundedRetr
 PATIENCE_S: Final = 10.0
 _IDLE_CHECK_S = 15  # a connection that was idle for longer is checked before it is used
 _SENTINEL_TIMEOUT_S = 1.0  # a Sentinel that is away costs as much, once a failover
+_ATTEMPTS = 2  # with one only, the library would not look for another node
+_AWAY: Final = ("cannot be connected", "slots are not covered")  # what the library says where no node answers
+# What a script asks for first, to tell a server's client from a Cluster's.
+_NEVER_SET: Final = "connection_pool"
 
 
 def open_redis(
@@ -200,13 +201,6 @@ def _said(sentinels: Any, service: str) -> str:
         f"no Sentinel at {hosts} names a healthy master {service!r}; check service= in the url, that they run, and "
         "whether they take the password (sentinel_auth=none if they have none)"
     )
-
-
-_ATTEMPTS = 2  # with one only, the library would not look for another node
-_AWAY: Final = ("cannot be connected", "slots are not covered")
-_NEVER_SET: Final = (
-    "connection_pool"  # what a script asks for first, to tell a server's client from a Cluster's
-)
 
 
 class ClusterClient(RedisCluster):

@@ -1,8 +1,6 @@
 """Waiting for Redis within a bound: through a failover, a restart that loads its data, and lost connections.
 
 A command that got no answer is sent again, so it may run twice; what is sent through these clients bears that.
-
-Prometheus series of commands to Redis, over all clients of a process.
 """
 
 from __future__ import annotations
@@ -47,11 +45,21 @@ TRANSIENT: Final[tuple[type[Any], ...]] = (
 LASTING: Final = (AuthenticationError, AuthorizationError, MaxConnectionsError)
 """Errors among them that waiting does not mend."""
 
-_FIRST_S, _LONGEST_S = 0.01, 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.01, 0.5
+SECONDS = Histogram(
+    "toque_redis_command_seconds",
+    "Seconds of a command or pipeline to Redis that was answered, its retries not included.",
+    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
+)
+FAILURES = Counter(
+    "toque_redis_failures",
+    "Commands to Redis that failed, by error and by whether they were sent again.",
+    ("error", "retried"),
+)
 
 
 def _pause_s(failures: int) -> float:
-    return _CHANCE.uniform(0.5, 1.0) * min(_LONGEST_S, _FIRST_S * 2.0 ** min(failures, 16))
+    return _CHANCE.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2.0 ** min(failures, 16))
 
 
 class BoundedRetry(Retry):
@@ -136,18 +144,6 @@ def _ends(error: Exception, is_retryable: Callable[[Exception], bool] | None, de
         or (is_retryable is not None and not is_retryable(error))
         or time.monotonic() >= deadline
     )
-
-
-SECONDS = Histogram(
-    "toque_redis_command_seconds",
-    "Seconds of a command or pipeline to Redis that was answered, its retries not included.",
-    buckets=(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
-)
-FAILURES = Counter(
-    "toque_redis_failures",
-    "Commands to Redis that failed, by error and by whether they were sent again.",
-    ("error", "retried"),
-)
 
 
 def is_timed(do: Any) -> bool:

@@ -1,15 +1,7 @@
-"""Formatters of log records, and the handlers that use them: everything that this process logs, on standard error.
+"""Log lines of this process: their form and settings, credentials masked, the access log, and whose work a line is of.
 
-A record's own fields are passed as `extra={"fields": {…}}`; in a JSON line they stand beside the message, in a line for
-people they are in the message already.
-
-Settings of a process's log lines, as its environment has them.
-
-Masks credentials in text that goes into a log: tokens, passwords in URLs, headers and fields that carry secrets.
-
-Access log: a line for each answered request, or for a share of them, and for every one that the server failed.
-
-Identity of the work that this process is doing: the trace and the request that a log line belongs to.
+A record's own fields are passed as `extra={"fields": {…}}`; in a JSON line they stand beside the message, in a line
+for people they are in the message already.
 """
 
 from __future__ import annotations
@@ -30,6 +22,16 @@ import orjson
 
 SERVE_LOGGER = "ray.serve"
 """Logger of Ray Serve's replicas, which does not pass its records on to the root."""
+ACCESS_LOGGER = "toque.access"
+_SERVER_FAULT = 500  # the status from which on the server failed
+LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+Mask = Callable[[str], str]
+"""Replaces further secrets in a text, such as those that this process has given to functions."""
 
 
 class _Lines(logging.Formatter):
@@ -113,14 +115,6 @@ def set_up_logs(
             target.setFormatter(lines)
 
 
-LEVELS: Final = {
-    "debug": logging.DEBUG,
-    "info": logging.INFO,
-    "warning": logging.WARNING,
-    "error": logging.ERROR,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class LogSettings:
     """Form and least level of the lines, and the share of requests that the access log has.
@@ -147,11 +141,8 @@ class LogSettings:
         return cls(cast("Literal['human', 'json']", form), LEVELS[level], share)
 
 
-Mask = Callable[[str], str]
-"""Replaces further secrets in a text, such as those that this process has given to functions."""
-
 MASK: Final = "***"
-_NAMES = (
+_MASKED_NAMES = (
     r"(?:[\w-]*(?:password|passwd|secret|token(?!s)|api[_-]?key|access[_-]?key|credential|signature)[\w-]*)"
 )
 _RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
@@ -174,7 +165,8 @@ _RULES: Final[tuple[tuple[re.Pattern[str], str], ...]] = (
     (re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@\"'<>]*@", re.IGNORECASE), rf"\1{MASK}@"),
     (
         re.compile(
-            rf"\b({_NAMES}\\*[\"']?\s*[:=]\s*(?:b(?=[\"']))?\\*[\"']?)[^\s\"',;&)}}\]\\]{{4,}}", re.IGNORECASE
+            rf"\b({_MASKED_NAMES}\\*[\"']?\s*[:=]\s*(?:b(?=[\"']))?\\*[\"']?)[^\s\"',;&)}}\]\\]{{4,}}",
+            re.IGNORECASE,
         ),
         rf"\1{MASK}",
     ),
@@ -196,10 +188,6 @@ def redact(text: str, masks: Iterable[Mask] = ()) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     return text
-
-
-ACCESS_LOGGER = "toque.access"
-_SERVER_FAULT = 500
 
 
 class AccessLog:

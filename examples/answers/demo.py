@@ -1,6 +1,6 @@
-"""The example's steps: pages to a view, retrieval judged on the index's questions, and answers that say what they stand on.
+"""The example's steps: pages to a view, retrieval judged on the index's questions, and answers that say their sources.
 
-Pages of the documentation, and the questions that its index asks of them: each names the page that answers it.
+The index of the documentation asks the questions: each row names the pages that answer it.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ PROMPT: Final = Prompt.model_validate(
     }
 )
 """Rules before look at the passages, too: a page that gives orders to the model is refused."""
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+INDEX: Final = "README.md"
+_ROW: Final = re.compile(r"^\| (?P<question>[^|]+\?) \| (?P<answers>.+) \|$", re.MULTILINE)
+_PAGE: Final = re.compile(r"\]\((?P<page>[\w/.-]+\.md)")
 
 
 def prepared(context: Context) -> str:
@@ -118,12 +123,6 @@ def _home(given: Path | None) -> Iterator[Path]:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-DOCS: Final = Path(__file__).parents[2] / "docs"
-INDEX: Final = "README.md"
-_ROW: Final = re.compile(r"^\| (?P<question>[^|]+\?) \| (?P<answers>.+) \|$", re.MULTILINE)
-_PAGE: Final = re.compile(r"\]\((?P<page>[\w/.-]+\.md)")
 
 
 def documents(folder: Path = DOCS) -> pa.Table:

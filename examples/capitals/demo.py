@@ -1,14 +1,8 @@
-"""A language model that is served, its prompt judged, A/B-tested and promoted, a worse one blocked, and a fine-tune beside it.
+"""A language model is served, its prompt judged, A/B-tested and promoted, a worse one blocked; a fine-tune beside it.
 
 python -m examples.capitals    (or `make demo-llm`; the report is .toque/capitals/report.md)
 
-No outcome is scripted: the gate and the test decide on what SmolLM2-135M answers.
-
-A fine-tune of the example's weights by adapters, and its version at the door of language models.
-
-Asks the door of language models as callers do, and compares the arms that answered.
-
-Questions with a right answer: the capitals of countries.
+No outcome is scripted: the gate and the test decide on what SmolLM2-135M answers about the capitals of countries.
 """
 
 from __future__ import annotations
@@ -49,6 +43,14 @@ MODEL, CHALLENGER = "capitals", "challenger"
 ADAPTED, ADAPTER = "capitals-adapted", "adapter"
 _ASKED = 20
 """Questions of the evaluation set that the fine-tune and its base are both asked."""
+BASE, TUNED, ROWS = "capitals-base", "capitals-tuned", "training/capitals"
+PARAMS: Final = RecipeParams(lr=2e-3, epochs=2, batch_size=2, recompute=True)
+LENGTH: Final = 256
+"""Tokens of a row, which holds five conversations."""
+_START_S = 120.0  # for an arm to answer
+_EXACT = Scorer()
+_LEAST_ANSWERS = 60
+"""Answers before the first look: the sequence is asymptotic, and fewer shares of right answers are no normal numbers."""
 
 
 @dataclass
@@ -182,12 +184,6 @@ def write_report(demo: Demo, home: Path) -> Path:
     return report
 
 
-BASE, TUNED, ROWS = "capitals-base", "capitals-tuned", "training/capitals"
-PARAMS: Final = RecipeParams(lr=2e-3, epochs=2, batch_size=2, recompute=True)
-LENGTH: Final = 256
-"""Tokens of a row, which holds five conversations."""
-
-
 def tuned(registry: Registry, weights: Path) -> Trained:
     """Fine-tune the weights by adapters for a few steps, on questions of which none is in the evaluation set."""
     with tempfile.TemporaryDirectory(prefix="capitals-base-") as place:
@@ -216,12 +212,6 @@ def served_fine_tune(model: str, base: int, found: Trained) -> ModelVersion:
     """Register the fine-tune as the next version of the served model, as an adapter of its version `base`."""
     assert found.version is not None  # noqa: S101 - it was registered
     return serve_fine_tune(model, base, TUNED, found.version)
-
-
-_START_S = 120.0
-_EXACT = Scorer()
-_LEAST = 60
-"""Answers before the first look: the sequence is asymptotic, and fewer shares of right answers are no normal numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +328,7 @@ def ab_test(door: Door, model: str, challenger: str, countries: Sequence[str]) -
             treated = tally.scores.get(challenger, [])
             if len(control) < 2 or len(treated) < 2:
                 continue
-            look = asymptotic_cs(control, treated, n_opt=150, burn_in=_LEAST, alternative="greater")
+            look = asymptotic_cs(control, treated, n_opt=150, burn_in=_LEAST_ANSWERS, alternative="greater")
             if look.reject:
                 return Tested(asked, proven=True, text=f"{tally.text()}, always-valid p = {look.p:.2g}")
     return Tested(asked, proven=False, text=f"{tally.text()}, not proven")
@@ -364,7 +354,7 @@ CAPITALS: Final[dict[str, str]] = {
     country: city.replace("-", " ")
     for country, city in (each.split() for each in _TEXT.strip().replace("\n", "|").split("|"))
 }
-_JUDGED: Final = 70
+_JUDGED: Final = 70  # countries of the evaluation set
 _WAYS: Final = (
     "What is the capital of {}?",
     "Which city is the capital of {}?",

@@ -1,6 +1,6 @@
 """Five weeks of the digit reader in one process: `python -m examples.digits.loop`.
 
-Images of digits as they arrive, day by day; from one day on a new scanner writes them paler and one pixel to the right.
+From one day on a new scanner writes the images paler and one pixel to the right.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from toque.functions.tuning import Range, Space
 
 NEW_SCANNER = 14  # the day on which it is first used
 IMAGES_A_DAY = 150
+SPACE: Space = {"c": Range(low=0.001, high=0.1, log=True, steps=3)}
 
 
 def images(day: int) -> pa.Table:
@@ -46,8 +47,6 @@ def _scanned_anew(pixels: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     moved[:, :, 0] = 0.0
     return 0.6 * moved
 
-
-SPACE: Space = {"c": Range(low=0.001, high=0.1, log=True, steps=3)}
 
 if __name__ == "__main__":
     play("examples.digits", digit_model, images, SPACE)

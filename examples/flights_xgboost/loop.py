@@ -1,11 +1,7 @@
 """Five weeks of the model of late flights in one process: `python -m examples.flights_xgboost.loop`.
 
-Definition of the model of late flights: what is known at take-off, XGBoost as its trainer.
-
-Flights as they take off, day by day, and whether each arrived more than 15 minutes late.
-
-Flights and delays are those of May and June 2013. From one day on the approach is closed in the afternoons: who leaves New York from
-15:00 on circles three quarters of an hour before landing.
+Flights and delays are those of May and June 2013; late is more than 15 minutes. From one day on the approach is
+closed in the afternoons: who leaves New York from 15:00 on circles three quarters of an hour before landing.
 """
 
 from __future__ import annotations
@@ -30,6 +26,29 @@ CLOSED = 14  # the first day on which the approach is closed
 FLIGHTS_A_DAY = 150
 _FIRST, _DAYS = date(2013, 5, 1), 60
 _AFTERNOON, _CIRCLING_MINUTES = 15, 45
+ENTITIES = "flights_xgboost/entities"
+
+late_flights = ModelDefinition(
+    name="flights-xgboost",
+    entities=ENTITIES,
+    label="late",
+    numeric=("hour", "dep_delay", "distance"),
+    categorical=("carrier", "origin"),
+    trainer=XGBoost(rounds=60, early_stopping=10, max_depth=3, split="random", valid_fraction=0.2),
+    gate=Gate(max_log_loss_ratio={"constant": 0.9}, max_ece=0.2, min_rows=100),
+    monitors=(
+        PerformanceMonitor(min_labels=30),
+        DriftMonitor(),
+        AnswerMonitor(),
+        EstimateMonitor(min_labels=500),
+    ),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
+)
+FEATURES: list[Any] = []
+MODELS = [late_flights]
+SPACE: Space = {"max_depth": Choice(choices=[1, 3])}
 
 
 def take_offs(day: int) -> pa.Table:
@@ -77,32 +96,6 @@ def _flights() -> pl.DataFrame:
         .select("day_of_flight", "hour", "dep_delay", "distance", "carrier", "origin", "arr_delay")
     )
 
-
-ENTITIES = "flights_xgboost/entities"
-
-late_flights = ModelDefinition(
-    name="flights-xgboost",
-    entities=ENTITIES,
-    label="late",
-    numeric=("hour", "dep_delay", "distance"),
-    categorical=("carrier", "origin"),
-    trainer=XGBoost(rounds=60, early_stopping=10, max_depth=3, split="random", valid_fraction=0.2),
-    gate=Gate(max_log_loss_ratio={"constant": 0.9}, max_ece=0.2, min_rows=100),
-    monitors=(
-        PerformanceMonitor(min_labels=30),
-        DriftMonitor(),
-        AnswerMonitor(),
-        EstimateMonitor(min_labels=500),
-    ),
-    rollout=ROLLOUT,
-    retraining=RETRAINING,
-    governance=GOVERNANCE,
-)
-FEATURES: list[Any] = []
-MODELS = [late_flights]
-
-
-SPACE: Space = {"max_depth": Choice(choices=[1, 3])}
 
 if __name__ == "__main__":
     play("examples.flights_xgboost", late_flights, take_offs, SPACE)

@@ -1,10 +1,7 @@
-"""Recipe of the language model: network, text and signature; its fields are the options of a training.
+"""A small GPT over bytes: recipe, network and text; the recipe's fields are the options of a training.
 
-Decoder-only transformer network over bytes.
-
-Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019; pre-normalised blocks, learnt positions.
-
-Training text of the example, the notes in this repository's `docs`, as bytes in consecutive windows.
+Source: Radford et al., Language Models are Unsupervised Multitask Learners, 2019; pre-normalised blocks, learnt
+positions. The text is the notes in this repository's `docs`, as bytes in consecutive windows.
 """
 
 from __future__ import annotations
@@ -22,6 +19,11 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from toque.functions.training import Recipe
 from toque.functions.training.loop.first_weights import FirstWeights, Initialised, reset
 from toque.registry import Signature, TensorSpec
+
+NOTES = Path(__file__).parents[2] / "docs"
+VOCABULARY = 256
+_VALID_PART = 10  # a tenth of the text, its end, is held out
+_DEVIATION = 0.02  # of first weights
 
 
 class GptRecipe(Recipe):
@@ -62,10 +64,6 @@ class GptRecipe(Recipe):
             outputs=[TensorSpec(name="logits", datatype="FP32", shape=[-1, self.context, VOCABULARY])],
             example={"tokens": [list(text[: self.context]), list(text[1 : self.context + 1])]},
         )
-
-
-VOCABULARY = 256
-_DEVIATION = 0.02
 
 
 class Block(nn.Module):
@@ -119,10 +117,6 @@ def initialise(module: nn.Module) -> None:
     reset(module)
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=_DEVIATION)
-
-
-NOTES = Path(__file__).parents[2] / "docs"
-_VALID_PART = 10  # a tenth of the text, its end, is held out
 
 
 def notes(folder: Path = NOTES) -> bytes:

@@ -1,11 +1,7 @@
 """Five weeks of the ranking of flights in one process: `python -m examples.ranking.loop`.
 
-Definition of the ranking of flights: four features of an item, the request as what is judged, XGBoost as its trainer.
-
-Requests of travellers as they arrive, day by day: the flights of a day to one destination, and how well each served.
-
-Flights, carriers and delays are those of May and June 2013. At first a flight serves who arrives in time; from one day on travellers
-want to leave after work, whatever the delay.
+A request is the flights of a day to one destination. Flights, carriers and delays are those of May and June 2013. At
+first a flight serves who arrives in time; from one day on travellers want to leave after work, whatever the delay.
 """
 
 from __future__ import annotations
@@ -33,6 +29,26 @@ FEWEST_FLIGHTS, MOST_FLIGHTS = 4, 8
 _FIRST, _DAYS = date(2013, 5, 1), 60
 _IN_TIME, _NEARLY = 0, 15  # minutes late
 _EVENING, _AFTERNOON = 17, 14  # hours in New York
+ENTITIES = "ranking/items"
+
+flight_order = ModelDefinition(
+    name="flight-order",
+    entities=ENTITIES,
+    label="relevance",
+    outcome="ranking",
+    group="request",
+    numeric=("hour", "distance"),
+    categorical=("carrier", "origin"),
+    trainer=XGBoost(rounds=60, early_stopping=10, max_depth=3, split="random", valid_fraction=0.2),
+    gate=Gate(max_log_loss_ratio={"constant": 0.97, "popularity": 1.05}, item="carrier", min_rows=50),
+    monitors=(PerformanceMonitor(min_labels=30), DriftMonitor()),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
+)
+FEATURES: list[Any] = []
+MODELS = [flight_order]
+SPACE: Space = {"max_depth": Choice(choices=[2, 4])}
 
 
 def requests(day: int) -> pa.Table:
@@ -101,29 +117,6 @@ def _flights() -> pl.DataFrame:
         .select("day_of_flight", "dest", "carrier", "origin", "distance", "hour", "arr_delay")
     )
 
-
-ENTITIES = "ranking/items"
-
-flight_order = ModelDefinition(
-    name="flight-order",
-    entities=ENTITIES,
-    label="relevance",
-    outcome="ranking",
-    group="request",
-    numeric=("hour", "distance"),
-    categorical=("carrier", "origin"),
-    trainer=XGBoost(rounds=60, early_stopping=10, max_depth=3, split="random", valid_fraction=0.2),
-    gate=Gate(max_log_loss_ratio={"constant": 0.97, "popularity": 1.05}, item="carrier", min_rows=50),
-    monitors=(PerformanceMonitor(min_labels=30), DriftMonitor()),
-    rollout=ROLLOUT,
-    retraining=RETRAINING,
-    governance=GOVERNANCE,
-)
-FEATURES: list[Any] = []
-MODELS = [flight_order]
-
-
-SPACE: Space = {"max_depth": Choice(choices=[2, 4])}
 
 if __name__ == "__main__":
     play("examples.ranking", flight_order, requests, SPACE)

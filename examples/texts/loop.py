@@ -1,11 +1,7 @@
 """Five weeks of the text classifier in one process: `python -m examples.texts.loop`.
 
-Definition of the text classifier: one column of text, five classes, words weighted and a linear model as its trainer.
-
-Descriptions of functions as they arrive, day by day; from one day on people write them short and in lower case.
-
-The texts are the docstrings of functions of packages that are installed with Toque, read from their files without importing them.
-The question: from which package is it?
+The texts are the docstrings of functions of packages that are installed with Toque, read from their files without
+importing them. The question: from which package is it? From one day on people write them short and in lower case.
 """
 
 from __future__ import annotations
@@ -33,6 +29,37 @@ PACKAGES = ("numpy", "pandas", "scipy", "sklearn", "torch")
 SHORT_QUESTIONS = 14  # the day on which people begin to write them
 TEXTS_A_DAY = 150
 _OF_EACH, _FEWEST_LETTERS = 500, 60
+ENTITIES = "texts/descriptions"
+
+
+def classifier(c: float) -> Any:
+    """Make a logistic regression on the words of the column `text`. c: inverse of its penalty."""
+    from sklearn.compose import make_column_transformer  # late: only what trains needs it
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    words = make_column_transformer((TfidfVectorizer(max_features=5_000), "text"))
+    return make_pipeline(words, LogisticRegression(C=c, max_iter=200))
+
+
+package_model = ModelDefinition(
+    name="package",
+    entities=ENTITIES,
+    label="package",
+    outcome="multiclass",
+    categorical=("text",),
+    trainer=Sklearn(make=classifier, values={"c": 10.0}, valid_fraction=0.2),
+    gate=Gate(max_log_loss_ratio={"constant": 0.8}, max_ece=0.3, min_rows=100),
+    monitors=(PerformanceMonitor(min_labels=30), VectorMonitor(texts=("text",))),
+    rollout=ROLLOUT,
+    retraining=RETRAINING,
+    governance=GOVERNANCE,
+)
+FEATURES: list[Any] = []
+MODELS = [package_model]
+
+SPACE: Space = {"c": Range(low=1.0, high=100.0, log=True, steps=3)}
 
 
 def texts(day: int) -> pa.Table:
@@ -96,39 +123,6 @@ def _functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
 def _short(text: str) -> str:
     return " ".join(re.findall(r"[a-z]+", text.lower())[:9])
 
-
-ENTITIES = "texts/descriptions"
-
-
-def classifier(c: float) -> Any:
-    """Make a logistic regression on the words of the column `text`. c: inverse of its penalty."""
-    from sklearn.compose import make_column_transformer  # late: only what trains needs it
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    words = make_column_transformer((TfidfVectorizer(max_features=5_000), "text"))
-    return make_pipeline(words, LogisticRegression(C=c, max_iter=200))
-
-
-package_model = ModelDefinition(
-    name="package",
-    entities=ENTITIES,
-    label="package",
-    outcome="multiclass",
-    categorical=("text",),
-    trainer=Sklearn(make=classifier, values={"c": 10.0}, valid_fraction=0.2),
-    gate=Gate(max_log_loss_ratio={"constant": 0.8}, max_ece=0.3, min_rows=100),
-    monitors=(PerformanceMonitor(min_labels=30), VectorMonitor(texts=("text",))),
-    rollout=ROLLOUT,
-    retraining=RETRAINING,
-    governance=GOVERNANCE,
-)
-FEATURES: list[Any] = []
-MODELS = [package_model]
-
-
-SPACE: Space = {"c": Range(low=1.0, high=100.0, log=True, steps=3)}
 
 if __name__ == "__main__":
     play("examples.texts", package_model, texts, SPACE)

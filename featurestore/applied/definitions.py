@@ -1,9 +1,8 @@
 """Definitions of a project: applied as one journal entry, and deserialized by every process that uses them.
 
-Generations of a view's table: a new one where a feature of the same name would mean something else.
-
-Rows of all versions of a view share a table as long as its features mean the same. When one is computed otherwise, the next
-refresh fills a new table from all that was loaded, and the old one stays as it is, for who pinned it.
+Rows of all versions of a view share a table as long as its features mean the same. When one is computed otherwise,
+the next refresh fills a new table (a generation) from all that was loaded, and the old one stays as it is, for who
+pinned it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 from toque.featurestore.applied import deserialize
-from toque.featurestore.applied import deserialize as catalog
 from toque.featurestore.applied.deserialize import Catalog, Record
 from toque.featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
 from toque.featurestore.definitions.batch_source import BatchSource
@@ -30,8 +28,9 @@ from toque.featurestore.definitions.views import (
 from toque.featurestore.errors import UnknownDefinition
 from toque.registry.journal import Fold, Journal
 
-_logger = logging.getLogger(__name__)
 ViewOrName = FeatureView | str
+_BY_FEATURE = frozenset({"aggregations", "schema", "inputs", "code", "reference"})
+_logger = logging.getLogger(__name__)
 
 
 class Definitions:
@@ -42,7 +41,7 @@ class Definitions:
 
     def __init__(self, journal: Journal) -> None:
         self._catalog: Fold[Catalog] = Fold(
-            journal, Catalog(), catalog.step, encode=catalog.encode, decode=catalog.decode
+            journal, Catalog(), deserialize.step, encode=deserialize.encode, decode=deserialize.decode
         )
         self._transforms: dict[str, Transform] = {}
         self._services: dict[str, tuple[int, FeatureService]] = {}
@@ -240,9 +239,6 @@ def _origin(described: Mapping[str, Any]) -> Any:
     source, events = described["source"] or {}, described.get("events", {})
     rest = {name: value for name, value in source.items() if name not in _BY_FEATURE}
     return [events.get("kind"), events.get("name"), rest]
-
-
-_BY_FEATURE = frozenset({"aggregations", "schema", "inputs", "code", "reference"})
 
 
 def _meanings(described: Mapping[str, Any]) -> dict[str, Any]:

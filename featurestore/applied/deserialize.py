@@ -1,6 +1,6 @@
-"""Deserialization of definitions from the journal, in a process without the code that defined them.
+"""Applied definitions: a catalog of all versions as a pure fold of a journal, and each made anew from what it says.
 
-Catalog of applied definitions: every version of each, as a pure fold of a journal.
+A process needs no code that defined them, but the functions of on-demand and derived views.
 """
 
 import importlib
@@ -35,10 +35,7 @@ from toque.featurestore.streams.readers import STREAM_READERS
 from toque.featurestore.windows.aggregations import Aggregation, Windows
 from toque.registry.journal import Entry
 
-
-def readable_kind(kind: str) -> str:
-    """Write a kind of definition for people, with spaces."""
-    return kind.replace("_", " ")
+FindTransform = Callable[[Mapping[str, Any]], Transform]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +135,9 @@ def decode(state: Mapping[str, Any]) -> Catalog:
     )
 
 
-FindTransform = Callable[[Mapping[str, Any]], Transform]
+def readable_kind(kind: str) -> str:
+    """Write a kind of definition for people, with spaces."""
+    return kind.replace("_", " ")
 
 
 def _fields(described: list[dict[str, Any]]) -> tuple[Field, ...]:

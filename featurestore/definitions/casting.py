@@ -1,7 +1,4 @@
-"""Casts of columns to the types of fields, without loss; every error names column, value and remedy.
-
-Casts of input columns to vectors, lists, maps and decimals, without loss; every error names the value and a remedy.
-"""
+"""Casts of columns to the types of fields, without loss; every error names column, value and remedy."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -18,8 +15,13 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP, Decimal, DType, Lis
 from toque.featurestore.definitions.fields import Field
 from toque.featurestore.errors import InvalidRows
 
+CastItems: TypeAlias = Callable[[str, Field, pa.ChunkedArray], pa.ChunkedArray]
+"""Casts a column of scalars, as `cast_column` does."""
+
 _REMEDY = "correct it, or declare a type that holds it"
 _TIMES = "give a time, or a text like 2024-05-01T10:00:00Z"
+_WIDEST = 76  # digits of a decimal that Arrow has
+_SHOWN = 80  # characters of a value in a message
 
 
 def cast_column(where: str, field: Field, column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -116,12 +118,6 @@ def microsecond_utc(where: str, name: str, column: pa.ChunkedArray) -> pa.Chunke
     except pa.ArrowInvalid as error:
         msg = f"{where}: column {name!r} is finer than a microsecond, {_sample(column)}; round it down first"
         raise InvalidRows(msg) from error
-
-
-CastItems: TypeAlias = Callable[[str, Field, pa.ChunkedArray], pa.ChunkedArray]
-"""Casts a column of scalars, as `rows.cast_column` does."""
-_WIDEST = 76  # digits of a decimal that Arrow has
-_SHOWN = 80  # characters of a value in a message
 
 
 def column_of_values(values: Sequence[Any]) -> pa.Array:

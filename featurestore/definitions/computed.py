@@ -1,8 +1,7 @@
-"""Definition of features that are computed from the rows of other views, kept by the same refresh.
+"""Computed features: on-demand views and views derived from the rows of others.
 
-On-demand views: a vectorised function that runs on columns of training rows and of requests alike.
-
-Inputs of on-demand views: columns of a training set or of a request, in the form that a transform takes.
+An on-demand view is a vectorised function that runs on columns of training rows and of requests alike; a derived one
+is kept by the same refresh as the views that it is computed from.
 """
 
 from __future__ import annotations
@@ -32,102 +31,9 @@ from toque.featurestore.errors import InvalidDefinition, InvalidRows
 from toque.registry.times import epoch_us
 
 Array = np.ndarray[Any, Any]
-
-
-class Inputs(Protocol):
-    """Columns that on-demand views compute from, in either form."""
-
-    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
-        """Convert some columns to the arrays that transforms get: see `OnDemandFeatureView`."""
-
-    def polars(self, names: Iterable[str]) -> pl.DataFrame:
-        """Convert some columns to a frame of exactly their types."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableInputs:
-    """Columns of a table, of a training set's rows."""
-
-    table: pa.Table
-    dtypes: Mapping[str, FeatureType]
-
-    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
-        """Convert some columns to arrays."""
-        return {name: arrow_declared(self.dtypes[name], self.table.column(name)) for name in names}
-
-    def polars(self, names: Iterable[str]) -> pl.DataFrame:
-        """Convert some columns to a frame."""
-        typed = {name: self.table.column(name).cast(self.dtypes[name].arrow) for name in names}
-        return pl.DataFrame(pa.table(typed))
-
-    def take(self, rows: Sequence[int]) -> TableInputs:
-        """Select some rows of the table."""
-        return TableInputs(self.table.select(list(self.dtypes)).take(list(rows)), self.dtypes)
-
-
-@dataclass(frozen=True, slots=True)
-class ValueInputs:
-    """Python values by column, of a request; None is null."""
-
-    values: Mapping[str, Sequence[Any]]
-    dtypes: Mapping[str, FeatureType]
-
-    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
-        """Convert some columns to arrays."""
-        return {name: declared(self.dtypes[name], self.values[name]) for name in names}
-
-    def polars(self, names: Iterable[str]) -> pl.DataFrame:
-        """Convert some columns to a frame."""
-        return pl.DataFrame(pa.table({name: self._typed(name, self.dtypes[name]) for name in names}))
-
-    def _typed(self, name: str, dtype: FeatureType) -> pa.Array:
-        if isinstance(dtype, DType):
-            return pa.array(self.values[name], dtype.arrow)
-        given = pa.chunked_array([column_of_values(list(self.values[name]))])
-        return cast_column("request", Field(name, dtype), given)
-
-
-def objects_of(values: Sequence[Any]) -> Array:
-    """Array of objects that holds sequences and mappings as they are."""
-    column = np.empty(len(values), dtype=object)
-    for row, value in enumerate(values):
-        column[row] = value
-    return column
-
-
-def declared(dtype: FeatureType, values: Sequence[Any]) -> Array:
-    """Convert Python values (None for null) to the form that transforms get: see `OnDemandFeatureView`."""
-    if isinstance(dtype, Vector):
-        nothing = [np.nan] * dtype.length
-        vectors = np.array([nothing if v is None else v for v in values], dtype=np.float32)
-        return vectors.reshape(len(values), dtype.length)
-    if dtype is DType.STRING or not isinstance(dtype, DType):
-        return objects_of(values)
-    if dtype is DType.UNIX_TIMESTAMP:
-        micros = [None if v is None else epoch_us(v) for v in values]
-        return np.array(["NaT" if m is None else m for m in micros], dtype="datetime64[us]")
-    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
-
-
-def arrow_declared(dtype: FeatureType, column: pa.ChunkedArray) -> Array:
-    """Convert an Arrow column to the form that transforms get."""
-    if isinstance(dtype, Vector):
-        vectors: Array = vectors_of(column, dtype.length)
-        if column.null_count:
-            vectors = np.where(column.is_null().to_numpy()[:, None], np.float32("nan"), vectors)
-        return vectors
-    if dtype is DType.STRING or not isinstance(dtype, DType):
-        return declared(dtype, column.to_pylist(maps_as_pydicts="strict"))
-    if dtype is DType.UNIX_TIMESTAMP:
-        times: Array = (
-            column.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy().astype("datetime64[us]")
-        )
-        return times
-    floats: Array = column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
-    return floats
-
-
+Column: TypeAlias = Array | pl.Series
 Compute = Callable[[pl.DataFrame], pl.DataFrame]
+_FLOATS: Mapping[FeatureType, Any] = {DType.FLOAT64: np.float64, DType.FLOAT32: np.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +93,6 @@ class Derived:
             "code": self.code,
             "reference": self.reference,
         }
-
-
-Column: TypeAlias = Array | pl.Series
-_FLOATS: Mapping[FeatureType, Any] = {DType.FLOAT64: np.float64, DType.FLOAT32: np.float32}
 
 
 def on_demand_feature_view(
@@ -311,3 +213,96 @@ def to_python(field: Field, column: Column) -> list[Any]:
         return [None if value != value else value for value in column.tolist()]  # noqa: PLR0124  # NaN
     values: list[Any] = to_arrow(field, column).to_pylist(maps_as_pydicts="strict")
     return values
+
+
+class Inputs(Protocol):
+    """Columns that on-demand views compute from, in either form."""
+
+    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
+        """Convert some columns to the arrays that transforms get: see `OnDemandFeatureView`."""
+
+    def polars(self, names: Iterable[str]) -> pl.DataFrame:
+        """Convert some columns to a frame of exactly their types."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableInputs:
+    """Columns of a table, of a training set's rows."""
+
+    table: pa.Table
+    dtypes: Mapping[str, FeatureType]
+
+    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
+        """Convert some columns to arrays."""
+        return {name: arrow_declared(self.dtypes[name], self.table.column(name)) for name in names}
+
+    def polars(self, names: Iterable[str]) -> pl.DataFrame:
+        """Convert some columns to a frame."""
+        typed = {name: self.table.column(name).cast(self.dtypes[name].arrow) for name in names}
+        return pl.DataFrame(pa.table(typed))
+
+    def take(self, rows: Sequence[int]) -> TableInputs:
+        """Select some rows of the table."""
+        return TableInputs(self.table.select(list(self.dtypes)).take(list(rows)), self.dtypes)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueInputs:
+    """Python values by column, of a request; None is null."""
+
+    values: Mapping[str, Sequence[Any]]
+    dtypes: Mapping[str, FeatureType]
+
+    def numpy(self, names: Iterable[str]) -> dict[str, Array]:
+        """Convert some columns to arrays."""
+        return {name: declared(self.dtypes[name], self.values[name]) for name in names}
+
+    def polars(self, names: Iterable[str]) -> pl.DataFrame:
+        """Convert some columns to a frame."""
+        return pl.DataFrame(pa.table({name: self._typed(name, self.dtypes[name]) for name in names}))
+
+    def _typed(self, name: str, dtype: FeatureType) -> pa.Array:
+        if isinstance(dtype, DType):
+            return pa.array(self.values[name], dtype.arrow)
+        given = pa.chunked_array([column_of_values(list(self.values[name]))])
+        return cast_column("request", Field(name, dtype), given)
+
+
+def objects_of(values: Sequence[Any]) -> Array:
+    """Array of objects that holds sequences and mappings as they are."""
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return column
+
+
+def declared(dtype: FeatureType, values: Sequence[Any]) -> Array:
+    """Convert Python values (None for null) to the form that transforms get: see `OnDemandFeatureView`."""
+    if isinstance(dtype, Vector):
+        nothing = [np.nan] * dtype.length
+        vectors = np.array([nothing if v is None else v for v in values], dtype=np.float32)
+        return vectors.reshape(len(values), dtype.length)
+    if dtype is DType.STRING or not isinstance(dtype, DType):
+        return objects_of(values)
+    if dtype is DType.UNIX_TIMESTAMP:
+        micros = [None if v is None else epoch_us(v) for v in values]
+        return np.array(["NaT" if m is None else m for m in micros], dtype="datetime64[us]")
+    return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+
+def arrow_declared(dtype: FeatureType, column: pa.ChunkedArray) -> Array:
+    """Convert an Arrow column to the form that transforms get."""
+    if isinstance(dtype, Vector):
+        vectors: Array = vectors_of(column, dtype.length)
+        if column.null_count:
+            vectors = np.where(column.is_null().to_numpy()[:, None], np.float32("nan"), vectors)
+        return vectors
+    if dtype is DType.STRING or not isinstance(dtype, DType):
+        return declared(dtype, column.to_pylist(maps_as_pydicts="strict"))
+    if dtype is DType.UNIX_TIMESTAMP:
+        times: Array = (
+            column.cast(pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy().astype("datetime64[us]")
+        )
+        return times
+    floats: Array = column.cast(pa.float64(), safe=False).fill_null(float("nan")).to_numpy()
+    return floats

@@ -9,18 +9,15 @@
     21+B    …      one fixed slot a field, in schema order: 8 bytes (Float64, Int64, UnixTimestamp), 4 (Float32,
                    Int32), 1 (Bool), 16 (Decimal), 4 a number (Vector), 4 (how many bytes a String, List or Map takes);
                    zero where null
-    …       …      the bytes of strings, lists and maps, in schema order; see `tails`
-
-Bytes 0 to 20 keep their meaning in every version: writers compare times without knowing the layout.
-
-Encoding of values without a fixed size, which follow the fixed slots of a packed row.
+    …       …      the bytes of strings, lists and maps, in schema order; none where null
 
     String   UTF-8
     List     count (4 bytes); if its items may be null, a bitmap of ceil(count / 8) bytes, least significant bit first;
              then the items: numbers and times in their slots, texts as count lengths (4 bytes each) and their UTF-8
-    Map      count (4 bytes), count lengths of keys (4 bytes each), the keys' UTF-8, the values in their slots
+    Map      count (4 bytes), count lengths of keys (4 bytes each), the keys' UTF-8, the values in their slots;
+             in the order of the keys' bytes, so that equal maps have equal bytes
 
-A map's entries are in the order of their keys' bytes, so that equal maps have equal bytes. A null value has no bytes at all.
+Bytes 0 to 20 keep their meaning in every version: writers compare times without knowing the layout.
 """
 
 import struct
@@ -51,11 +48,14 @@ from toque.registry.times import from_epoch_us
 ENCODING_VERSION = 1
 HEADER = struct.Struct("<BIqq")
 HEADER_BYTES = HEADER.size
-
+NUMPY_SLOT = {"d": "<f8", "f": "<f4", "q": "<i8", "i": "<i4", "B": "u1", "I": "<u4"}
+_COUNT = struct.Struct("<I")
+_WORD = np.dtype("<u4")
 _DECIMAL_BYTES = 16
 _EXACT = Context(prec=MAX_PRECISION)
 
 Decoded = tuple[int, int, tuple[Any, ...]]
+Array = np.ndarray[Any, Any]
 
 
 def microseconds(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -206,13 +206,6 @@ def precedence(value: bytes) -> tuple[int, int, bytes]:
     """
     _, _, event, created = HEADER.unpack_from(value)
     return event, created, value[HEADER_BYTES:]
-
-
-NUMPY_SLOT = {"d": "<f8", "f": "<f4", "q": "<i8", "i": "<i4", "B": "u1", "I": "<u4"}
-_COUNT = struct.Struct("<I")
-_WORD = np.dtype("<u4")
-
-Array = np.ndarray[Any, Any]
 
 
 def has_tail(dtype: FeatureType) -> bool:

@@ -1,9 +1,4 @@
-"""Fields, entities, and request sources for values that only a request has.
-
-Declaration of an index over a vector field of a view: how near is measured, and how good the index must be.
-
-Deprecation of a view or some of its features: since when, and what to use instead.
-"""
+"""Fields and their vector indexes, entities, values that only a request has, and the deprecation of features."""
 
 from __future__ import annotations
 

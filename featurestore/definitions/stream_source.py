@@ -1,9 +1,7 @@
-"""Declaration of a stream source: a log of events in partitions, what their fields mean, and which of them are kept aside.
+"""Declaration of a stream source: a log of events in partitions, what their fields mean, and which are kept aside.
 
-The log gives each event a position in its partition and the time at which it took it. From both follows when the event became
-known (`known_at`), the same for whoever reads it again.
-
-Declaration of the registry that knows the schemas by which a stream's messages were written.
+The log gives each event a position in its partition and the time at which it took it. From both follows when the
+event became known (`known_at`), the same for whoever reads it again.
 """
 
 from __future__ import annotations
@@ -18,40 +16,6 @@ from toque.featurestore.definitions.batch_source import KNOWN_AT, Secrets, check
 from toque.featurestore.definitions.expectations import Expectation, InRange, refuse_unknown
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
 from toque.featurestore.errors import InvalidDefinition
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaRegistry:
-    """Schema registry with Confluent's REST interface; each message begins with a zero byte and the number of its schema.
-
-    url: `https://…`, or `$NAME`, a secret that holds it. login: `$NAME`, a secret that holds `user:password`; empty for a
-    registry that asks for none.
-    Raises: InvalidDefinition.
-    """
-
-    url: str
-    login: str = ""
-
-    def __post_init__(self) -> None:
-        if not re.match(r"https?://[^/@]+|\$\w+$", self.url) or "@" in self.url:
-            raise InvalidDefinition(
-                f"SchemaRegistry: url is like https://registry:8081, without user and password, or names a secret as $REGISTRY; "
-                f"got {self.url.rpartition('@')[2]!r}"
-            )
-        if self.login and not re.match(r"\$\w+$", self.login):
-            raise InvalidDefinition(
-                "SchemaRegistry: login holds a password; name a secret that holds user:password, as login='$REGISTRY_LOGIN'"
-            )
-
-    def describe(self) -> dict[str, Any]:
-        """Describe the registry as JSON."""
-        return {"url": self.url, "login": self.login}
-
-    @property
-    def secret_names(self) -> tuple[str, ...]:
-        """Names of the secrets that a request needs."""
-        return tuple(each[1:] for each in (self.url, self.login) if each.startswith("$"))
-
 
 PARTITION, POSITION = "stream_partition", "stream_position"
 """Columns of stored events: where the event stands in the log."""
@@ -248,3 +212,36 @@ class StreamSource:
         """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
         return self.semantics() | people
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaRegistry:
+    """Schema registry with Confluent's REST interface; each message begins with a zero byte and the number of its schema.
+
+    url: `https://…`, or `$NAME`, a secret that holds it. login: `$NAME`, a secret that holds `user:password`; empty for a
+    registry that asks for none.
+    Raises: InvalidDefinition.
+    """
+
+    url: str
+    login: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.match(r"https?://[^/@]+|\$\w+$", self.url) or "@" in self.url:
+            raise InvalidDefinition(
+                f"SchemaRegistry: url is like https://registry:8081, without user and password, or names a secret as $REGISTRY; "
+                f"got {self.url.rpartition('@')[2]!r}"
+            )
+        if self.login and not re.match(r"\$\w+$", self.login):
+            raise InvalidDefinition(
+                "SchemaRegistry: login holds a password; name a secret that holds user:password, as login='$REGISTRY_LOGIN'"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the registry as JSON."""
+        return {"url": self.url, "login": self.login}
+
+    @property
+    def secret_names(self) -> tuple[str, ...]:
+        """Names of the secrets that a request needs."""
+        return tuple(each[1:] for each in (self.url, self.login) if each.startswith("$"))

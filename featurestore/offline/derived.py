@@ -1,10 +1,8 @@
 """Rows of derived views: a row for each moment at which an input changed, also for what became known of it later.
 
-Rows of a key are taken in the order in which they became known. Each changes what the inputs were from its event time on, up to
-the next row of the same input; for every moment of the key in between, and for its own, there is a new row. Only rows with a
-part that was not consumed before are written, so a refresh costs what changed.
-
-Refresh of a derived view: what is new in the tables of its inputs is found, and the rows that follow are computed.
+Rows of a key are taken in the order in which they became known. Each changes what the inputs were from its event time
+on, up to the next row of the same input; for every moment of the key in between, and for its own, there is a new row.
+Only rows with a part that was not consumed before are written, so a refresh costs what changed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,8 @@
 """Point-in-time joins and window aggregates over Ray Data, for tables that do not fit one machine.
 
 Both are functions of all rows of a key, so rows are shuffled by key into partitions and each partition runs the local
-code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Only this module
-of the feature store imports Ray; `featurestore/offline/partitioning.py` packs rows for the shuffle.
-
-Catalog by which Ray Data writes the store's tables: with the store's credentials, renewed while a job runs, and encryption.
+code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Only this
+module of the feature store imports Ray; `featurestore/offline/partitioning.py` packs rows for the shuffle.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,6 +62,7 @@ _ROWS_PER_BLOCK = 250_000
 _TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
 
 Dataset = ray.data.Dataset
+_NEWEST = pa.schema([(EVENT_TIMESTAMP, TIMESTAMP)])
 
 
 class Store(Protocol):
@@ -409,9 +408,6 @@ def _shaped(rows: pa.Table, *, view: FeatureView, now: datetime) -> pa.Table:
     typed = conform(view, rows, clock=lambda: now)
     check_rows(view, typed)
     return storable(typed)
-
-
-_NEWEST = pa.schema([(EVENT_TIMESTAMP, TIMESTAMP)])
 
 
 def _newest(rows: pa.Table) -> pa.Table:

@@ -1,17 +1,13 @@
-"""Prefilter of feature rows before a shuffle: drops rows that cannot be the answer of any entity row.
+"""Prefilter of feature rows: drops those that cannot be the answer of any entity row, before a shuffle or step by step.
 
-For each entity row the answer is the greatest feature row that exists at its time, and the greatest of a whole is among
-the greatest of its parts. So of any part of a table only rows that are the greatest of the part for some entity row have
-to be shuffled; the join of the rest gives the same result. For a dropped row, no entity row has its key at a time between
-its own and that of the next row of the key, or its expiry.
+For each entity row the answer is the greatest feature row that exists at its time, and the greatest of a whole is
+among the greatest of its parts. So of any part of a table only rows that are the greatest of the part for some entity
+row count, and candidates of candidates are enough. For a dropped row, no entity row has its key at a time between its
+own and that of the next row of the key, or its expiry.
 
-Entity rows are kept as 8 bytes each, sorted: the upper bits of the key's hash, then the time in 2^28 steps from the first to
-the last. Steps and bits that two keys share keep a few more rows, and never fewer.
-
-Stored rows that can be the answer of some entity row, read in steps: a join that holds few rows of a large table.
-
-Of any part of a table only its candidates count (see `prefilter`), and candidates of candidates are enough: so the rows read
-so far are cut down again whenever they have doubled, and memory follows the entity rows, whatever the table's size.
+A join in steps cuts down the rows read so far whenever they have doubled, so memory follows the entity rows, whatever
+the table's size. Entity rows are kept as 8 bytes each, sorted: the upper bits of the key's hash, then the time in
+2^28 steps from the first to the last. Steps and bits that two keys share keep a few more rows, and never fewer.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,8 +36,11 @@ Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 _STEP_BITS = 28  # of a moment, for the time; the rest is for the key
 _STEPS = np.uint64((1 << _STEP_BITS) - 1)
-_KEY = np.uint64(_STEP_BITS)
+_KEY_SHIFT = np.uint64(_STEP_BITS)
 _LONGEST_US = 2**61  # a ttl beyond it outlives every row
+
+ROWS_PER_STEP = 100_000
+_ENTITY_ROWS_PER_STEP = 250_000
 
 
 class Prefilter:
@@ -75,7 +74,7 @@ class Prefilter:
 
     def _moment(self, hashes: Hashes, times: Ints) -> Hashes:
         steps = np.clip((times - self.origin_us) >> self.shift, 0, int(_STEPS)).astype(np.uint64)
-        moments: Hashes = (hashes >> _KEY << _KEY) | steps
+        moments: Hashes = (hashes >> _KEY_SHIFT << _KEY_SHIFT) | steps
         return moments
 
     def candidates(
@@ -115,7 +114,7 @@ class Prefilter:
         first = self.moments[
             np.minimum(np.searchsorted(self.moments, since, side="left"), len(self.moments) - 1)
         ]
-        return (first >= since) & (first >> _KEY == since >> _KEY), first
+        return (first >= since) & (first >> _KEY_SHIFT == since >> _KEY_SHIFT), first
 
 
 def _same_key(keys: pa.Table, hashes: Hashes) -> Bools:
@@ -138,17 +137,13 @@ def _replaced(steps: Hashes, same_key: Bools, same_row: Bools) -> Hashes:
         return steps
     keys = np.concatenate([[0], np.cumsum(~same_key)]).astype(np.uint64)
     # The earliest from each row on: a later key counts more than any step, so that it is one of the row's own key.
-    earliest = np.minimum.accumulate((keys << _KEY | steps)[::-1])[::-1]
+    earliest = np.minimum.accumulate((keys << _KEY_SHIFT | steps)[::-1])[::-1]
     starts = np.concatenate([[0], np.flatnonzero(~same_row) + 1])
     following = np.append(starts[1:], count)[np.concatenate([[0], np.cumsum(~same_row)])]
     later = np.minimum(following, count - 1)
     exists = (following < count) & (keys[later] == keys)
     replaced: Hashes = np.where(exists, earliest[later] & _STEPS, _STEPS + np.uint64(1))
     return replaced
-
-
-ROWS_PER_STEP = 100_000
-_ENTITY_ROWS_PER_STEP = 250_000
 
 
 def join_in_steps(job: PinnedRetrieval, *, step_rows: int = ROWS_PER_STEP) -> pa.Table:

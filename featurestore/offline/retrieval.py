@@ -1,8 +1,6 @@
-"""Join of entity rows with the stored rows of a view, at pinned table versions.
+"""Training sets: the features of a service as they were at each entity row's time, at pinned table versions.
 
-Training sets, with the features of a service as they were at each entity row's time.
-
-Plans of retrievals: stored rows to look up, on-demand features to compute, and the order of output columns.
+The plan (which stored rows to look up, which on-demand features to compute, the order of columns) is serving's, too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,8 +32,12 @@ if TYPE_CHECKING:
     import pandas as pd
     import ray.data
 
-
 Features = FeatureService | FeatureLike | str | Sequence[FeatureLike | str]
+Times: TypeAlias = tuple[datetime | None, datetime | None]
+"""First and last time, both inclusive; None where unbounded."""
+
+_ENTITY_TABLE = "entity table"  # named in messages
+_CHECKED_ROWS = 7  # that are computed once more; odd, so that they fill no register of a processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +103,6 @@ def _refuse_collisions(
         if names.count(name) > 1:
             msg = f"column {name!r} comes from two places (views, sources of on-demand views or the request); rename one"
             raise InvalidDefinition(msg)
-
-
-_ENTITY_TABLE = "entity table"  # named in messages
-_CHECKED_ROWS = 7  # that are computed once more; odd, so that they fill no register of a processor
-Times: TypeAlias = tuple[datetime | None, datetime | None]
-"""First and last time, both inclusive; None where unbounded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +174,42 @@ class PinnedRetrieval:
             bounds = within_ttl(between, view)
             rows[view.name] = sum(file.rows for file in files if file.may_hold(*bounds))
         return rows
+
+
+class RetrievalJob(PinnedRetrieval):
+    """A training set that is computed when one of its `to_…` methods is called."""
+
+    __slots__ = ()
+
+    def to_arrow(self) -> pa.Table:
+        """Compute the entity rows, in order, with the feature columns appended."""
+        table = self.entities
+        for lookup in self.retrieval.lookups:
+            table = self._append(table, lookup)
+        return finish(table, self.entities.column_names, self.retrieval)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Compute the rows of `to_arrow` as a pandas frame."""
+        return self.to_arrow().to_pandas()
+
+    def to_ray(self, *, partitions: int | None = None) -> "ray.data.Dataset":
+        """Compute the rows of `to_arrow` as a Ray dataset, joined partition by partition on the cluster.
+
+        partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
+        """
+        from toque.featurestore.offline.distributed import (
+            historical,  # late: it imports Ray, which few callers need
+        )
+
+        return historical(self, partitions=partitions)
+
+    def _append(self, table: pa.Table, lookup: Projection) -> pa.Table:
+        view = stored_view(lookup)
+        as_known = self.reads_as_known(lookup)
+        joined, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=as_known)
+        if ties and set(lookup.features) != set(view.features):  # the whole row decides a tie
+            joined, _ = attach(table, self.read(lookup, view.features), lookup, as_known=as_known)
+        return joined
 
 
 def within_ttl(between: Times, view: FeatureView) -> Times:
@@ -299,39 +331,3 @@ def _computed(inputs: TableInputs, retrieval: Retrieval) -> dict[str, pa.Array]:
                 f"among {len(some)}; compute each row from itself alone, without random numbers or the time"
             )
     return whole
-
-
-class RetrievalJob(PinnedRetrieval):
-    """A training set that is computed when one of its `to_…` methods is called."""
-
-    __slots__ = ()
-
-    def to_arrow(self) -> pa.Table:
-        """Compute the entity rows, in order, with the feature columns appended."""
-        table = self.entities
-        for lookup in self.retrieval.lookups:
-            table = self._append(table, lookup)
-        return finish(table, self.entities.column_names, self.retrieval)
-
-    def to_pandas(self) -> "pd.DataFrame":
-        """Compute the rows of `to_arrow` as a pandas frame."""
-        return self.to_arrow().to_pandas()
-
-    def to_ray(self, *, partitions: int | None = None) -> "ray.data.Dataset":
-        """Compute the rows of `to_arrow` as a Ray dataset, joined partition by partition on the cluster.
-
-        partitions: of the keys; by default as many as the cluster has CPUs, and at least 8.
-        """
-        from toque.featurestore.offline.distributed import (
-            historical,  # late: it imports Ray, which few callers need
-        )
-
-        return historical(self, partitions=partitions)
-
-    def _append(self, table: pa.Table, lookup: Projection) -> pa.Table:
-        view = stored_view(lookup)
-        as_known = self.reads_as_known(lookup)
-        joined, ties = attach(table, self.read(lookup, lookup.features), lookup, as_known=as_known)
-        if ties and set(lookup.features) != set(view.features):  # the whole row decides a tie
-            joined, _ = attach(table, self.read(lookup, view.features), lookup, as_known=as_known)
-        return joined

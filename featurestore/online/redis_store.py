@@ -1,34 +1,24 @@
 """The online store: the newest row of each view and key in Redis, under any order of concurrent writers.
 
-A write is a script that compares (event, created, content) with the stored row, atomically. A read is one MGET for all
-views and rows of a request. The layout of keys and values is in `docs/online-store.md`.
+A write is a script that compares (event, created, content) with the stored row, atomically. A read is one MGET for
+all views and rows of a request. The layout of keys and values is in `docs/online-store.md`.
 
-Cache of Redis connections for reads, because taking one from the client's pool costs a third of a read.
-
-The cache skips the client's own work (checking the socket, metrics, retries). Where a cached connection turns out to be
-broken, the command runs again through the client, so it has to be one that may run twice.
-
-Coalescing of Redis reads in one event loop: reads that arrive during a read go together in the next one.
-
-A read costs the loop some fifty microseconds in redis-py, for four keys as for sixty: sixteen requests that each read
-alone pay them sixteen times. A single read goes at once, so no read waits for others to arrive.
-
-Keys of the rows that were pushed online lately, in the order of their arrival, so that a search finds them at once.
-
-A Redis stream a view, `toque-recent:{project:view}`, of bounded length. A key is added before its row is written, so that a kill in
-between leaves a key whose row has nothing new.
+A read costs an event loop some fifty microseconds in redis-py, for four keys as for sixty: reads that arrive during a
+read go together in the next one. A single read goes at once, so none waits for others to arrive.
 """
+
+from __future__ import annotations
 
 import asyncio
 import json
 import os
 from array import array
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -43,114 +33,15 @@ from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import OnlineStoreUnavailable
 from toque.featurestore.online.keys import prefix, row_keys
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
+Key = tuple[Any, ...]
 Values = list[bytes | None]
-KEYS_AT_ONCE = 4_096  # more keys are left for the next read: a few milliseconds of Redis each
-
-
-class CoalescedReads:
-    """Coalesces reads through one asynchronous client; belongs to one event loop.
-
-    fetch: reads the values of keys, None where absent, in their order.
-    """
-
-    def __init__(self, fetch: Callable[[Sequence[bytes]], Awaitable[Values]]) -> None:
-        self._fetch = fetch
-        self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Values]]] = deque()
-        self._task: asyncio.Task[None] | None = None
-
-    async def read(self, keys: Sequence[bytes]) -> Values:
-        """Read the values of some keys. Raises: what `fetch` raises, for all reads of the batch."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Values] = loop.create_future()
-        self._waiting.append((keys, answer))
-        if self._task is None:
-            self._task = loop.create_task(self._drain())
-        return await answer
-
-    async def _drain(self) -> None:
-        try:
-            while batch := self._next_batch():
-                await self._read_batch(batch)
-        finally:
-            self._task = None
-
-    def _next_batch(self) -> list[tuple[Sequence[bytes], asyncio.Future[Values]]]:
-        """Take the oldest reads that are still awaited, up to the limit of keys."""
-        batch: list[tuple[Sequence[bytes], asyncio.Future[Values]]] = []
-        size = 0
-        while self._waiting and (not batch or size + len(self._waiting[0][0]) <= KEYS_AT_ONCE):
-            keys, answer = self._waiting.popleft()
-            if not answer.done():
-                batch.append((keys, answer))
-                size += len(keys)
-        return batch
-
-    async def _read_batch(self, batch: Sequence[tuple[Sequence[bytes], asyncio.Future[Values]]]) -> None:
-        try:
-            values = await self._fetch([key for keys, _ in batch for key in keys])
-        except Exception as error:  # noqa: BLE001 - every error goes to the readers
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(error)
-            return
-        at = 0
-        for keys, answer in batch:
-            if not answer.done():
-                answer.set_result(values[at : at + len(keys)])
-            at += len(keys)
-
-
-class ConnectionCache:
-    """Cache of idle connections, as many as threads that read at one time.
-
-    client: of one server; closing it closes them too, and the next call reopens them.
-    """
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self._pool = client.connection_pool
-        self._idle: list[Any] = []
-
-    def call(self, *command: Any) -> Any:
-        """Run a command and return the undecoded answer.
-
-        command: must only read.
-        Raises: RedisError.
-        """
-        connection = self._acquire()
-        try:
-            connection.send_command(*command)
-            answer = connection.read_response(disable_decoding=True)
-        except TRANSIENT:  # closed since the last call, or the server is gone or loads its data
-            self._pool.release(connection)
-            return self._client.execute_command(*command)
-        except BaseException:  # an answer may be half read
-            connection.disconnect()
-            self._pool.release(connection)
-            raise
-        self._idle.append(connection)
-        return answer
-
-    def _acquire(self) -> Any:
-        """Take a connection of this process that no other thread uses."""
-        while True:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                return self._pool.get_connection()
-            if connection.pid == os.getpid():  # otherwise inherited through a fork
-                return connection
-
 
 # The script's argument lists stay far below Lua's limit, and a call below two milliseconds.
 KEYS_PER_CALL = 500
 CALLS_PER_TRIP = 16
 FEW = 500  # up to so many rows a dictionary finds the newest faster than a query
 READ_PATIENCE_S = 2.0  # while serving: then the request is answered without the features
+KEYS_AT_ONCE = 4_096  # more keys are left for the next read: a few milliseconds of Redis each
 _UNREACHABLE = (RedisError, OSError)
 
 NEWEST_WINS = """
@@ -256,7 +147,7 @@ class OnlineStore:
                 pipe.set(key, value)
             pipe.execute()
 
-    def _delete_others(self, view: FeatureView, kept: "np.ndarray[Any, np.dtype[np.int64]]") -> int:
+    def _delete_others(self, view: FeatureView, kept: np.ndarray[Any, np.dtype[np.int64]]) -> int:
         """Delete the rows of a view whose keys have none of these hashes, which are sorted; returns how many."""
         keys, deleted = self._keys_of(view), 0
         while batch := list(islice(keys, KEYS_PER_CALL * CALLS_PER_TRIP)):
@@ -265,7 +156,7 @@ class OnlineStore:
             deleted += sum(int(self.client.delete(batch[at])) for at in np.flatnonzero(~same))
         return deleted
 
-    def _keys_of(self, view: FeatureView) -> "Iterator[bytes]":
+    def _keys_of(self, view: FeatureView) -> Iterator[bytes]:
         start = prefix(self.project, view.stored_as)
         pattern = "".join(f"\\{each}" if each in "*?[]\\" else each for each in start)
         yield from self.client.scan_iter(match=f"{pattern}*", count=1_000)
@@ -346,7 +237,7 @@ class OnlineStore:
             self.client.close()
 
     @contextmanager
-    def reachable(self) -> "Iterator[None]":
+    def reachable(self) -> Iterator[None]:
         """Translate Redis errors to OnlineStoreUnavailable, which names the address."""
         try:
             yield
@@ -370,16 +261,115 @@ def newest_rows(view: FeatureView, rows: pa.Table) -> pa.Table:
     return rows.take(positions.get_column("row_").to_arrow())
 
 
-MOST_KEYS = 10_000
-_FIELD = b"k"
-_FIRST = "0-0"
-_KEYS_AT_ONCE = 1_000
+class CoalescedReads:
+    """Coalesces reads through one asynchronous client; belongs to one event loop.
 
-Key = tuple[Any, ...]
+    fetch: reads the values of keys, None where absent, in their order.
+    """
+
+    def __init__(self, fetch: Callable[[Sequence[bytes]], Awaitable[Values]]) -> None:
+        self._fetch = fetch
+        self._waiting: deque[tuple[Sequence[bytes], asyncio.Future[Values]]] = deque()
+        self._task: asyncio.Task[None] | None = None
+
+    async def read(self, keys: Sequence[bytes]) -> Values:
+        """Read the values of some keys. Raises: what `fetch` raises, for all reads of the batch."""
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Values] = loop.create_future()
+        self._waiting.append((keys, answer))
+        if self._task is None:
+            self._task = loop.create_task(self._drain())
+        return await answer
+
+    async def _drain(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._read_batch(batch)
+        finally:
+            self._task = None
+
+    def _next_batch(self) -> list[tuple[Sequence[bytes], asyncio.Future[Values]]]:
+        """Take the oldest reads that are still awaited, up to the limit of keys."""
+        batch: list[tuple[Sequence[bytes], asyncio.Future[Values]]] = []
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0][0]) <= KEYS_AT_ONCE):
+            keys, answer = self._waiting.popleft()
+            if not answer.done():
+                batch.append((keys, answer))
+                size += len(keys)
+        return batch
+
+    async def _read_batch(self, batch: Sequence[tuple[Sequence[bytes], asyncio.Future[Values]]]) -> None:
+        try:
+            values = await self._fetch([key for keys, _ in batch for key in keys])
+        except Exception as error:  # noqa: BLE001 - every error goes to the readers
+            for _, answer in batch:
+                if not answer.done():
+                    answer.set_exception(error)
+            return
+        at = 0
+        for keys, answer in batch:
+            if not answer.done():
+                answer.set_result(values[at : at + len(keys)])
+            at += len(keys)
+
+
+class ConnectionCache:
+    """Cache of idle connections, as many as threads that read at one time; taking one from the pool costs a third of a read.
+
+    It skips the client's own work (checking the socket, metrics, retries). Where a cached connection turns out to be broken,
+    the command runs again through the client.
+
+    client: of one server; closing it closes them too, and the next call reopens them.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self._pool = client.connection_pool
+        self._idle: list[Any] = []
+
+    def call(self, *command: Any) -> Any:
+        """Run a command and return the undecoded answer.
+
+        command: must only read.
+        Raises: RedisError.
+        """
+        connection = self._acquire()
+        try:
+            connection.send_command(*command)
+            answer = connection.read_response(disable_decoding=True)
+        except TRANSIENT:  # closed since the last call, or the server is gone or loads its data
+            self._pool.release(connection)
+            return self._client.execute_command(*command)
+        except BaseException:  # an answer may be half read
+            connection.disconnect()
+            self._pool.release(connection)
+            raise
+        self._idle.append(connection)
+        return answer
+
+    def _acquire(self) -> Any:
+        """Take a connection of this process that no other thread uses."""
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return self._pool.get_connection()
+            if connection.pid == os.getpid():  # otherwise inherited through a fork
+                return connection
+
+
+MOST_KEYS = 10_000
+_RECENT_FIELD = b"k"
+_RECENT_FIRST = "0-0"
+_RECENT_AT_ONCE = 1_000
 
 
 class RecentKeys:
-    """Stream of the keys of a view that were pushed online lately."""
+    """Stream of bounded length of the keys of a view that were pushed online lately, in the order of their arrival.
+
+    A key is added before its row is written, so that a kill in between leaves a key whose row has nothing new.
+    """
 
     def __init__(self, online: OnlineStore, view: FeatureView) -> None:
         self._online = online
@@ -395,12 +385,12 @@ class RecentKeys:
         with self._online.reachable():
             pipe = self._online.client.pipeline(transaction=False)
             for number, key in enumerate(dict.fromkeys(keys), start=1):
-                pipe.xadd(self._stream, {_FIELD: json.dumps(key)}, maxlen=MOST_KEYS, approximate=True)
-                if number % _KEYS_AT_ONCE == 0:
+                pipe.xadd(self._stream, {_RECENT_FIELD: json.dumps(key)}, maxlen=MOST_KEYS, approximate=True)
+                if number % _RECENT_AT_ONCE == 0:
                     pipe.execute()
             pipe.execute()
 
-    def after(self, position: str = _FIRST) -> tuple[list[Key], str]:
+    def after(self, position: str = _RECENT_FIRST) -> tuple[list[Key], str]:
         """Read the keys that were added after a position, each once, and the position after them.
 
         Raises: OnlineStoreUnavailable.
@@ -409,7 +399,7 @@ class RecentKeys:
             found: Sequence[tuple[bytes, dict[bytes, bytes]]] = self._online.client.xrange(
                 self._stream, min=f"({position}"
             )
-        keys = dict.fromkeys(tuple(json.loads(fields[_FIELD])) for _, fields in found)
+        keys = dict.fromkeys(tuple(json.loads(fields[_RECENT_FIELD])) for _, fields in found)
         return list(keys), found[-1][0].decode() if found else position
 
     def forget(self, position: str) -> None:

@@ -1,18 +1,11 @@
-"""Reader of a Delta table elsewhere: the rows that its commits added since the version that was read before.
+"""Readers of Delta and Iceberg tables elsewhere: the rows that came since the version that was read before.
 
-What a DELETE, UPDATE or MERGE took away is counted and stays where it was loaded; changed rows come as new ones.
+Such a table is changed file by file: a DELETE, UPDATE or MERGE writes the rows that stay into new files, beside the
+changed ones. What it took away is counted and stays where it was loaded; changed rows come as new ones.
 
-Reader of an Apache Iceberg table: the rows that its snapshots appended since the one that was read before, oldest first.
-
-Files are read one by one in the order in which snapshots added them, so of a row that comes again the later one counts. pyiceberg's own
-readers take the files of many snapshots in no order, and hold all that they have read ahead. What a DELETE, UPDATE or MERGE took away is
-counted and stays where it was loaded; changed rows come as new ones.
-
-It needs the package `pyiceberg`, and `sqlalchemy` for a catalog in a database.
-
-Rows that a commit at a source removed, so that those which it only wrote anew are told from new ones.
-
-A table elsewhere is changed file by file: a DELETE, UPDATE or MERGE writes the rows that stay into new files, beside the changed ones.
+Files of Iceberg are read one by one in the order in which snapshots added them, so of a row that comes again the
+later one counts. pyiceberg's own readers take the files of many snapshots in no order, and hold all that they have
+read ahead. It needs the package `pyiceberg`, and `sqlalchemy` for a catalog in a database.
 """
 
 from __future__ import annotations
@@ -37,6 +30,9 @@ _CHANGE = "_change_type"
 _ADDED = ["insert", "update_postimage"]  # arrays are made where they are used: the first one imports pandas
 _REMOVED = ["delete", "update_preimage"]
 _KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"})
+_Files = Callable[[], Iterator[tuple[Any, Any]]]
+"""Plans to read some files; yields scans, each with a file of it."""
+_PASSWORDS = ("password", "secret", "token", "credential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +118,6 @@ def _without_views(rows: pa.Table) -> pa.Table:
 
 def _of_kinds(rows: pa.Table, kinds: list[str]) -> pa.Table:
     return rows.filter(pc.is_in(rows.column(_CHANGE), value_set=pa.array(kinds)))
-
-
-_PASSWORDS = ("password", "secret", "token", "credential")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +212,6 @@ class IcebergRows:
             removed.append(went.count)
         except Exception as error:  # as above; files that were deleted meanwhile among them
             raise UnreadableSource(f"Iceberg table {self.table!r} cannot be read: {error}") from error
-
-
-_Files = Callable[[], Iterator[tuple[Any, Any]]]
-"""Plans to read some files; yields scans, each with a file of it."""
 
 
 def _rows_of(files: Iterator[tuple[Any, Any]], columns: list[str]) -> Iterator[pa.Table]:

@@ -1,6 +1,6 @@
-"""Journal of a batch source's loads: what each brought, and how far the source was read.
+"""Loads of a batch source: one while it goes on, and the journal of what each brought and how far the source was read.
 
-Load of a batch source while it goes on: rows that fit go to files, others aside, and pieces that cannot be read are noted.
+Rows that fit go to files, others aside, and pieces that cannot be read are noted.
 """
 
 from __future__ import annotations
@@ -28,12 +28,15 @@ from toque.registry.store.tables.parts import Part
 
 SHOWN = 100
 """Greatest number of pieces and reasons that a load or a lineage names."""
-_KEPT = 20  # loads in the state of a source; all are in its journal
+_KEPT_LOADS = 20  # loads in the state of a source; all are in its journal
 BACKFILL = ":backfill"
 """Key in a position of the range that is being loaded again: its start, its end, and until when it was."""
 
 ROWS_READ = ":rows"
 """Key in a position of the number of rows that were read, of a source that numbers them."""
+LOAD, LOAD_PART = "load", "load_part"
+"""Columns that say which load brought a row, and in which of the load's files, in the order of reading."""
+PART_ROWS = 1 << 20
 
 
 class Loaded(BaseModel):
@@ -155,7 +158,7 @@ def lineage_of(log: Fold[SourceState], reads: dict[str, Any], number: int) -> So
 
 def _step(state: SourceState, entry: Entry) -> SourceState:
     load = SourceLoad.model_validate(entry.body["load"])
-    return SourceState(state.position | entry.body["position"], (*state.loads, load)[-_KEPT:])
+    return SourceState(state.position | entry.body["position"], (*state.loads, load)[-_KEPT_LOADS:])
 
 
 def _encode(state: SourceState) -> Any:
@@ -164,11 +167,6 @@ def _encode(state: SourceState) -> Any:
 
 def _decode(kept: Any) -> SourceState:
     return SourceState(kept[0], tuple(SourceLoad.model_validate(each) for each in kept[1]))
-
-
-LOAD, LOAD_PART = "load", "load_part"
-"""Columns that say which load brought a row, and in which of the load's files, in the order of reading."""
-PART_ROWS = 1 << 20
 
 
 class RunningLoad:

@@ -1,7 +1,4 @@
-"""Rows of a view that follow from what its batch source loaded since the view was last refreshed.
-
-Batch sources that retrieved features came from, by the versions of the tables that were read.
-"""
+"""Rows of a view that follow from what its batch source loaded since the last refresh, and the loads rows came from."""
 
 from __future__ import annotations
 
@@ -27,9 +24,7 @@ from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
 
 if TYPE_CHECKING:
-    from toque.featurestore.definitions.views import FeatureView
     from toque.featurestore.store import FeatureStore
-
 
 _MICROSECOND = timedelta(microseconds=1)
 

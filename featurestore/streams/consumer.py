@@ -1,12 +1,10 @@
 """Consumer of a stream source: events to the views' online rows at once, and to the source's table every few seconds.
 
-A consumer keeps nothing that cannot be made again. Its place in each partition stands in the table beside the events, and what
-it holds in memory follows from the table and the log. Killed at any line, or told that another consumer has its partitions, it
-begins anew from there: what it wrote online before is written again, with the same bits.
+A consumer keeps nothing that cannot be made again. Its place in each partition stands in the table beside the events,
+and what it holds in memory follows from the table and the log. Killed at any line, or told that another consumer has
+its partitions, it begins anew from there: what it wrote online before is written again, with the same bits.
 
 Events are committed only once their rows are online, so a place in the table is one in both stores.
-
-Pause of the garbage collector while a consumer takes a step: tens of thousands of lists and tuples, of which none is in a cycle.
 """
 
 from __future__ import annotations
@@ -43,12 +41,20 @@ from toque.featurestore.streams.table import StreamTable, rewrites_of
 from toque.registry import Unavailable
 from toque.registry.times import Clock, epoch_us, from_epoch_us
 
+POLL_ROWS = 20_000
+BUFFERED_ROWS = 200_000
+"""Events that wait for their commit; with more the consumer stops reading, and the log keeps the rest."""
+POLL_S = 0.05
+MEASURE_EVERY_S, LIST_EVERY_S = 2.0, 30.0
+_logger = logging.getLogger(__name__)
+
 
 @contextmanager
 def collector_paused() -> Iterator[None]:
     """Collect no cycles within the block, in any thread of the process; the thread that paused the collector resumes it.
 
-    Otherwise it goes through what was just read again and again, which takes as long as reading it from Redis.
+    Otherwise it goes through what was just read again and again, which takes as long as reading it from Redis: tens of
+    thousands of lists and tuples, of which none is in a cycle.
     """
     paused = gc.isenabled()
     gc.disable()
@@ -57,14 +63,6 @@ def collector_paused() -> Iterator[None]:
     finally:
         if paused:
             gc.enable()
-
-
-POLL_ROWS = 20_000
-BUFFERED_ROWS = 200_000
-"""Events that wait for their commit; with more the consumer stops reading, and the log keeps the rest."""
-POLL_S = 0.05
-MEASURE_EVERY_S, LIST_EVERY_S = 2.0, 30.0
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)

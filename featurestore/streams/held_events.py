@@ -1,11 +1,10 @@
-"""Events of a view's partitions that can still be in one of its windows, by key, and the rows that follow from them now.
+"""Events of a view that can still be in one of its windows, by key, and the rows that follow from them now.
 
-Rows come from the aggregation code that batch uses, over the events of the keys that something happened to. Memory is that of
-the events in the longest window: they lie in segments, and a segment goes when all of it is too old.
+Rows come from the aggregation code that batch uses, over the events of the keys that something happened to. Memory is
+that of the events in the longest window: they lie in segments, and a segment goes when all of it is too old.
 
-Faults of single views and keys: what cannot be computed of one is left out, and the others of the stream go on.
-
-A view whose declaration or values cannot work would else end the consumer of all views of its source, again and again.
+What cannot be computed of a view or key is left out, and the others of the stream go on: a declaration or a value
+that cannot work would else end the consumer of all views of its source, again and again.
 """
 
 from __future__ import annotations
@@ -42,6 +41,20 @@ _SEGMENT_ROWS = 1 << SEGMENT_BITS
 _EVENTS_AT_ONCE = 200_000
 _PLACE_BYTES = 8
 _DROPS_A_SWEEP = 8
+RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
+MOST_TRIES = 256
+"""Computations of a view that may fail in a row before it is left out: it takes some twenty to find one key of a million."""
+COMPUTED_WRONG = (
+    FeatureStoreError,
+    pa.ArrowException,
+    pl.exceptions.PolarsError,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
+"""Errors of a computation over a view's events, as its columns and values cause them."""
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -285,22 +298,6 @@ def _values(column: pa.ChunkedArray) -> Iterable[Any]:
 def to_us(length: timedelta) -> int:
     """Convert a duration to microseconds."""
     return round(length.total_seconds() * 1e6)
-
-
-RETRY_S, LONGEST_RETRY_S = 60.0, 3600.0
-MOST_TRIES = 256
-"""Computations of a view that may fail in a row before it is left out: it takes some twenty to find one key of a million."""
-COMPUTED_WRONG = (
-    FeatureStoreError,
-    pa.ArrowException,
-    pl.exceptions.PolarsError,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-    ValueError,
-)
-"""Errors of a computation over a view's events, as its columns and values cause them."""
-_logger = logging.getLogger(__name__)
 
 
 class ViewFaults:

@@ -1,12 +1,8 @@
-"""Readers of streams by the type that their description names.
+"""Readers of streams, by the type that their description names: Redis streams and Kafka topics.
 
-Reader of a Kafka topic, by positions that the platform keeps itself; there is no consumer group that could lose them.
-
-Needs `pip install 'toque[kafka]'`.
-
-Reader of Redis streams: one a partition, each entry a JSON object in one of its fields.
-
-An entry's id is its position: the milliseconds at which Redis took it and a number, packed into one integer.
+An entry of a Redis stream is a JSON object in one of its fields, and its id is its position: the milliseconds at
+which Redis took it and a number, packed into one integer. Kafka needs `pip install 'toque[kafka]'`; its positions the
+platform keeps itself, so there is no consumer group that could lose them.
 """
 
 from __future__ import annotations
@@ -37,6 +33,7 @@ _READ_ROWS = 5_000
 _NUMBER_BITS = 20
 _NUMBERS, _MILLISECONDS = 1 << _NUMBER_BITS, 1 << 43
 _PAUSE_S = 0.01  # of a poll that finds nothing
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,17 +265,16 @@ def _position(given: bytes | str) -> int:
     return (milliseconds << _NUMBER_BITS) | number
 
 
-_PATIENCE_S = 10.0
+_BROKER_PATIENCE_S = 10.0
 _SENSITIVE = re.compile(r"password|secret|private|\.key", re.IGNORECASE)
-_KEPT = {
+_KEPT_SETTINGS = {
     "enable.auto.commit": False,
     "enable.auto.offset.store": False,
     "auto.offset.reset": "error",  # a position that the broker no longer has must not be passed over in silence
     "isolation.level": "read_committed",
 }
 """Settings that decide whether every event comes once; they are not the user's."""
-_BOUNDS = {"queued.max.messages.kbytes": 16_384, "fetch.wait.max.ms": 20, "fetch.error.backoff.ms": 50}
-_logger = logging.getLogger(__name__)
+_FETCH_BOUNDS = {"queued.max.messages.kbytes": 16_384, "fetch.wait.max.ms": 20, "fetch.error.backoff.ms": 50}
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +300,7 @@ class KafkaTopic:
                 f"KafkaTopic needs a topic and servers, got {self.topic!r}, {self.servers!r}"
             )
         for name, value in self.settings.items():
-            if name in _KEPT or name in {"bootstrap.servers", "group.id"}:
+            if name in _KEPT_SETTINGS or name in {"bootstrap.servers", "group.id"}:
                 raise InvalidDefinition(f"KafkaTopic: setting {name!r} is the platform's own; leave it out")
             if _SENSITIVE.search(name) and not str(value).startswith("$"):
                 raise InvalidDefinition(
@@ -336,7 +332,10 @@ class KafkaTopic:
         settings = {name: value(each) for name, each in self.settings.items()}
         return _KafkaConnection(
             self.topic,
-            _BOUNDS | settings | _KEPT | {"bootstrap.servers": value(self.servers), "group.id": "toque"},
+            _FETCH_BOUNDS
+            | settings
+            | _KEPT_SETTINGS
+            | {"bootstrap.servers": value(self.servers), "group.id": "toque"},
             producer_time=self.producer_time,
         )
 
@@ -360,7 +359,7 @@ class _KafkaConnection:
     def partitions(self) -> list[int]:
         """List the partitions of the topic."""
         try:
-            found = self._consumer.list_topics(self._topic, timeout=_PATIENCE_S).topics[self._topic]
+            found = self._consumer.list_topics(self._topic, timeout=_BROKER_PATIENCE_S).topics[self._topic]
         except (self._kafka.KafkaException, KeyError) as error:
             raise self._unreadable("cannot be listed", error) from error
         if found.error is not None:
@@ -412,7 +411,7 @@ class _KafkaConnection:
         """Count the messages from each position on."""
         try:
             bounds = {
-                each: self._consumer.get_watermark_offsets(self._at(each), timeout=_PATIENCE_S)
+                each: self._consumer.get_watermark_offsets(self._at(each), timeout=_BROKER_PATIENCE_S)
                 for each in positions
             }
         except self._kafka.KafkaException as error:
@@ -426,8 +425,8 @@ class _KafkaConnection:
         """Find the first message at or after a time."""
         asked = self._at(partition, -(-epoch_us(at) // 1000))
         try:
-            (found,) = self._consumer.offsets_for_times([asked], timeout=_PATIENCE_S)
-            end = self._consumer.get_watermark_offsets(self._at(partition), timeout=_PATIENCE_S)[1]
+            (found,) = self._consumer.offsets_for_times([asked], timeout=_BROKER_PATIENCE_S)
+            end = self._consumer.get_watermark_offsets(self._at(partition), timeout=_BROKER_PATIENCE_S)[1]
         except self._kafka.KafkaException as error:
             raise self._unreadable("does not find a time", error) from error
         return int(found.offset if found.offset >= 0 else end)

@@ -1,9 +1,7 @@
-"""Messages that were written by schemas of a registry, as JSON: a zero byte, the number of the schema, and the value by it.
+"""Messages that were written by schemas of a registry, as JSON: a zero byte, the number of the schema, and the value.
 
-A schema never changes, so each is asked for once and kept in the store. A message by one that is not known waits with its stream while
-the registry does not answer; those by schemas that are known go on.
-
-Avro's binary encoding to plain values, by the schema by which a message was written.
+A schema never changes, so each is asked for once and kept in the store. A message by one that is not known waits with
+its stream while the registry does not answer; those by schemas that are known go on.
 
 Source: Apache Avro 1.12, Specification, "Binary Encoding" and "Logical Types".
 """
@@ -27,10 +25,21 @@ from toque.featurestore.definitions.stream_source import Connection, Messages, S
 from toque.featurestore.errors import UnreadableSource
 from toque.registry.store import ObjectStore
 
-PATIENCE_S = 5.0
+PATIENCE_S = 5.0  # for an answer of the registry
 _ZERO, _HEAD_BYTES = 0, 5
 _UNKNOWN = 40403  # the registry's code for a number under which it has no schema
-_JSON = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"}
+_ACCEPTED = {"Accept": "application/vnd.schemaregistry.v1+json, application/json"}
+Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
+"""Reads a value that begins at a place; returns it, and the place after it."""
+
+_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of local times, which have no zone
+_LOGICAL: Mapping[str, Callable[[int], Any]] = {
+    "timestamp-millis": lambda at: (_EPOCH + timedelta(milliseconds=at)).replace(tzinfo=UTC),
+    "timestamp-micros": lambda at: (_EPOCH + timedelta(microseconds=at)).replace(tzinfo=UTC),
+    "local-timestamp-millis": lambda at: _EPOCH + timedelta(milliseconds=at),
+    "local-timestamp-micros": lambda at: _EPOCH + timedelta(microseconds=at),
+    "date": lambda day: date(1970, 1, 1) + timedelta(days=day),
+}
 
 
 @dataclass
@@ -109,7 +118,7 @@ class Schemas:
 
     def _get(self, path: str) -> httpx.Response:
         try:
-            return httpx.get(f"{self.url}/{path}", auth=self.login, headers=_JSON, timeout=PATIENCE_S)
+            return httpx.get(f"{self.url}/{path}", auth=self.login, headers=_ACCEPTED, timeout=PATIENCE_S)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise self._away(f"does not answer: {error}") from error
 
@@ -166,18 +175,6 @@ class RegisteredConnection:
     def close(self) -> None:
         """End the connection to the log."""
         self.log.close()
-
-
-Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
-"""Reads a value that begins at a place; returns it, and the place after it."""
-_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 - of local times, which have no zone
-_LOGICAL: Mapping[str, Callable[[int], Any]] = {
-    "timestamp-millis": lambda at: (_EPOCH + timedelta(milliseconds=at)).replace(tzinfo=UTC),
-    "timestamp-micros": lambda at: (_EPOCH + timedelta(microseconds=at)).replace(tzinfo=UTC),
-    "local-timestamp-millis": lambda at: _EPOCH + timedelta(milliseconds=at),
-    "local-timestamp-micros": lambda at: _EPOCH + timedelta(microseconds=at),
-    "date": lambda day: date(1970, 1, 1) + timedelta(days=day),
-}
 
 
 def reader_of(schema: Any) -> Callable[[bytes], Any]:

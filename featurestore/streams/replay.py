@@ -1,13 +1,12 @@
 """Replay of a stream: its log is read again by the definition in force, and views over it are filled anew.
 
-Messages become events again in place of those that were stored, chunk by chunk, with the times at which they became known the first
-time. Then each view's offline rows are replaced in one commit by those that follow from all stored events, and its online rows by
-the newest of them. Consumers that hold what was stored before begin anew. Killed at any line, a replay is made good by the next.
+Messages become events again in place of those that were stored, chunk by chunk, with the times at which they became
+known the first time. Then each view's offline rows are replaced in one commit by those that follow from all stored
+events, and its online rows by the newest of them. Consumers that hold what was stored before begin anew. Killed at
+any line, a replay is made good by the next.
 
-Rows of a view from all stored events of its stream, in bounded memory: the events are divided by key into files on local disk.
-
-Each file has all events of its keys and is computed by itself. Of events that replace each other, which may have different keys, those of
-one name are brought together first.
+To bound memory, events are divided by key into files on local disk, each computed by itself. Of events that replace
+each other, which may have different keys, those of one name are brought together first.
 """
 
 from __future__ import annotations
@@ -33,16 +32,19 @@ from toque.featurestore.offline.partitioning import key_hashes
 from toque.featurestore.rows import Clock, conform
 from toque.featurestore.streams.decode import Decoded, Place, decode, event_schema, rejected_schema
 from toque.featurestore.streams.refresh import computed_rows, events_of, new_rows, own_rows, with_replaced
-from toque.featurestore.streams.table import announce_rewrite
+from toque.featurestore.streams.table import StreamTable, announce_rewrite
 
 if TYPE_CHECKING:
     from toque.featurestore.definitions.views import FeatureView
     from toque.featurestore.store import FeatureStore
-    from toque.featurestore.streams.table import StreamTable
-
 
 CHUNK_ROWS = 100_000
-_PATIENCE_S = 10.0
+EVENTS_AT_ONCE = 1 << 19
+"""Events that are held at once, on average; all of one key are, however many."""
+PIECE_ROWS = 1 << 20
+_MOST_FILES = 500  # that are open at once
+_PATIENCE_S = 10.0  # for a poll of the log
+_DAY_US = 86_400_000_000
 
 
 class ReplayedPartition(BaseModel):
@@ -199,13 +201,6 @@ def _fill(features: FeatureStore, table: StreamTable, view: FeatureView) -> tupl
 def _come(features: FeatureStore, rows: pa.Table) -> pa.Table:
     """Select the rows whose moment has come."""
     return rows.filter(pc.less_equal(rows.column(EVENT_TIMESTAMP), pa.scalar(features.now(), TIMESTAMP)))
-
-
-EVENTS_AT_ONCE = 1 << 19
-"""Events that are held at once, on average; all of one key are, however many."""
-PIECE_ROWS = 1 << 20
-_MOST_FILES = 500  # that are open at once
-_DAY_US = 86_400_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,19 +1,16 @@
 """Table of a stream's events, with how far each partition was read in the same commits as the events.
 
-A commit carries, for each of its partitions, the place after its events as transactions of the table, and is made only if the
-table still is where the events begin. So of two consumers of one partition the table takes each event from one; the other is
-told by `ConsumerFenced`, and reads on from where the table is. Nothing else decides who may write.
+A commit carries, for each of its partitions, the place after its events as transactions of the table, and is made
+only if the table still is where the events begin. So of two consumers of one partition the table takes each event
+from one; the other is told by `ConsumerFenced`, and reads on from where the table is. Nothing else decides who may
+write.
 
-Messages that were kept aside are rows of the same table: a message is in it once, as an event or with the reason why it is none.
+Messages that were kept aside are rows of the same table: a message is in it once, as an event or with the reason why
+it is none. Up to version 0.1 they had a table of their own, in a commit before that of the events. It is still read.
 
-Messages of a stream that were kept aside, each with its reason: they stand among the events, so one commit carries both.
-
-Up to version 0.1 they had a table of their own, in a commit before that of the events. It is still read.
-
-Count of the times that the stored events of a stream were rewritten: consumers that hold events from before begin anew.
-
-An erasure takes events out of the table, and a replay puts others in their place. What a consumer holds in memory is older then, and
-must not come online any more. So it reads the count before each of its writes.
+An erasure takes events out of the table, and a replay puts others in their place. What a consumer holds in memory is
+older then, and must not come online any more. So rewrites are counted, and it reads the count before each of its
+writes.
 """
 
 from __future__ import annotations
@@ -52,10 +49,13 @@ from toque.registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted."""
-_COUNT = "stream-partitions"
+_PARTITIONS = "stream-partitions"  # transaction that says how many there are
 _REWRITTEN = "stream-rewritten"
 _ASIDE_BOUNDS = (KNOWN_AT, PARTITION, POSITION)
 _BOUNDS = (EVENT_TIMESTAMP, *_ASIDE_BOUNDS)
+STORED_NAMES = {REASON: ASIDE_REASON, ROW: ASIDE_ROW}
+"""Names in the table of events, where a source may have columns `reason` and `row` of its own."""
+_PLACE_COLUMNS = [PARTITION, POSITION]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ class StreamTable:
         if not self.table.exists():
             return []
         opened = self.table.open()
-        count = opened.transaction_version(_COUNT) or 0
+        count = opened.transaction_version(_PARTITIONS) or 0
         return [each for each in range(count) if _place(opened, each) is not None]
 
     def positions(self) -> dict[int, int]:
@@ -134,7 +134,7 @@ class StreamTable:
                         f"stream source {self.source.name!r}: partition {each} is at {_place(opened, each)}, not at {move.before}; "
                         "another consumer has committed"
                     )
-            more = {_COUNT: count} if count > (opened.transaction_version(_COUNT) or 0) else {}
+            more = {_PARTITIONS: count} if count > (opened.transaction_version(_PARTITIONS) or 0) else {}
             add_parts(opened, parts, schema, self.table.name, commit_properties(ids | more, None))
             return opened
 
@@ -160,7 +160,7 @@ class StreamTable:
             schema = _stored_schema(self.source)
             opened = self.table.create(schema, bounds=_BOUNDS) if opened is None else opened
             ids = _next_rewrite(opened)
-            for each in range(opened.transaction_version(_COUNT) or 0):
+            for each in range(opened.transaction_version(_PARTITIONS) or 0):
                 place = _place(opened, each)
                 ids |= {} if place is None else _ids(each, place)
             add_parts(opened, [], schema, self.table.name, commit_properties(ids, None))
@@ -316,11 +316,6 @@ def _place(opened: DeltaTable, partition: int) -> Place | None:
     return None if found[0] is None else Place(int(found[0]), int(found[1] or 0), int(found[2] or 0))
 
 
-STORED_NAMES = {REASON: ASIDE_REASON, ROW: ASIDE_ROW}
-"""Names in the table of events, where a source may have columns `reason` and `row` of its own."""
-_WHERE = [PARTITION, POSITION]
-
-
 def kept_aside() -> pc.Expression:
     """Make the condition of the rows of a stream's table that were kept aside, if it has the column.
 
@@ -348,7 +343,7 @@ class RejectedMessages:
     def read(self) -> pa.Table:
         """Read all, in order of partition and position; columns are those of `rejected_schema`."""
         found = [self._among_events(), self._apart()]
-        return pa.concat_tables(found).sort_by([(name, "ascending") for name in _WHERE])
+        return pa.concat_tables(found).sort_by([(name, "ascending") for name in _PLACE_COLUMNS])
 
     def _among_events(self) -> pa.Table:
         schema = rejected_schema()
@@ -366,8 +361,8 @@ class RejectedMessages:
         before = self.before.read(columns=schema.names).cast(schema)
         if not self._table.exists() or not before.num_rows:
             return before
-        stored = pl.DataFrame(self._table.read(columns=_WHERE))
-        return pl.DataFrame(before).join(stored, on=_WHERE, how="anti").to_arrow().cast(schema)
+        stored = pl.DataFrame(self._table.read(columns=_PLACE_COLUMNS))
+        return pl.DataFrame(before).join(stored, on=_PLACE_COLUMNS, how="anti").to_arrow().cast(schema)
 
 
 def rewrites_of(online: OnlineStore, source: str) -> int:

@@ -1,6 +1,7 @@
-"""Rows of a view's vectors as its offline table has them, kept in memory and brought up to date from new files alone.
+"""Rows of a view's vectors, kept in memory: as its offline table has them, and those that were pushed online lately.
 
-Rows that were pushed online lately, as the tail of a search: they may not be in the offline table, or not be seen there yet.
+They are brought up to date from new files alone. Rows pushed online are the tail of a search: they may not be in the
+offline table, or not be seen there yet.
 """
 
 import threading
@@ -29,7 +30,8 @@ from toque.registry.times import epoch_us, from_epoch_us
 TAIL_ROWS = 10_000
 TAIL_SHARE = 0.1
 """A tail above both is sorted into the base; not into that of an index, which takes it at its next refresh."""
-_KEPT = 8  # vector fields that a process keeps in memory
+_KEPT_FIELDS = 8  # vector fields that a process keeps in memory
+Row: TypeAlias = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +144,7 @@ class Followers:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._kept: LRUCache[tuple[str, ...], FollowedRows] = LRUCache(_KEPT)
+        self._kept: LRUCache[tuple[str, ...], FollowedRows] = LRUCache(_KEPT_FIELDS)
 
     def of(self, where: str, view: FeatureView, field: str) -> FollowedRows:
         """Get the follower of a field. where: store and project of the view."""
@@ -162,9 +164,6 @@ class Followers:
 
 FOLLOWERS = Followers()
 """Of this process: all feature stores that are opened in it share the rows."""
-
-
-Row: TypeAlias = dict[str, Any]
 
 
 class RecentRows:

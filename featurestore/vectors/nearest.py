@@ -1,10 +1,9 @@
-"""Nearest vectors by exact comparison: a pass in float32 finds candidates, and float64 orders them.
+"""Nearest vectors, exact or approximate.
 
-Approximate search over many vectors: inverted lists, of which a search scans those whose centres are nearest to the query.
-
-A list holds codes of 4 bits for a few numbers each, many of which are compared at once (product quantization, "fast scan"). What
-they propose is compared exactly afterwards, so only which rows are found is approximate. faiss is imported late: it takes a
-while, and few processes search.
+Exact: a pass in float32 finds candidates, and float64 orders them. Approximate: of inverted lists a search scans
+those whose centres are nearest to the query. A list holds codes of 4 bits for a few numbers each, many of which are
+compared at once (product quantization, "fast scan"). What they propose is compared exactly afterwards, so only which
+rows are found is approximate. faiss is imported late: it takes a while, and few processes search.
 """
 
 import math
@@ -18,8 +17,20 @@ import numpy as np
 from toque.featurestore.definitions.fields import Metric
 from toque.featurestore.vectors.rows import Bools, Floats, Ints, VectorRows
 
+LISTS_FILE = "lists.faiss"
+SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
+"""Of the lists, how many a search scans; the least that reaches the recall is chosen."""
+OVERSAMPLED = 20
+"""Candidates for each neighbour wanted that are compared exactly."""
 _TOLERANCE = 1e-5  # of float32 scores; candidates that are so near the last one are compared in float64
 _SPARSE = 0.25  # share of rows below which they are gathered first
+_CODE_BITS = 4
+_CODES = 96  # of a vector, if that leaves no more than `_MOST_CODED` numbers to each
+_MOST_CODED = 4
+_TRAINED_ON = 64  # rows for each centre, which more improve little
+_ROUNDS = 10  # of moving the centres
+_LEAST_TRAINED = 2**_CODE_BITS  # the rows that a code of so many bits needs
+_ADDED_AT_ONCE = 50_000
 
 Distances = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -104,20 +115,6 @@ def merged(parts: Sequence[tuple[VectorRows, Found]], *, k: int) -> list[tuple[V
     ]
     found.sort(key=lambda each: each[:2])
     return [(rows, position, distance) for distance, _, rows, position in found[:k]]
-
-
-LISTS_FILE = "lists.faiss"
-SHARES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
-"""Of the lists, how many a search scans; the least that reaches the recall is chosen."""
-OVERSAMPLED = 20
-"""Candidates for each neighbour wanted that are compared exactly."""
-_CODE_BITS = 4
-_CODES = 96  # of a vector, if that leaves no more than `_MOST_CODED` numbers to each
-_MOST_CODED = 4
-_TRAINED_ON = 64  # rows for each centre, which more improve little
-_ROUNDS = 10  # of moving the centres
-_LEAST_TRAINED = 2**_CODE_BITS  # the rows that a code of so many bits needs
-_ADDED_AT_ONCE = 50_000
 
 
 @dataclass(frozen=True, slots=True)

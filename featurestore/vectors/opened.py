@@ -1,6 +1,7 @@
-"""Opens a view's vectors for a search: the offline table's rows, and those pushed online since.
+"""Searches of a view's vectors, over the offline table's rows and those pushed online since; refreshes of its index.
 
-Refresh of an index: rows that came since the last build are read, added to its lists, and measured against exact search.
+A refresh reads the rows that came since the last build, adds them to the lists, and measures these against exact
+search.
 """
 
 import math
@@ -53,6 +54,13 @@ from toque.featurestore.vectors.search import (
     index_of,
 )
 from toque.registry.times import epoch_us
+
+SAMPLED = 200  # rows by which lists are measured
+_MEASURED_NEIGHBOURS = 10  # of each
+_DEAD_SHARE = 0.3
+"""Share of the indexed rows that are no longer visible above which the lists are built anew."""
+_FEW_LISTS = 0.5
+"""Share of the lists that so many rows should have below which they are built anew."""
 
 
 class Source(Protocol):
@@ -149,14 +157,6 @@ def refresh(source: Source, view: FeatureView, field: str | None) -> IndexBuild 
 def of_vectors(view: FeatureView) -> bool:
     """Whether a view has a vector, so that rows pushed online are noted for searches."""
     return any(isinstance(f.dtype, Vector) for f in view.schema)
-
-
-SAMPLED = 200
-_NEIGHBOURS = 10
-_DEAD_SHARE = 0.3
-"""Share of the indexed rows that are no longer visible above which the lists are built anew."""
-_FEW_LISTS = 0.5
-"""Share of the lists that so many rows should have below which they are built anew."""
 
 
 class RecallTooLow(FeatureStoreError, ValueError):  # noqa: N818  # the name says what happened, as in errors
@@ -274,7 +274,7 @@ def measured(rows: VectorRows, lists: InvertedLists, least_recall: float, *, at_
     visible = rows.visible(at_us) & rows.present
     candidates = np.flatnonzero(visible & (rows.norms[rows.ids] > 0))
     sample = np.random.default_rng(1).permutation(candidates)[:SAMPLED]
-    if len(candidates) <= _NEIGHBOURS:
+    if len(candidates) <= _MEASURED_NEIGHBOURS:
         return Measured(1, 1.0, len(sample))
     farthest = _farthest(rows, lists.metric, visible, sample)
     reserve, recall = least_recall + (1 - least_recall) / 2, 0.0
@@ -292,14 +292,14 @@ def _farthest(rows: VectorRows, metric: Metric, visible: Bools, sample: Ints) ->
     parts = [ids[at : at + ROWS_AT_ONCE] for at in range(0, len(ids), ROWS_AT_ONCE)]
     queries = rows.vectors[own]
     near = [
-        part[compared(queries, rows.vectors[part], metric, k=min(2 * _NEIGHBOURS, len(part)))]
+        part[compared(queries, rows.vectors[part], metric, k=min(2 * _MEASURED_NEIGHBOURS, len(part)))]
         for part in parts
     ]
     farthest = []
     for itself, query, candidates in zip(own, queries, np.concatenate(near, axis=1), strict=True):
         others = candidates[candidates != itself]
         distances = distances_of(rows.vectors[others], query, metric)
-        farthest.append(float(np.partition(distances, _NEIGHBOURS - 1)[_NEIGHBOURS - 1]))
+        farthest.append(float(np.partition(distances, _MEASURED_NEIGHBOURS - 1)[_MEASURED_NEIGHBOURS - 1]))
     return farthest
 
 
@@ -317,7 +317,7 @@ def _recall(
     hits = 0
     for position, last in zip(sample.tolist(), farthest, strict=True):
         query = np.array(rows.vectors[rows.ids[position]])
-        at = places[lists.search(query, k=OVERSAMPLED * _NEIGHBOURS, allowed=allowed, probes=probes)]
-        kept = ordered(rows, query, lists.metric, at[at != position], k=_NEIGHBOURS)
+        at = places[lists.search(query, k=OVERSAMPLED * _MEASURED_NEIGHBOURS, allowed=allowed, probes=probes)]
+        kept = ordered(rows, query, lists.metric, at[at != position], k=_MEASURED_NEIGHBOURS)
         hits += int((kept.distances <= last).sum())
-    return hits / (_NEIGHBOURS * len(sample))
+    return hits / (_MEASURED_NEIGHBOURS * len(sample))

@@ -1,10 +1,7 @@
-"""Queries of nearest neighbours: what is asked, and what was found.
+"""Search for the rows of a view whose vectors are nearest to a query, as of now or of any time before.
 
-Filters of a vector search by the other columns of a view: equality, sets, ranges.
-
-`{"lang": "de", "year": {"ge": 2020, "lt": 2024}, "kind": ["a", "b"], "gone": None}`: a row must meet all; None asks for a null.
-
-Search for the rows of a view whose vectors are nearest to a query, as of now or of any time before.
+Filters are by the other columns; a row must meet all, and None asks for a null:
+`{"lang": "de", "year": {"ge": 2020, "lt": 2024}, "kind": ["a", "b"], "gone": None}`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,8 +26,20 @@ from toque.registry.times import epoch_us
 
 MOST = 1_000
 """Neighbours that one search may ask for."""
+EXACT_ROWS = 5_000
+"""Rows that are compared as fast as lists are scanned."""
 Embed: TypeAlias = Callable[[str, Sequence[str]], Any]
 """Makes vectors (texts, length) of texts by a registered model: `embed(model, texts)`."""
+Where: TypeAlias = Mapping[str, Any]
+
+_Mask = np.ndarray[Any, np.dtype[np.bool_]]
+_COMPARE: dict[str, Callable[..., Any]] = {
+    "ge": pc.greater_equal,
+    "gt": pc.greater,
+    "le": pc.less_equal,
+    "lt": pc.less,
+    "ne": pc.not_equal,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,17 +160,6 @@ def neighbours_of(view: FeatureView, found: Sequence[tuple[Any, int, float]]) ->
     return tuple(made)
 
 
-Where: TypeAlias = Mapping[str, Any]
-_Mask = np.ndarray[Any, np.dtype[np.bool_]]
-_COMPARE: dict[str, Callable[..., Any]] = {
-    "ge": pc.greater_equal,
-    "gt": pc.greater,
-    "le": pc.less_equal,
-    "lt": pc.less,
-    "ne": pc.not_equal,
-}
-
-
 @dataclass(frozen=True, slots=True)
 class Condition:
     """Condition that rows meet on one column. compare: `eq`, `in`, or a key of a range; values: Arrow values of the column's type."""
@@ -239,10 +237,6 @@ def _typed(where: str, field: Field, values: Sequence[Any]) -> pa.Array:
         raise InvalidRows(msg) from error
     typed = cast_column(where, field, given).combine_chunks()
     return typed if isinstance(typed, pa.Array) else pa.array([], field.dtype.arrow)
-
-
-EXACT_ROWS = 5_000
-"""Rows that are compared as fast as lists are scanned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,16 @@
-"""Counts, sums, means, deviations and extremes of trailing windows, row by row.
+"""Counts, sums, means, deviations, extremes and k-th latest values of trailing windows, row by row.
 
-A window's count or sum is that of values entered less that of values left. The difference is exact: values are split into
-fixed-point parts, mostly one or two, whose sums cannot round, so a value that was added and subtracted leaves no residue. The
-parts' sums are added and rounded once. So the bits of a result depend on the values in its window and on nothing else: not on
-what was there before, on other keys, or on how many events are computed at a time.
+A window's count or sum is that of values entered less that of values left. The difference is exact: values are split
+into fixed-point parts, mostly one or two, whose sums cannot round, so a value that was added and subtracted leaves no
+residue. The parts' sums are added and rounded once. So the bits of a result depend on the values in its window and on
+nothing else: not on what was there before, on other keys, or on how many events are computed at a time.
 
-Values that no exact sum holds stand apart: huge ones are summed scaled down, beside the others, and infinite ones are only
-counted. A window without them does not notice that there are any.
+Values that no exact sum holds stand apart: huge ones are summed scaled down, beside the others, and infinite ones are
+only counted. A window without them does not notice that there are any.
 
-The k-th latest value of trailing windows, row by row.
-
-Values that leave a window are always older than those that stay, so the k latest in the window are the k latest of all
-that have entered, unless too old: a running maximum, and for k = 2 the running maximum of the values it displaces. Keys with
-values that were replaced, which leave before they are old, are gone through row by row.
+Values that leave a window are always older than those that stay, so the k latest in the window are the k latest of
+all that have entered, unless too old: a running maximum, and for k = 2 the running maximum of the values it
+displaces. Keys with values that were replaced, which leave before they are old, are gone through row by row.
 """
 
 from bisect import insort
@@ -22,6 +20,8 @@ from functools import cached_property
 import numpy as np
 
 from toque.featurestore.windows.windowing import NEVER, Alignment, Floats, Ints, blocks, is_rising
+
+Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 _HUGE = 2.0**400  # beyond this, sums of squares of a piece's values could overflow
 _SCALE = 2.0**-700  # by which huge values are summed, so that they are not huge
@@ -355,9 +355,6 @@ def _level(length: Ints) -> np.ndarray[tuple[int], np.dtype[np.int16]]:
     level: np.ndarray[tuple[int], np.dtype[np.int16]]
     level = ((length.astype(np.float64).view(np.int64) >> 52) - 1023).astype(np.int16)
     return level
-
-
-Mask = np.ndarray[tuple[int], np.dtype[np.bool_]]
 
 
 class Latest:

@@ -1,9 +1,7 @@
-"""Decision whether people are alerted of an alarm: pure, over what was sent, silenced and acknowledged before.
+"""Policy of alerts, and whether people get one of an alarm: pure, over what was sent, silenced and acknowledged.
 
-An alert is about one subject of one monitor. However many alarms there are about it, it is sent once, then again only if nobody
-acknowledged it for long; its recovery is sent to the same sinks.
-
-Policy of a model's alerts: sinks, severities and runbooks, one value in the model's definition.
+An alert is about one subject of one monitor. However many alarms there are about it, it is sent once, then again only
+if nobody acknowledged it for long; its recovery is sent to the same sinks.
 """
 
 from __future__ import annotations
@@ -17,10 +15,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validato
 from toque.functions.monitoring import Alarm
 from toque.registry import Entry
 
-_MAX_KEYS = 512  # keys that the fold keeps
-
 Rule = Literal["new", "again", "recovered", "told", "silenced", "acknowledged", "standing", "never_told"]
+Severity = Literal["info", "warning", "critical"]
 SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
+SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
+_MAX_KEYS = 512  # keys that the fold keeps
+_SINK_NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
 
 
 class Silence(BaseModel):
@@ -148,11 +148,6 @@ def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
     return state.model_copy(update={"told": told, "standing": standing})
 
 
-Severity = Literal["info", "warning", "critical"]
-SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
-_NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-
-
 class Webhook(BaseModel):
     """Webhook sink: a URL that alerts are posted to.
 
@@ -164,7 +159,7 @@ class Webhook(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["webhook"] = "webhook"
-    name: str = _NAME
+    name: str = _SINK_NAME
     shape: Literal["generic", "slack", "pagerduty"] = "generic"
     url: str | None = None
     url_secret: str | None = None
@@ -193,7 +188,7 @@ class Email(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["email"] = "email"
-    name: str = _NAME
+    name: str = _SINK_NAME
     host: str
     port: int = Field(default=587, ge=1, le=65_535)
     security: Literal["starttls", "tls", "none"] = "starttls"

@@ -1,7 +1,4 @@
-"""Delivery of an alert to a sink, tried once; the caller retries where that can help.
-
-Payloads of an alert in the shape that each kind of sink understands.
-"""
+"""Delivery of an alert to a sink in its own shape, tried once; the caller retries where that can help."""
 
 from __future__ import annotations
 
@@ -21,11 +18,13 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from toque.functions.alerting.decide import AlertPolicy, Email, Severity, Sink, Webhook, alert_subject
 from toque.functions.monitoring import Alarm
 
-TIMEOUT_S = 10.0
-_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-_SMTP_PERMANENT = 500
-
 FindSecret = Callable[[str], str | None]
+TIMEOUT_S = 10.0
+_TAKEN_LATER = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_SMTP_PERMANENT = 500  # the code from which on a retry does not help
+_MOST_SUMMARY = 1_000  # characters of PagerDuty's summary; it takes 1,024
+_COLOURS: dict[Severity, str] = {"info": "#5b7083", "warning": "#c98a00", "critical": "#c0392b"}
+_RECOVERED_COLOUR = "#0b6e4f"
 
 
 class SinkDownError(ValueError):
@@ -85,7 +84,7 @@ def _post(alert: Alert, sink: Webhook, find_secret: FindSecret, hosts: Collectio
     problem = (
         f"sink {sink.name!r} answered {answer.status_code}"  # and no more: its text may be anybody's secret
     )
-    if answer.is_server_error or answer.status_code in _LATER:
+    if answer.is_server_error or answer.status_code in _TAKEN_LATER:
         raise SinkDownError(problem)
     raise SinkRefusedError(problem)
 
@@ -140,11 +139,6 @@ def _secret(sink: str, name: str, find: FindSecret) -> str:
             f"sink {sink!r}: no secret {name!r} here; set the variable {name}, or put a file of that name into TOQUE_SECRETS"
         )
     return value
-
-
-_SUMMARY = 1_000  # characters of PagerDuty's summary; it takes 1,024
-_COLOURS: dict[Severity, str] = {"info": "#5b7083", "warning": "#c98a00", "critical": "#c0392b"}
-_RECOVERED = "#0b6e4f"
 
 
 class Alert(BaseModel):
@@ -215,7 +209,7 @@ def slack(alert: Alert) -> dict[str, Any]:
         "text": _slack(alert.title),
         "attachments": [
             {
-                "color": _RECOVERED if alert.alarm.recovered else _COLOURS[alert.severity],
+                "color": _RECOVERED_COLOUR if alert.alarm.recovered else _COLOURS[alert.severity],
                 "text": _slack(alert.alarm.text),
                 "fields": fields,
                 "ts": int(alert.at.timestamp()),
@@ -234,7 +228,7 @@ def pagerduty(alert: Alert, routing_key: str) -> dict[str, Any]:
         "dedup_key": alert.thread[-255:],
         "links": links,
         "payload": {
-            "summary": f"{alert.title}: {alert.alarm.text}"[:_SUMMARY],
+            "summary": f"{alert.title}: {alert.alarm.text}"[:_MOST_SUMMARY],
             "source": f"toque/{alert.alarm.model}",
             "severity": alert.severity,
             "timestamp": alert.at.isoformat(),

@@ -1,12 +1,9 @@
-"""Result of checking one limit of a gate.
+"""Checks of a gate beyond its metrics: slices, robustness, fairness and behaviour, each judged against one limit.
 
-Checks of a model's behaviour: answers must not change with some inputs, and must move one way with others.
-
-Fairness checks of gaps between groups, in decisions at a threshold, in calibration or in loss, each with its interval.
-
-Robustness checks of the loss when an input is missing or shifted, as by another unit or a drifting sensor.
-
-Checks of a model's loss on slices: each category, each quarter of a number, and pairs, corrected for their number.
+Slices are each category, each quarter of a number, and pairs, corrected for their number. Robustness is of the loss
+when an input is missing or shifted, as by another unit or a drifting sensor. Fairness is of gaps between groups, in
+decisions at a threshold, in calibration or in loss, each with its interval. By behaviour, answers must not change
+with some inputs, and must move one way with others.
 """
 
 from __future__ import annotations
@@ -26,9 +23,52 @@ from scipy import special
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.stats.slices import Slice, slices_above
 
-_MIN_ENTITIES = 10
+Floats = npt.NDArray[np.float64]
+Take = Callable[[pa.Table, npt.NDArray[np.int64]], pa.Table]
+Predict = Callable[[pa.Table], Floats]
+MeanLoss = Callable[[Floats, Floats], float]
+Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration", "loss"]
 
-_SHOWN = 5
+_MIN_SLICE_ENTITIES = 10
+_SHOWN_SLICES = 5
+_GAP_LEVEL = 0.95  # of the interval
+_FEWEST_UNITS = 2  # for a spread
+_SEED = 2013  # of the values that invariance tries
+_ROUNDING = 1e-6  # error of a probability in 32-bit arithmetic
+
+
+class Check(BaseModel):
+    """Result of checking one limit: the value found, the limit, and which side is good. note: details for the reader."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
+
+    name: str
+    value: float
+    limit: float
+    rule: str
+    passed: bool
+    note: str = ""
+
+
+def at_most(name: str, value: float, limit: float, note: str = "") -> Check:
+    """Check that value <= limit; NaN does not pass."""
+    return Check(name=name, value=value, limit=limit, rule="at most", passed=bool(value <= limit), note=note)
+
+
+def at_least(name: str, value: float, limit: float, note: str = "") -> Check:
+    """Check that value >= limit; NaN does not pass."""
+    return Check(name=name, value=value, limit=limit, rule="at least", passed=bool(value >= limit), note=note)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Judged rows of one length. answers: probabilities (rows,), or what the loss was computed of; entity: None if independent."""
+
+    table: pa.Table
+    label: Floats
+    answers: Floats
+    loss: Floats | None = None
+    entity: npt.NDArray[np.generic] | None = None
 
 
 class SliceRule(BaseModel):
@@ -68,13 +108,13 @@ def judge_slices(
         unit=entity,
         depth=rule.depth,
         min_rows=rule.min_rows,
-        min_units=_MIN_ENTITIES,
+        min_units=_MIN_SLICE_ENTITIES,
     )
     name = f"slices against {rule.against}: least p of {len(worst)}"
     if not worst:
-        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_ENTITIES} entities"
+        note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_SLICE_ENTITIES} entities"
         return at_least(name, float("nan"), rule.alpha, note), ()
-    shown = [_described(part, rule.alpha / len(worst)) for part in worst[:_SHOWN]]
+    shown = [_described(part, rule.alpha / len(worst)) for part in worst[:_SHOWN_SLICES]]
     return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
 
 
@@ -101,9 +141,6 @@ def _column(name: str, column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
         return np.asarray(column.cast(pa.string()).to_pylist(), dtype=object)
     numbers = np.asarray(pc.fill_null(column.cast(pa.float64()), float("nan")).to_numpy(zero_copy_only=False))
     return np.where(np.isfinite(numbers), numbers, np.nan)
-
-
-Take = Callable[[pa.Table, npt.NDArray[np.int64]], pa.Table]
 
 
 class RobustnessRule(BaseModel):
@@ -205,13 +242,6 @@ def _worst(
     return at_most(name, ratios[ranked[0]], limit, note)
 
 
-Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration", "loss"]
-
-_LEVEL = 0.95
-
-_FEWEST_UNITS = 2  # for a spread
-
-
 class FairnessRule(BaseModel):
     """Rule that a gap between the groups of a column must stay small.
 
@@ -285,7 +315,7 @@ def fairness_gap(rule: FairnessRule, rows: Judged) -> Gap:
         return Gap(math.nan, math.nan, math.nan, note)
     (least, error), (most, other_error) = min(means.values()), max(means.values())
     pairs = len(means) * (len(means) - 1) / 2
-    radius = -float(special.ndtri((1 - _LEVEL) / 2 / pairs)) * math.hypot(error, other_error)
+    radius = -float(special.ndtri((1 - _GAP_LEVEL) / 2 / pairs)) * math.hypot(error, other_error)
     low, high = max(0.0, most - least - radius), most - least + radius
     return Gap(most - least, low, high, f"{note}; 95 % interval of the gap {low:.4f} to {high:.4f}")
 
@@ -321,52 +351,6 @@ def _mean_with_error(values: Floats, entity: npt.NDArray[np.generic] | None) -> 
         return mean, math.inf
     spread = float((sums**2).sum()) * len(sums) / (len(sums) - 1)
     return mean, math.sqrt(spread) / len(values)
-
-
-class Check(BaseModel):
-    """Result of checking one limit: the value found, the limit, and which side is good. note: details for the reader."""
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
-
-    name: str
-    value: float
-    limit: float
-    rule: str
-    passed: bool
-    note: str = ""
-
-
-def at_most(name: str, value: float, limit: float, note: str = "") -> Check:
-    """Check that value <= limit; NaN does not pass."""
-    return Check(name=name, value=value, limit=limit, rule="at most", passed=bool(value <= limit), note=note)
-
-
-def at_least(name: str, value: float, limit: float, note: str = "") -> Check:
-    """Check that value >= limit; NaN does not pass."""
-    return Check(name=name, value=value, limit=limit, rule="at least", passed=bool(value >= limit), note=note)
-
-
-Floats = npt.NDArray[np.float64]
-
-Predict = Callable[[pa.Table], Floats]
-
-MeanLoss = Callable[[Floats, Floats], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """Judged rows of one length. answers: probabilities (rows,), or what the loss was computed of; entity: None if independent."""
-
-    table: pa.Table
-    label: Floats
-    answers: Floats
-    loss: Floats | None = None
-    entity: npt.NDArray[np.generic] | None = None
-
-
-_SEED = 2013
-
-_ROUNDING = 1e-6  # error of a probability in 32-bit arithmetic
 
 
 class Invariance(BaseModel):

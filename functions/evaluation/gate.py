@@ -1,9 +1,8 @@
 """Limits of the offline gate, which a version must keep on data that it has not learnt from.
 
-`judge` is pure: numbers in, checks out. A gate never passes for want of evidence: too few rows, a NaN, or a comparison that
-could not be made fail the gate and say so.
-
-Gate as the model's policy demands it: its limits stand before the caller's, and its data before the caller's choice.
+`judge` is pure: numbers in, checks out. A gate never passes for want of evidence: too few rows, a NaN, or a
+comparison that could not be made fail the gate and say so. Where the model's policy demands a gate, its limits stand
+before the caller's, and its data before the caller's choice.
 """
 
 from __future__ import annotations
@@ -41,8 +40,6 @@ from toque.registry import (
 
 LINEAR_NAMES = ("linear", "ridge", "poisson", "nearest")
 """Names of the linear baseline beside the stored one, which is that of two classes."""
-
-
 POPULARITY: Baseline = "popularity"
 
 

@@ -1,6 +1,6 @@
 """Evaluation of a registered version on a table snapshot, recorded with whether it passed the gate.
 
-Checks of a gate beyond its metrics: slices, fairness, robustness, behaviour, latency and size.
+Beyond metrics a gate checks slices, fairness, robustness, behaviour, latency and size.
 """
 
 from __future__ import annotations
@@ -54,7 +54,11 @@ from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, Registry, Table, TableSnapshot
 from toque.registry.models import Signature
 
+Floats = npt.NDArray[np.float64]
+
 _CHAMPION = "champion"
+_TIMED_ROWS = 50  # scored one by one; the median is reported
+_BEHAVIOUR_ROWS = 2_000
 
 
 class GateResult(BaseModel):
@@ -313,11 +317,6 @@ def _unmeasured(version: ModelVersion, gate: Gate, rows: int, reason: str) -> Ga
     return GateResult(
         model=version.model, version=version.version, gate=gate.name, passed=False, rows=rows, reason=reason
     )
-
-
-Floats = npt.NDArray[np.float64]
-_TIMED_ROWS = 50  # scored one by one; the median is reported
-_BEHAVIOUR_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)

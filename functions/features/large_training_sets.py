@@ -1,16 +1,13 @@
 """Training sets that do not fit a share of this machine's memory: made shard by shard, and never whole in one place.
 
-A shard is a range of the entity table. On a Ray cluster its rows are joined by tasks on all nodes, and this process handles
-names of files; without one this process joins smaller shards, and of the feature tables it holds the rows that can be an
-answer. Files are committed at once, so that a reader sees all rows or none; the rows, and their order, are those of the
-small way. A call that was killed is taken up after its last finished shard by the next one (see `build_record`).
+A shard is a range of the entity table. On a Ray cluster its rows are joined by tasks on all nodes, and this process
+handles names of files; without one this process joins smaller shards, and of the feature tables it holds the rows
+that can be an answer. Files are committed at once, so that a reader sees all rows or none; the rows, and their order,
+are those of the small way.
 
-Record of a training set that is built shard by shard, in the store: what a call that was killed left, another one takes up.
-
-The plan is stored before the first shard, and the files of each shard after they were written; both by `create`, so that of
-several callers one decides. The record goes when the set is committed.
-
-Memory that a join in one process would take, and that this node has: what decides whether it is spread over a cluster.
+A call that was killed is taken up after its last finished shard by the next one. The plan is stored before the first
+shard, and the files of each shard after they were written; both by `create`, so that of several callers one decides.
+The record goes when the set is committed.
 """
 
 from __future__ import annotations
@@ -34,12 +31,15 @@ from toque.functions.runtime.run.log import report_progress
 from toque.registry import AlreadyExists, ObjectStore, Table, TableSnapshot
 from toque.registry.store import Part, write_part
 
+JoinShard = Callable[[range], list[Part]]
+"""Joins and writes the entity rows of a range; returns the files in the order of their rows."""
+
 _FEWEST_ROWS, _MOST_ROWS = 2_000, 1_000_000  # of a shard that this process joins
 _ROWS_ON_CLUSTER = 8_000_000
 _HELD = 8  # so many times the bytes of its entity rows a join takes: rows, candidates, both again while they are put together
-
-JoinShard = Callable[[range], list[Part]]
-"""Joins and writes the entity rows of a range; returns the files in the order of their rows."""
+_RESUMABLE_WITHIN = timedelta(hours=6)
+_PLAN = "plan.json"
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +106,6 @@ def _shards(count: int, rows: int) -> Iterator[range]:
         yield range(start, min(start + rows, count))
 
 
-_RESUMABLE = timedelta(hours=6)
-_PLAN = "plan.json"
-
-
 class BuildPlan(BaseModel):
     """What a build has fixed before its first shard, so that all its shards are of one whole.
 
@@ -143,7 +139,7 @@ class BuildRecord:
                 self._store.create(self._folder + _PLAN, plan.model_dump_json().encode())
             except AlreadyExists:
                 found = self._find_plan()
-                if found is not None and abs(plan.made_at - found.made_at) <= _RESUMABLE:
+                if found is not None and abs(plan.made_at - found.made_at) <= _RESUMABLE_WITHIN:
                     return found
                 self.end()
             else:
@@ -174,9 +170,6 @@ class BuildRecord:
 
     def _key(self, plan: BuildPlan, shard: int) -> str:
         return f"{self._folder}{plan.id}/{shard:08d}.json"
-
-
-_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def estimated_bytes(entities: EntityRows, job: PinnedRetrieval | None) -> int:

@@ -1,11 +1,7 @@
-"""Batch sources as functions: load what is new, bring it into the views that use it, and tell how far each was read.
+"""Rows into feature views and into the tables that a model learns from: from batch sources, or as a user gives them.
 
-Loads the rows of a view from the batch source that it declares, and writes what a model is asked about beside them.
-
-Loads a user's rows into the tables that a model learns from: features into a view, questions and labels beside them.
-
-Rows come in batches and are never all in memory. Loading the same rows again writes nothing: of each key and time the newest
-row is remembered by a hash.
+Rows that a user gives come in batches and are never all in memory. Loading the same rows again writes nothing: of
+each key and time the newest row is remembered by a hash.
 """
 
 from __future__ import annotations
@@ -37,6 +33,9 @@ from toque.functions.runtime.function import function
 from toque.functions.runtime.secret import secret_value, use_secrets
 from toque.registry import InvalidInput, Table
 from toque.registry.store import Part, check_table_name, overwrite_with_parts, write_part
+
+_CREATED = "created_timestamp"
+_BATCH_ROWS = 500_000  # in memory at a time
 
 
 class SourceStatus(BaseModel):
@@ -212,10 +211,6 @@ def load_declared(
         written=sum(each.rows for each in done.views),
         labelled=rows.height - asked[name].null_count(),
     )
-
-
-_CREATED = "created_timestamp"
-_BATCH_ROWS = 500_000
 
 
 class LoadedRows(BaseModel):

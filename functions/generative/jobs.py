@@ -1,6 +1,6 @@
 """Prompts as functions: register one on weights that are there, list them, and tell two apart.
 
-Registration of generative versions, each of which is whole: weights, adapter, prompt and settings.
+A version of a language model is whole: weights, adapter, prompt and settings.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry.models import Lineage, ModelVersion
 from toque.registry.registry import Registry
+
+_GGUF_MAGIC = b"GGUF"
+_PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 
 class PromptVersion(BaseModel):
@@ -130,10 +133,6 @@ def _prompt(registry: Registry, version: ModelVersion) -> Prompt:
         return read_prompt(Path(folder))
 
 
-_MAGIC = b"GGUF"
-_PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
-
-
 def register_generative(
     registry: Registry,
     model: str,
@@ -207,7 +206,7 @@ def _folder_files(folder: Path) -> dict[str, Path]:
         raise GenerativeError(
             f"weights: {folder} has no config.json or no *.safetensors beside it; save the model by save_pretrained"
         )
-    if pickles := [name for name, each in files.items() if each.suffix in _PICKLES]:
+    if pickles := [name for name, each in files.items() if each.suffix in _PICKLE_SUFFIXES]:
         raise GenerativeError(f"weights: {folder} has {pickles[0]}, which may execute code; leave it out")
     return {f"{WEIGHTS_FOLDER}/{name}": each for name, each in files.items()}
 
@@ -237,7 +236,7 @@ def _check_adapter(names: AbstractSet[str]) -> None:
 
 def _check_gguf(name: str, path: Path) -> None:
     with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
+        if file.read(len(_GGUF_MAGIC)) != _GGUF_MAGIC:
             raise GenerativeError(f"{name}: {path} is no GGUF file; convert it with llama.cpp's converters")
 
 

@@ -1,10 +1,7 @@
 """A prompt as a value: template with typed variables, example turns, tools and sampling parameters.
 
 A template is text with `{{ name }}` in it and no logic: values are put in once, and what they hold is never read as a template.
-
-Error of the generative room.
-
-Runs the tools that a language model calls, each in a span by OpenTelemetry's conventions for generative models.
+Spans of tools follow OpenTelemetry's conventions for generative models.
 """
 
 from __future__ import annotations
@@ -35,6 +32,10 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     "number": (int, float),
     "boolean": (bool,),
 }
+
+
+class GenerativeError(ValueError):
+    """A prompt, a version's files or a request's variables are not what they must be; the message names the field."""
 
 
 class Variable(BaseModel):
@@ -189,10 +190,6 @@ def _placed(before: list[dict[str, Any]], own: Sequence[Any]) -> list[Any]:
     return [*before, *own]
 
 
-class GenerativeError(ValueError):
-    """A prompt, a version's files or a request's variables are not what they must be; the message names the field."""
-
-
 def call_tool(call: Mapping[str, Any], tools: Mapping[str, Callable[..., Any]]) -> dict[str, str]:
     """Run a tool that a model called, and make the message that tells the model what it gave.
 
@@ -224,4 +221,4 @@ def call_tool(call: Mapping[str, Any], tools: Mapping[str, Callable[..., Any]]) 
     return {"role": "tool", "tool_call_id": call_id, "content": content}
 
 
-__all__ = ["Example", "Prompt", "PromptMessage", "Variable", "call_tool", "difference"]
+__all__ = ["Example", "GenerativeError", "Prompt", "PromptMessage", "Variable", "call_tool", "difference"]

@@ -1,8 +1,7 @@
 """Files of a generative version: weights, adapter, prompt and the engine's settings.
 
-Adapters as folders that `peft` saves: which of their files a version has, and whether vLLM would load them.
-
-Header of a safetensors file: type, shape and place of each tensor, read without the numbers and without torch.
+An adapter that `peft` saved is checked for whether vLLM would load it. The header of a safetensors file (type, shape and place of
+each tensor) is read without the numbers and without torch.
 """
 
 from __future__ import annotations
@@ -32,10 +31,16 @@ CHAT_TEMPLATE: Final = "chat_template.jinja"
 """How messages and tools become the text that the model reads, in place of the template in the weights."""
 PROMPT: Final = "prompt.json"
 SETTINGS: Final = "engine.json"
-
-
 AdapterRank = Literal[0, 8, 16, 32, 64, 128, 256, 320, 512]
 """Largest rank of the adapters that vLLM has room for."""
+CONFIG: Final = f"{ADAPTER_FOLDER}/adapter_config.json"
+"""Name of a folder's configuration among the files of a version."""
+_ADAPTER_NUMBERS: Final = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+_ADAPTER_SIDES: Final = {"A.weight": 1, "B.weight": 0}
+"""Dimension that a part of an adapter shares with the weight: A reads what it reads, B writes what it writes."""
+_HEADER_LENGTH_BYTES: Final = 8
+"""Size of the header's length, little-endian, with which a file begins."""
+_METADATA: Final = "__metadata__"
 
 
 def _spec(name: str, datatype: str, *shape: int) -> TensorSpec:
@@ -134,14 +139,6 @@ def read_settings(folder: Path) -> EngineSettings:
     return EngineSettings.model_validate_json(file.read_bytes()) if file.is_file() else EngineSettings()
 
 
-CONFIG: Final = f"{ADAPTER_FOLDER}/adapter_config.json"
-"""Name of a folder's configuration among the files of a version."""
-_NUMBERS: Final = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
-
-_SIDES: Final = {"A.weight": 1, "B.weight": 0}
-"""Dimension that a part of an adapter shares with the weight: A reads what it reads, B writes what it writes."""
-
-
 class _Config(BaseModel):
     """What matters here of `adapter_config.json`."""
 
@@ -154,7 +151,7 @@ class _Config(BaseModel):
 
 def adapter_files(folder: Path) -> dict[str, Path]:
     """Files of an adapter's folder, by the names that a version has them by. Raises: GenerativeError if one is not there."""
-    found = {name: folder / Path(name).name for name in (CONFIG, _NUMBERS)}
+    found = {name: folder / Path(name).name for name in (CONFIG, _ADAPTER_NUMBERS)}
     for path in found.values():
         if not path.is_file():
             raise GenerativeError(
@@ -199,9 +196,9 @@ def check_shapes(weights: Path, adapter: Path) -> None:
     for name, shape in _shapes(adapter).items():
         layer, _, part = name.removeprefix("base_model.model.").rpartition(".lora_")
         whole = known.get(f"{layer}.weight")
-        if whole is None or part not in _SIDES:
+        if whole is None or part not in _ADAPTER_SIDES:
             continue
-        side = _SIDES[part]
+        side = _ADAPTER_SIDES[part]
         if shape[side] != whole[side]:
             raise GenerativeError(
                 f"adapter: {name} has shape {shape}, and {layer}.weight has {whole}: it was made for other weights; register a "
@@ -222,11 +219,6 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     """Shapes of the tensors in a folder's safetensors. Raises: GenerativeError if one of the files is damaged."""
     files = (read_header(file).tensors for file in folder.glob("*.safetensors"))
     return {name: entry.shape for tensors in files for name, entry in tensors.items()}
-
-
-_LENGTH_BYTES: Final = 8
-"""Size of the header's length, little-endian, with which a file begins."""
-_METADATA: Final = "__metadata__"
 
 
 class TensorEntry(BaseModel):
@@ -253,11 +245,11 @@ class SafetensorsHeader:
 def read_header(file: Path) -> SafetensorsHeader:
     """Read the header of a safetensors file. Raises: GenerativeError if the file ends within it, or it is damaged."""
     with file.open("rb") as opened:
-        start = opened.read(_LENGTH_BYTES)
-        if len(start) < _LENGTH_BYTES:
+        start = opened.read(_HEADER_LENGTH_BYTES)
+        if len(start) < _HEADER_LENGTH_BYTES:
             raise _damaged(file, f"it ends after {len(start)} bytes, within the length of its header")
         length, size = int.from_bytes(start, "little"), file.stat().st_size
-        if length > size - _LENGTH_BYTES:  # before it is read: a damaged length may be any number
+        if length > size - _HEADER_LENGTH_BYTES:  # before it is read: a damaged length may be any number
             raise _damaged(file, f"its header of {length} bytes goes beyond its end at {size}")
         header = opened.read(length)
     try:
@@ -268,7 +260,7 @@ def read_header(file: Path) -> SafetensorsHeader:
         raise _damaged(file, f"its header is a JSON {type(found).__name__} and no object")
     found.pop(_METADATA, None)
     try:
-        return SafetensorsHeader(_ENTRIES.validate_python(found), _LENGTH_BYTES + length)
+        return SafetensorsHeader(_ENTRIES.validate_python(found), _HEADER_LENGTH_BYTES + length)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))

@@ -1,10 +1,7 @@
 """Counts of one window: for each version and arm its requests, those that failed and of which units, and latencies.
 
-Bins of latency: eight to a doubling, from 8 µs to 131 s, so that a bin is 9 % wide and tallies add exactly.
-
-Windows of time in which requests are counted, and where in Redis they lie.
-
-Check of this machine's clock against Redis's, as windows of counts are told by the clocks of several machines.
+Bins of latency: eight to a doubling, from 8 µs to 131 s, so that a bin is 9 % wide and tallies add exactly. Windows are told by
+the clocks of several machines, so each is checked against Redis's.
 """
 
 from __future__ import annotations
@@ -24,8 +21,15 @@ import numpy.typing as npt
 from toque.clusters.redis_clients import primaries
 
 PER_DOUBLING = 8
-_LOWEST = -7 * PER_DOUBLING  # 2^-7 ms
+_LOWEST_BIN = -7 * PER_DOUBLING  # 2^-7 ms
 BINS = 24 * PER_DOUBLING
+WINDOW_S = 60
+KEPT_S = 2 * 3600  # of a window, after its last count
+_PREFIX = "toque:live:"
+MOST_SKEW_S = 10.0
+"""How far clocks may differ: beyond it counts of the last minutes come late to who judges them, or never."""
+_CHECK_EVERY_S = 60.0
+_logger = logging.getLogger(__name__)
 
 
 class SplitArm(NamedTuple):
@@ -196,12 +200,12 @@ def bin_of(ms: float) -> int:
         return 0 if ms <= 0.0 else BINS - 1
     if ms == math.inf:
         return BINS - 1
-    return min(max(math.floor(math.log2(ms) * PER_DOUBLING) - _LOWEST, 0), BINS - 1)
+    return min(max(math.floor(math.log2(ms) * PER_DOUBLING) - _LOWEST_BIN, 0), BINS - 1)
 
 
 def lower_edge_ms(index: int) -> float:
     """Return the lower edge of a bin."""
-    edge: float = 2.0 ** ((index + _LOWEST) / PER_DOUBLING)
+    edge: float = 2.0 ** ((index + _LOWEST_BIN) / PER_DOUBLING)
     return edge
 
 
@@ -226,11 +230,6 @@ def slower(counts: npt.NDArray[np.int64], factor: float) -> npt.NDArray[np.int64
     return moved
 
 
-WINDOW_S = 60
-KEPT_S = 2 * 3600  # of a window, after its last count
-_PREFIX = "toque:live:"
-
-
 def window_at(seconds: float) -> int:
     """Return the index of the window that holds a moment, given in seconds since the epoch."""
     return int(seconds // WINDOW_S)
@@ -246,12 +245,6 @@ def models_key(workspace: str) -> str:
     return f"{_PREFIX}models:{workspace}"
 
 
-MOST_SKEW_S = 10.0
-"""How far clocks may differ: beyond it counts of the last minutes come late to who judges them, or never."""
-_EVERY_S = 60.0
-_logger = logging.getLogger(__name__)
-
-
 class ClockCheck:
     """Says in the log, once a minute, that the clock here and Redis's differ by more than `MOST_SKEW_S`. client: of Redis."""
 
@@ -261,9 +254,9 @@ class ClockCheck:
 
     def look(self, now: float) -> float | None:
         """Compare the clocks; returns how far this one is ahead, or None where it was done within the minute. Raises: RedisError."""
-        if self._next - _EVERY_S <= now < self._next:
+        if self._next - _CHECK_EVERY_S <= now < self._next:
             return None
-        self._next = now + _EVERY_S
+        self._next = now + _CHECK_EVERY_S
         seconds, microseconds = primaries(self._client)[0].time()
         skew_s = now - (seconds + microseconds / 1e6)
         if abs(skew_s) > MOST_SKEW_S:

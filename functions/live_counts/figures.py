@@ -1,7 +1,4 @@
-"""Figures of a model's arms over the last minutes, for people who look: rates, errors and latencies.
-
-Reader of live counts: all processes added up, by model and window.
-"""
+"""Live figures of a model's arms over the last minutes, for people who look: rates, errors and latencies."""
 
 from __future__ import annotations
 
@@ -30,6 +27,9 @@ from toque.functions.live_counts.counts import (
     quantile_ms,
     window_at,
 )
+
+TIMEOUT_S = 2.0
+_CACHED_WINDOWS = 20_000  # windows that have ended, of all models
 
 
 class ArmFigures(BaseModel):
@@ -128,10 +128,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-TIMEOUT_S = 2.0
-_CACHED = 20_000  # windows that have ended, of all models
-
-
 class LiveReader:
     """Reads the counts of a workspace's models. client: of Redis. Windows that are over are read once.
 
@@ -140,7 +136,7 @@ class LiveReader:
 
     def __init__(self, client: Any, workspace: str) -> None:
         self._client, self._workspace = client, workspace
-        self._ended: LRUCache[tuple[str, int], WindowCounts] = LRUCache(_CACHED)
+        self._ended: LRUCache[tuple[str, int], WindowCounts] = LRUCache(_CACHED_WINDOWS)
         self._lock = Lock()
         self._reached: dict[str, int] = {}
         self._check = ClockCheck(client)

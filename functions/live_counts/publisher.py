@@ -1,6 +1,6 @@
-"""Publisher of this process's tallies: a thread sends to Redis, once a second, what has changed.
+"""Tallies of this process's requests, and the thread that sends to Redis, once a second, what has changed.
 
-Tally of one model's requests in one process: the event loop counts, and another thread takes the counts to Redis.
+The event loop counts; only that thread waits for Redis.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ from toque.functions.live_counts.counts import (
 
 EVERY_S = 1.0
 TIMEOUT_S = 1.0
-_QUIET_S = 60.0
+_QUIET_S = 60.0  # between two warnings
 _logger = logging.getLogger(__name__)
+MAX_UNITS = 2_048
+"""Units of a window that met an error, no answer or a refusal, and are counted; then a process counts no further ones, for all arms alike."""
+_OUR_ERRORS = 500
+_UNANSWERED = (499, 504)  # the caller hung up; the deadline passed
 
 
 class LivePublisher:
@@ -115,12 +119,6 @@ def live_publisher(redis_url: str) -> LivePublisher:
     """Return this process's publisher to a Redis."""
     client = open_redis(redis_url, timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S, patience_s=0.0)
     return LivePublisher(client)
-
-
-MAX_UNITS = 2_048
-"""Units of a window that met an error, no answer or a refusal, and are counted; then a process counts no further ones, for all arms alike."""
-_OUR_ERRORS = 500
-_UNANSWERED = (499, 504)  # the caller hung up; the deadline passed
 
 
 class End(Enum):

@@ -1,9 +1,8 @@
 """Retention: how long a workspace keeps predictions, labels, invocations and reports, and what removes the rest.
 
-Walk over invocations from the oldest, to delete those that ended long ago, which goes on where the walk before it stopped.
-
-Queues are read from their first notes up to an age, each note once ever. What is passed and kept, since it has not ended or ended later,
-is remembered and looked at again. So a walk costs what it deletes and what is left of such age, however many younger ones there are.
+Invocations are walked from the oldest; a walk goes on where the one before it stopped. Queues are read from their first notes up
+to an age, each note once ever. What is passed and kept, since it has not ended or ended later, is remembered and looked at again.
+So a walk costs what it deletes and what is left of such age, however many younger ones there are.
 """
 
 from __future__ import annotations
@@ -30,9 +29,10 @@ from toque.registry.store.tables.upkeep import drop_days
 
 _DIGEST = re.compile(r'"sha256": ?"([0-9a-f]{64})"')
 _PREDICTED = ("predictions/", "predictions_large/", "scores/")
-_UNUSED_FOR = timedelta(
-    days=1
-)  # a value younger than this may belong to an invocation that is being accepted
+# A value younger than this may belong to an invocation that is being accepted.
+_UNUSED_FOR = timedelta(days=1)
+PROGRESS = "queues/retention.json"
+_CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id
 
 
 class Retention(BaseModel):
@@ -186,10 +186,6 @@ def _drop_values(here: Context, named: set[str], before: datetime) -> int:
     for key in unused:
         here.store.delete(key)
     return len(unused)
-
-
-PROGRESS = "queues/retention.json"
-_CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id
 
 
 class Progress(BaseModel, frozen=True):

@@ -1,18 +1,11 @@
-"""Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, a project's class, Hugging Face folders.
+"""Formats of models trained elsewhere, each read safely: ONNX, skops, XGBoost, LightGBM, Hugging Face, own classes.
 
-A version's folder holds one model file; its name says which flavor it is (`.formats`). A library is imported when a file of its format is
-read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the other
-formats hold no code, and a project's own class is found in its `SCORERS`, never in the version's files.
-
-Vocabulary of categorical columns beside a model that takes numbers only: each text becomes its place in a list.
-
-Opening of ONNX graphs that hold all their tensors themselves.
-
-A tensor may say that its bytes lie in another file, or at an address in memory. ONNX Runtime reads them there, relative to the working
-directory if the graph came as bytes, so each tensor of the file is looked at before: those of branches, of attributes,
-of functions and of sparse tensors too. The file is walked as protocol buffers are written, without a library's parser.
-
-Source: onnx/onnx.proto; https://protobuf.dev/programming-guides/encoding
+A version's folder holds one model file; its name says which flavor it is (`.formats`). A library is imported when a file of its
+format is read, and comes with `pip install toque[flavors]`. Nothing is unpickled: skops refuses types that it does not know, the
+other formats hold no code, and a project's own class is found in its `SCORERS`, never in the version's files.
+A tensor of ONNX may say that its bytes lie in another file, or at an address in memory, and ONNX Runtime would read them there. So
+each tensor of the file is looked at before, those of branches, attributes, functions and sparse tensors too, without a
+library's parser. Source: onnx/onnx.proto; https://protobuf.dev/programming-guides/encoding
 """
 
 from __future__ import annotations
@@ -42,6 +35,7 @@ SKOPS_FILE = "model.skops"
 _HARMLESS_TYPES = ("numpy.dtype",)  # what skops 0.16 does not list, and which holds a name and no code
 Answer = Callable[[Mapping[str, Array]], Mapping[str, Any]]
 """Inputs by name to outputs by name. Texts are object arrays of `str`, None where missing."""
+CATEGORIES_FILE = "categories.json"
 
 
 class PythonModel(Protocol):
@@ -265,9 +259,6 @@ def sklearn_rows(signature: Signature, inputs: Mapping[str, Array]) -> Any:
 
     parts = [pd.DataFrame(inputs[spec.name], columns=spec.columns) for spec in signature.inputs]
     return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
-
-
-CATEGORIES_FILE = "categories.json"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,4 @@
-"""Loading of saved models: arrays by name in, arrays by name out. torch is imported only for a model that needs it.
-
-Loading of a registered version, with the types that its model's policy trusts.
-
-The number of threads that torch uses, set for a while.
-"""
+"""Loading of saved models: arrays by name in, arrays by name out. torch is imported only for a model that needs it."""
 
 from __future__ import annotations
 
@@ -275,4 +270,6 @@ __all__ = [
     "check_example",
     "example_arrays",
     "load",
+    "load_version",
+    "torch_threads",
 ]

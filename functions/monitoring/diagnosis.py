@@ -1,9 +1,8 @@
-"""Causes of an alarm: features, slices, upstream tables, versions and incidents, ranked by the loss they explain.
+"""Diagnosis of an alarm: features, slices, upstream tables, versions and incidents, ranked by the loss they explain.
 
 The loss of the rows that an alarm is about is compared with that of the weeks before, and the change split column by column
 (`toque.functions.stats.decompose`). The parts of different columns overlap where the columns do: they rank, and do not add up.
-
-Diagnosis of an alarm: slices with the worst loss, and features that tell requests from the training set.
+Beside that: slices with the worst loss, and features that tell requests from the training set.
 """
 
 from __future__ import annotations
@@ -42,6 +41,7 @@ Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors above which a part is reported
 _NEARLY_ALL = 0.95  # of the rows
 _SLICES, _MIN_ROWS = 10, 30
+_MIN_CHANGED_ROWS = 50
 
 
 class Cause(BaseModel):
@@ -426,6 +426,3 @@ def find_changes(
         text=f"requests and training rows are {what}: AUC {found.auc:.3f}, p = {found.p:.2g}",
         **sizes,
     )
-
-
-_MIN_CHANGED_ROWS = 50

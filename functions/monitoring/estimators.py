@@ -1,8 +1,7 @@
-"""Estimates of classification performance, and of the shares of the classes, before labels arrive.
+"""Estimates of a model's loss, and of the shares of its classes, before labels arrive.
 
-Losses come from calibrated confidence (confidence-based performance estimation), shares from black-box shift estimation.
-
-Estimates of the loss of numbers and counts before labels arrive, learnt from the cohorts whose labels are there.
+Of classes, losses come from calibrated confidence (confidence-based performance estimation), shares from black-box shift
+estimation. Of numbers and counts, the loss is learnt from the cohorts whose labels are there.
 """
 
 from __future__ import annotations

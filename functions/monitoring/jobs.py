@@ -1,7 +1,4 @@
-"""Functions that run the monitors, for a schedule or a person to call.
-
-Labels that came in and belong to no logged prediction: a typing error in an ID, or a prediction that is not in the log yet.
-"""
+"""Functions that run the monitors, for a schedule or a person to call, and that show what they found."""
 
 from __future__ import annotations
 
@@ -50,7 +47,10 @@ from toque.functions.runtime.function import function
 from toque.functions.runtime.triggers.events import publish
 from toque.registry import ModelVersion, ObjectStore, Table
 
-_EXAMPLES = 5
+_EXAMPLES = 5  # of unknown ids
+_SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+_ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
+_FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 
 
 class UnknownLabels(BaseModel):
@@ -62,33 +62,6 @@ class UnknownLabels(BaseModel):
     labels: int
     unknown: int
     examples: tuple[str, ...] = ()
-
-
-def find_unknown(
-    store: ObjectStore, models: Iterable[str], now: datetime, *, hours: float, days: int
-) -> UnknownLabels:
-    """Look up the labels received in the last hours among the predictions of the last days."""
-    since = now - timedelta(hours=hours)
-    table = Table(store, LABELS_TABLE)
-    if not table.exists():
-        return UnknownLabels(since=since, labels=0, unknown=0)
-    where = (pc.field("day") >= f"{since:%Y-%m-%d}") & (pc.field("received_at") >= pa.scalar(since))
-    received = table.read(columns=["prediction_id"], where=where)["prediction_id"]
-    left = pc.unique(received)
-    for model in models:
-        if not len(left):
-            break
-        logged = predictions(store, model, now - timedelta(days=days), now, columns=("prediction_id",))
-        left = left.filter(pc.invert(pc.is_in(left, logged["prediction_id"].combine_chunks())))
-    unknown = int(pc.sum(pc.is_in(received, left)).as_py() or 0)
-    return UnknownLabels(
-        since=since, labels=len(received), unknown=unknown, examples=tuple(left[:_EXAMPLES].to_pylist())
-    )
-
-
-_SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
-_ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
-_FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 
 
 @function(http=True, timeout_s=300)
@@ -337,6 +310,28 @@ def alarms(model: str) -> Alarms:
     """Return the journal of alarms of `model` in the context's store."""
     used = context()
     return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_publish)
+
+
+def find_unknown(
+    store: ObjectStore, models: Iterable[str], now: datetime, *, hours: float, days: int
+) -> UnknownLabels:
+    """Look up the labels received in the last hours among the predictions of the last days."""
+    since = now - timedelta(hours=hours)
+    table = Table(store, LABELS_TABLE)
+    if not table.exists():
+        return UnknownLabels(since=since, labels=0, unknown=0)
+    where = (pc.field("day") >= f"{since:%Y-%m-%d}") & (pc.field("received_at") >= pa.scalar(since))
+    received = table.read(columns=["prediction_id"], where=where)["prediction_id"]
+    left = pc.unique(received)
+    for model in models:
+        if not len(left):
+            break
+        logged = predictions(store, model, now - timedelta(days=days), now, columns=("prediction_id",))
+        left = left.filter(pc.invert(pc.is_in(left, logged["prediction_id"].combine_chunks())))
+    unknown = int(pc.sum(pc.is_in(received, left)).as_py() or 0)
+    return UnknownLabels(
+        since=since, labels=len(received), unknown=unknown, examples=tuple(left[:_EXAMPLES].to_pylist())
+    )
 
 
 def _publish(topic: str, payload: dict[str, object], key: str) -> object:

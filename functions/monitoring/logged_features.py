@@ -1,11 +1,8 @@
 """Logged feature vectors as tables and arrays: the columns that a version reads, and samples of its rows.
 
-Figures of tensors, such as images, by which their drift is seen: no pixel means anything by itself.
-
-Mean, standard deviation and norm of each row's values show another brightness, contrast or scale; projections on a few directions,
-drawn once for a model and tensor, show what keeps those, such as other objects.
-
-Source: Johnson and Lindenstrauss, Extensions of Lipschitz mappings into a Hilbert space, 1984, for the projections.
+Tensors, such as images, are seen by figures, since no pixel means anything by itself. Mean, standard deviation and norm of each
+row's values show another brightness, contrast or scale; projections on a few directions, drawn once for a model and tensor, show what
+keeps those, such as other objects. Source: Johnson and Lindenstrauss, Extensions of Lipschitz mappings into a Hilbert space, 1984.
 """
 
 from __future__ import annotations
@@ -23,6 +20,10 @@ import pyarrow.compute as pc
 
 from toque.functions.model_formats.matrices import tensor_array
 from toque.registry import ModelVersion
+
+Floats = npt.NDArray[np.float64]
+PROJECTIONS = 4
+_FIGURES = ("mean", "std", "norm", *(f"projection {place}" for place in range(1, PROJECTIONS + 1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +156,7 @@ def _has_length(column: pa.ChunkedArray, length: int) -> Any:
 
 
 def feature_arrays(rows: pa.Table, columns: FeatureColumns) -> dict[str, Any]:
-    """FeatureColumns as arrays (rows,): floats with NaN where missing, and strings with None."""
+    """Features as arrays (rows,): floats with NaN where missing, and strings with None."""
     numbers = {
         name: pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()
         for name in columns.numeric
@@ -164,11 +165,6 @@ def feature_arrays(rows: pa.Table, columns: FeatureColumns) -> dict[str, Any]:
         name: np.array(rows[name].cast(pa.string()).to_pylist(), dtype=object) for name in columns.categorical
     }
     return numbers | words
-
-
-Floats = npt.NDArray[np.float64]
-PROJECTIONS = 4
-_FIGURES = ("mean", "std", "norm", *(f"projection {place}" for place in range(1, PROJECTIONS + 1)))
 
 
 def summary_names(tensor: str) -> tuple[str, ...]:

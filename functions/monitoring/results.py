@@ -1,6 +1,6 @@
 """Findings of monitors, as rows of the table `monitoring/{model}`; each is recorded once, however often a monitor runs.
 
-Cohorts of predictions: equal windows of prediction time, numbered from the epoch.
+Cohorts of predictions are equal windows of prediction time, numbered from the epoch.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ RESULTS = pa.schema(
 )
 """One row a cohort and subject (a measure of loss, or a column). value and reference: mean loss and its baseline, or the
 effect and its floor; statistic and threshold: CUSUM level and limit, or corrected p-value and level."""
+_WRONG = frozenset({"alarm", "drifted", "vanished", "incident", "contradicted"})
+COHORT_S = "cohort_s"
+"""Key beside a state that says how long the cohorts are which it numbers."""
 
 
 def results_table(model: str) -> str:
@@ -133,9 +136,6 @@ def _status(monitor: str, rows: Sequence[dict[str, Any]]) -> MonitorStatus:
     )
 
 
-_WRONG = frozenset({"alarm", "drifted", "vanished", "incident", "contradicted"})
-
-
 def record(
     store: ObjectStore, model: str, monitor: str, rows: Sequence[dict[str, Any]], *, upto: int
 ) -> None:
@@ -145,10 +145,6 @@ def record(
         table.append(
             pa.Table.from_pylist(list(rows), schema=RESULTS), transactions={f"monitor/{monitor}": upto}
         )
-
-
-COHORT_S = "cohort_s"
-"""Key beside a state that says how long the cohorts are which it numbers."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,9 @@
 """Records of the log: predictions and labels, as compact messages in the stream and as columns in the tables.
 
-Tensors of a request as the log keeps them, with the type, shape and bits that the model saw and gave.
-
-A number is its little-endian bytes, as in the protocol, so that a NaN keeps its payload and a zero its sign. An item of a BYTES
-tensor is a length and its bytes; the length `_MISSING` stands for a missing text. A tensor whose first dimension is the rows
-is cut into its rows; another one belongs to the whole request.
-
-Names of the tables that hold the log: one for the labels of all models, and two for each model's predictions.
-
-Samples of predictions that do not depend on who draws them: by a hash of the prediction's id.
+Tensors of a request have the type, shape and bits that the model saw and gave. A number is its little-endian bytes, as in the
+protocol, so that a NaN keeps its payload and a zero its sign. An item of a BYTES tensor is a length and its bytes; the length
+`_MISSING` stands for a missing text. A tensor whose first dimension is the rows is cut into its rows; another one belongs to the
+whole request. Samples of predictions, by a hash of the id, do not depend on who draws them.
 """
 
 from __future__ import annotations
@@ -70,7 +65,7 @@ TENSOR = pa.struct(
         pa.field("sha256", pa.string()),
     ]
 )
-"""Tensor of one row (`toque.functions.prediction_log.records`): its bytes, or the SHA-256 by which the table of large values has them."""
+"""Tensor of one row (see `LoggedTensor`): its bytes, or the SHA-256 by which the table of large values has them."""
 
 LOGGED = pa.unify_schemas(
     [
@@ -102,6 +97,12 @@ LARGE = pa.schema(
     ]
 )
 """Values of tensors that are larger than `LARGE_BYTES`, beside the rows that name them."""
+OBSERVED_AHEAD = timedelta(minutes=5)
+"""How far a label's `observed_at` may lie after its `received_at`, for clocks that differ."""
+LARGE_BYTES = 16 << 10
+"""Bytes of one row's tensor above which the row names them by their SHA-256, and they stand in a table beside it."""
+Array = npt.NDArray[Any]
+LABELS_TABLE = "labels"
 
 
 class BatchPlace(NamedTuple):
@@ -222,10 +223,6 @@ def _newer(what: str, values: Any, known: int) -> NewerFormat:
     return NewerFormat(f"a {what} in the log", found, f"{known} fields")
 
 
-OBSERVED_AHEAD = timedelta(minutes=5)
-"""How far a label's `observed_at` may lie after its `received_at`, for clocks that differ."""
-
-
 @dataclass(frozen=True, slots=True)
 class Label:
     """Label: the truth about one prediction, as observed at a time and received at another (both aware).
@@ -268,10 +265,6 @@ def label_rows(payload: bytes) -> list[Any]:
     return [[*row, None][: _LABEL_FIELDS + 1] for row in rows]
 
 
-LARGE_BYTES = 16 << 10
-"""Bytes of one row's tensor above which the row names them by their SHA-256, and they stand in a table beside it."""
-
-Array = npt.NDArray[Any]
 _DTYPES = {
     "BOOL": np.dtype(np.bool_),
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
@@ -379,9 +372,6 @@ def _items(data: bytes) -> Array:
     return out
 
 
-LABELS_TABLE = "labels"
-
-
 def predictions_table(model: str) -> str:
     """Return the name of the table that holds a model's predictions."""
     return f"predictions/{model}"
@@ -392,7 +382,7 @@ def large_values_table(model: str) -> str:
     return f"predictions_large/{model}"
 
 
-_BYTES: Final = 8
+_HASH_BYTES: Final = 8
 
 
 def is_sampled(prediction_id: str, share: float) -> bool:
@@ -401,8 +391,8 @@ def is_sampled(prediction_id: str, share: float) -> bool:
     Every process that asks gets the same answer, and a smaller sample is part of a larger one.
     share: from 0, none, to 1, all.
     """
-    found = blake2b(b"sample\0" + prediction_id.encode(), digest_size=_BYTES).digest()
-    return int.from_bytes(found, "big") < share * (1 << 8 * _BYTES)
+    found = blake2b(b"sample\0" + prediction_id.encode(), digest_size=_HASH_BYTES).digest()
+    return int.from_bytes(found, "big") < share * (1 << 8 * _HASH_BYTES)
 
 
 __all__ = [

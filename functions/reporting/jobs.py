@@ -1,6 +1,6 @@
 """Functions that write reports on a model, a rollout or an alarm.
 
-Page of one alarm: what changed and when, ordered by the contribution to the loss.
+The page of an alarm says what changed and when, ordered by the contribution to the loss.
 """
 
 from __future__ import annotations
@@ -52,6 +52,15 @@ from toque.functions.reporting.trace import trace_prediction
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Journal, Registry
+
+_CAUSE_COLOURS = {
+    "feature": "#2f6db0",
+    "slice": "#8e5bb0",
+    "table": "#b0822f",
+    "version": "#0b6e4f",
+    "incident": "#c0392b",
+}
+_SHOWN_CAUSES = 15
 
 
 class Report(BaseModel):
@@ -280,16 +289,6 @@ def _latencies(rows: pa.Table) -> list[Latency]:
     return found
 
 
-_COLOURS = {
-    "feature": "#2f6db0",
-    "slice": "#8e5bb0",
-    "table": "#b0822f",
-    "version": "#0b6e4f",
-    "incident": "#c0392b",
-}
-_SHOWN = 15
-
-
 def render_alarm(found: Causes, events: Sequence[TimelineEvent]) -> str:
     """Render the whole page as HTML. events: of the model, in order; those of the alarm's time are shown."""
     alarm = found.alarm
@@ -312,7 +311,7 @@ def render_alarm(found: Causes, events: Sequence[TimelineEvent]) -> str:
 
 
 def _bars(causes: Sequence[Cause]) -> str:
-    known = [one for one in causes if one.contribution is not None][:_SHOWN][::-1]
+    known = [one for one in causes if one.contribution is not None][:_SHOWN_CAUSES][::-1]
     if not known:
         return "<p>Nothing that changed has a known part in the loss.</p>"
     figure = go.Figure()
@@ -320,7 +319,7 @@ def _bars(causes: Sequence[Cause]) -> str:
         y=[f"{one.kind}: {one.what}" for one in known],
         x=[one.contribution for one in known],
         error_x={"type": "data", "array": [one.error or 0.0 for one in known]},
-        marker_color=[_COLOURS[one.kind] for one in known],
+        marker_color=[_CAUSE_COLOURS[one.kind] for one in known],
         orientation="h",
     )
     figure.update_layout(xaxis_title="part in the change of the mean loss", yaxis={"automargin": True})

@@ -1,10 +1,6 @@
-"""Record of one rollout as values: every look at its confidence sequence, what was decided then and why, and by whom.
+"""Record of one rollout: every look at its confidence sequence, what was decided, why and by whom; and its page.
 
-Made from the journal alone, by the functions that decided; `rollout_page` writes the same as a file.
-
-Page of one rollout: its confidence sequence over time, the decisions and their reasons, the split and the guardrails.
-
-Made from the journal alone, by the same functions that decided: what it draws is what was judged.
+Made from the journal alone, by the functions that decided: what it shows is what was judged.
 """
 
 from __future__ import annotations
@@ -30,6 +26,8 @@ from toque.functions.runtime.function import function
 from toque.registry import Entry, Journal
 
 MAX_LOOKS = 400
+_ARM_COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")
+_FLOOR_COLOUR = "#c0392b"
 
 
 class Gain(BaseModel):
@@ -152,10 +150,6 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")
-_FLOOR = "#c0392b"
-
-
 @dataclass(frozen=True, slots=True)
 class RolloutDecision:
     """Recorded decision of a rollout, and the state before it."""
@@ -264,8 +258,8 @@ def _sequence(state: RolloutState, decisions: Sequence[RolloutDecision]) -> str:
     for number, version in enumerate(state.versions):
         mine = [(at, gains[version]) for at, gains in looks if version in gains]
         if mine:
-            _band(figure, version, mine, _COLOURS[number % len(_COLOURS)])
-    figure.add_hline(y=state.policy.min_effect, line={"color": _FLOOR, "dash": "dot", "width": 1})
+            _band(figure, version, mine, _ARM_COLOURS[number % len(_ARM_COLOURS)])
+    figure.add_hline(y=state.policy.min_effect, line={"color": _FLOOR_COLOUR, "dash": "dot", "width": 1})
     for one in decisions:
         if one.decision.action != "hold":
             figure.add_vline(x=one.at.timestamp() * 1_000, line={"color": "#999", "dash": "dot", "width": 1})

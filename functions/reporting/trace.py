@@ -1,9 +1,8 @@
-"""Trace of a prediction back to everything that made it.
+"""Trace of a prediction back to everything that made it, and of a request to what became of it.
 
-What became of one request, from the id of its prediction or its trace: answer, stages, label, and verdicts that used it.
-
-Everything is read from the prediction log, the tables of monitors and the journals of rollouts; a collector of spans is not
-asked, and need not be there. Inputs, units and entities are left out: who may see those reads the log itself.
+A request is found by the id of its prediction or its trace. Everything is read from the prediction log, the tables of monitors and the
+journals of rollouts; a collector of spans is not asked, and need not be there. Inputs, units and entities are left out: who may see
+those reads the log itself.
 """
 
 from __future__ import annotations
@@ -22,6 +21,12 @@ from toque.functions.monitoring.results import RESULTS, results_table
 from toque.functions.prediction_log import find_labels, latest_labels, predictions_table
 from toque.functions.prediction_log.records import TRACED_PREDICTIONS
 from toque.registry import Journal, Lineage, NotFound, ObjectStore, Registry, Table
+
+LOOK_BACK = timedelta(days=7)
+MAX_ROWS, MAX_VERDICTS = 100, 100
+_COLUMNS = (
+    "prediction_id", "model", "version", "arm", "shadow", "predicted_at", "latency_ms", "outputs", "trace_id", "stages",
+)  # fmt: skip
 
 
 class PredictionTrace(BaseModel):
@@ -100,13 +105,6 @@ def _named(columns: list[str], values: list[Any] | None) -> dict[str, Any]:
 
 def _missing(value: float | str | None) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-LOOK_BACK = timedelta(days=7)
-MAX_ROWS, MAX_VERDICTS = 100, 100
-_COLUMNS = (
-    "prediction_id", "model", "version", "arm", "shadow", "predicted_at", "latency_ms", "outputs", "trace_id", "stages",
-)  # fmt: skip
 
 
 class Stage(BaseModel):

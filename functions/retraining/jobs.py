@@ -4,8 +4,6 @@
 to retraining. `retrain` also listens to alarms by itself. Both may run as often as they like: the journal `retraining/{model}`
 lets one retrain begin, and the next call resumes one that died. A durable inspection, as of a schedule, submits the retrain and
 ends; called by hand it trains before it returns.
-
-Monitors of a model in the order in which an inspection runs them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Heartbeat of a retrain, which may train for days: by its silence, not its length, it counts as dead.
+"""Runs of retrains: submitted once, however many inspections find one due, and known to live by their heartbeat.
 
-Submission of a model's retrain by its inspections: one waits at a time, however many of them find it due.
+A retrain may train for days: by its silence, not its length, it counts as dead.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from toque.functions.runtime.errors import KeyConflict
 from toque.functions.runtime.function import Function
 from toque.registry.errors import Unavailable
 
-_EVERY = timedelta(minutes=1)
+_BEAT_EVERY = timedelta(minutes=1)
 _TIMES_WITHIN = 4  # of `lost_after`, so that it outlasts heartbeats that fail
 
 
@@ -30,7 +30,7 @@ def heartbeats(
     model: str, running: Running, policy: RetrainingPolicy, clock: Clock
 ) -> AbstractContextManager[None]:
     """Say within the block that a retrain goes on. clock: the wall's."""
-    store, every = context().store, min(_EVERY, policy.lost_after / _TIMES_WITHIN)
+    store, every = context().store, min(_BEAT_EVERY, policy.lost_after / _TIMES_WITHIN)
 
     def write() -> None:
         beat = {"number": running.number, "wall": running.wall.isoformat(), "at": clock().isoformat()}

@@ -1,6 +1,6 @@
 """Training windows: the rows of the past that a challenger learns from.
 
-Cuts of a model's labelled rows in time: those that are learnt from, and the newest, which a version is judged by.
+A model's labelled rows are cut in time: the newest are what a version is judged by.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from toque.registry.times import from_epoch_us
 
 _YEAR = timedelta(days=365.2425)
 _DAY_US = 86_400e6
+HELD_OUT = 0.2
+_MICROSECOND = timedelta(microseconds=1)
+_UTC = pa.timestamp("us", "UTC")
 
 
 class TrainingWindow(BaseModel):
@@ -72,11 +75,6 @@ class TrainingWindow(BaseModel):
             chance = np.random.default_rng(0).random(len(at))
             kept &= chance < np.exp2(-np.maximum(age, 0.0) / self.half_life_days)
         return kept
-
-
-HELD_OUT = 0.2
-_MICROSECOND = timedelta(microseconds=1)
-_UTC = pa.timestamp("us", "UTC")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""Vectors of texts by what a view names as its embedder: hashed words, or a version of a language model.
-
-Feature view that holds the chunks of documents with their vectors.
-"""
+"""Vectors of texts by what a view names as its embedder: hashed words, or a language model; and views of them."""
 
 from __future__ import annotations
 
@@ -30,8 +27,11 @@ from toque.functions.stats.text import text_vectors
 from toque.registry import InvalidInput
 
 Vectors = npt.NDArray[np.float32]
-_AT_ONCE: Final = 16
+_EMBEDDED_AT_ONCE: Final = 16
 """Texts of one request to an engine."""
+WORDS: Final = "words"
+"""Embedder that needs no model: words and their trigrams, hashed; texts that share words are near."""
+EMBEDDING: Final = "embedding"
 
 
 class Embedder:
@@ -97,7 +97,7 @@ def embedder_of(name: str, length: int, *, threads: int = 1) -> Iterator[Embedde
 
 
 async def _embedded(process: EngineProcess, texts: Sequence[str]) -> Vectors:
-    parts = [texts[at : at + _AT_ONCE] for at in range(0, len(texts), _AT_ONCE)]
+    parts = [texts[at : at + _EMBEDDED_AT_ONCE] for at in range(0, len(texts), _EMBEDDED_AT_ONCE)]
     found = [each for part in parts for each in await _asked(process, part)]
     return np.array(found, np.float32)
 
@@ -107,11 +107,6 @@ async def _asked(process: EngineProcess, texts: Sequence[str]) -> list[list[floa
     if not isinstance(document, dict):
         raise EngineDown(f"status {status}: {document!r:.200}; are chunks longer than its context?")
     return [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]
-
-
-WORDS: Final = "words"
-"""Embedder that needs no model: words and their trigrams, hashed; texts that share words are near."""
-EMBEDDING: Final = "embedding"
 
 
 def document_view(name: str, *, length: int, embedder: str = WORDS) -> FeatureView:

@@ -1,11 +1,8 @@
-"""Retrieval as functions: bring documents into a view, look a question up, and judge how well that finds what it should.
+"""Retrieval as functions: bring documents into a view, look a question up, and judge how well that works.
 
-How well what was retrieved answers what was relevant: hit, nDCG and reciprocal rank, with intervals. Pure.
-
-Cuts a document into chunks along its headings and paragraphs. Pure.
-
-A chunk's key is the digest of its document's name and its text, so that one whose text did not change is the same wherever it stands,
-and needs no new vector.
+Documents are cut into chunks along their headings and paragraphs. A chunk's key is the digest of its document's name and its text, so
+that one whose text did not change is the same wherever it stands, and needs no new vector. What was retrieved is scored by
+hit, nDCG and reciprocal rank, with intervals.
 """
 
 from __future__ import annotations
@@ -34,63 +31,7 @@ from toque.functions.runtime.run.log import report_progress
 from toque.functions.runtime.spans import span
 from toque.registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
-_RESAMPLES, _TAIL = 2_000, 2.5
-
-
-@dataclass(frozen=True, slots=True)
-class StepScore:
-    """Scores of what was found for one question. hit: whether anything relevant was found; ndcg, reciprocal_rank: how far up."""
-
-    hit: float
-    ndcg: float
-    reciprocal_rank: float
-
-
-class RetrievalScores(BaseModel):
-    """Mean scores over questions, each with a 95 % bootstrap interval. k: places that were looked at."""
-
-    model_config = ConfigDict(frozen=True)
-
-    questions: int
-    k: int
-    hit: Interval
-    ndcg: Interval
-    reciprocal_rank: Interval
-
-
-def score_step(found: Sequence[str], relevant: Collection[str], *, k: int) -> StepScore:
-    """Score what was found for one question, nearest first. relevant: what should be; each counts once, where it is first.
-
-    nDCG with a gain of 1 for what is relevant: 1 if the first places have it all, in any order.
-    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques, 2002.
-    Raises: EvaluationError if nothing is relevant.
-    """
-    wanted = set(relevant)
-    if not wanted:
-        raise EvaluationError("nothing is relevant: leave out questions to which there is no answer")
-    unique = list(dict.fromkeys(found))[:k]
-    places = [place for place, each in enumerate(unique) if each in wanted]
-    gain = sum(1 / np.log2(place + 2) for place in places)
-    best = sum(1 / np.log2(place + 2) for place in range(min(len(wanted), k)))
-    return StepScore(float(bool(places)), float(gain / best), 1 / (places[0] + 1) if places else 0.0)
-
-
-def score_retrieval(steps: Sequence[StepScore], *, k: int, seed: int = 0) -> RetrievalScores:
-    """Average the scores of questions. Raises: EvaluationError for none."""
-    if not steps:
-        raise EvaluationError("no questions to score retrieval by")
-    values = np.array([(each.hit, each.ndcg, each.reciprocal_rank) for each in steps])  # [questions, 3]
-    picked = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
-    low, high = np.percentile(values[picked].mean(axis=1), [_TAIL, 100 - _TAIL], axis=0)
-    intervals = [
-        Interval(estimate=float(mean), low=float(under), high=float(over))
-        for mean, under, over in zip(values.mean(axis=0), low, high, strict=True)
-    ]
-    return RetrievalScores(
-        questions=len(steps), k=k, hit=intervals[0], ndcg=intervals[1], reciprocal_rank=intervals[2]
-    )
-
-
+_RESAMPLES, _TAIL = 2_000, 2.5  # of the bootstrap; per cent beyond each end
 _WRITTEN_AT_ONCE: Final = 256
 """Chunks of one commit: a run that is killed keeps the vectors of those before."""
 _STEPS: Final = pa.schema(
@@ -147,6 +88,18 @@ class Retrieved(BaseModel):
     embedder: str
     table_version: int | None
     at: datetime
+
+
+class RetrievalScores(BaseModel):
+    """Mean scores over questions, each with a 95 % bootstrap interval. k: places that were looked at."""
+
+    model_config = ConfigDict(frozen=True)
+
+    questions: int
+    k: int
+    hit: Interval
+    ndcg: Interval
+    reciprocal_rank: Interval
 
 
 @function(
@@ -336,9 +289,51 @@ def _step_rows(steps: Sequence[tuple[Retrieved, list[str], StepScore]], dataset:
     return pa.Table.from_pylist(rows, _STEPS)
 
 
+@dataclass(frozen=True, slots=True)
+class StepScore:
+    """Scores of what was found for one question. hit: whether anything relevant was found; ndcg, reciprocal_rank: how far up."""
+
+    hit: float
+    ndcg: float
+    reciprocal_rank: float
+
+
+def score_step(found: Sequence[str], relevant: Collection[str], *, k: int) -> StepScore:
+    """Score what was found for one question, nearest first. relevant: what should be; each counts once, where it is first.
+
+    nDCG with a gain of 1 for what is relevant: 1 if the first places have it all, in any order.
+    Source: Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques, 2002.
+    Raises: EvaluationError if nothing is relevant.
+    """
+    wanted = set(relevant)
+    if not wanted:
+        raise EvaluationError("nothing is relevant: leave out questions to which there is no answer")
+    unique = list(dict.fromkeys(found))[:k]
+    places = [place for place, each in enumerate(unique) if each in wanted]
+    gain = sum(1 / np.log2(place + 2) for place in places)
+    best = sum(1 / np.log2(place + 2) for place in range(min(len(wanted), k)))
+    return StepScore(float(bool(places)), float(gain / best), 1 / (places[0] + 1) if places else 0.0)
+
+
+def score_retrieval(steps: Sequence[StepScore], *, k: int, seed: int = 0) -> RetrievalScores:
+    """Average the scores of questions. Raises: EvaluationError for none."""
+    if not steps:
+        raise EvaluationError("no questions to score retrieval by")
+    values = np.array([(each.hit, each.ndcg, each.reciprocal_rank) for each in steps])  # [questions, 3]
+    picked = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    low, high = np.percentile(values[picked].mean(axis=1), [_TAIL, 100 - _TAIL], axis=0)
+    intervals = [
+        Interval(estimate=float(mean), low=float(under), high=float(over))
+        for mean, under, over in zip(values.mean(axis=0), low, high, strict=True)
+    ]
+    return RetrievalScores(
+        questions=len(steps), k=k, hit=intervals[0], ndcg=intervals[1], reciprocal_rank=intervals[2]
+    )
+
+
 _HEADING: Final = re.compile(r"^(#{1,6})\s+(.+?)\s*#*$")
 _FENCE: Final = re.compile(r"^\s*(?:```|~~~)")
-_DIGEST: Final = 32
+_KEY_LENGTH: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,7 +355,7 @@ def chunks_of(document: str, text: str, *, max_length: int = 1_200) -> list[Chun
     found: dict[str, Chunk] = {}
     for heading, paragraphs in _sections(text):
         for piece in _packed(paragraphs, max_length):
-            digest = hashlib.sha256(f"{document}\0{heading}\0{piece}".encode()).hexdigest()[:_DIGEST]
+            digest = hashlib.sha256(f"{document}\0{heading}\0{piece}".encode()).hexdigest()[:_KEY_LENGTH]
             found.setdefault(digest, Chunk(digest, document, heading, piece))
     return list(found.values())
 

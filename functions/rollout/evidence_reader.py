@@ -1,10 +1,8 @@
 """Reader of the evidence for one decision: the sums of every challenger, the traffic, and the registry, each read once.
 
-Count of what came too late for a cohort: rows of a node that was cut off, labels that took longer than `label_delay`.
-
-A cohort is closed by the clock, and what comes later is not in its sums. Each is counted when it is closed and looked at once
-more, one cohort later: so much is known of what the sums leave out. Where late labels differ from early ones, as complaints do,
-the loss is one of early labels.
+A cohort is closed by the clock, and what comes later is not in its sums: rows of a node that was cut off, labels that took longer than
+`label_delay`. Each is counted when it is closed and looked at once more, one cohort later: so much is known of what the sums leave
+out. Where late labels differ from early ones, as complaints do, the loss is one of early labels.
 """
 
 from __future__ import annotations

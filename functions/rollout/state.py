@@ -1,9 +1,8 @@
 """State of rollouts as a pure fold of their journal, `step(history, entry)`; nothing here reads or writes.
 
 One journal a model, `rollouts/{model}`; one entry for each thing that happened, with the evidence and the policy it
-was decided on, so that the decision can be made again from the journal alone.
-
-Yearly budget of wrong promotions: each rollout's alpha is drawn from it, and the journal remembers what was drawn.
+was decided on, so that the decision can be made again from the journal alone. Each rollout's alpha is drawn from a yearly
+budget of wrong promotions, and the journal remembers what was drawn.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ Stage = Literal["shadow", "canary", "promoted", "rolled_back", "inconclusive"]
 OPEN_STAGES: tuple[Stage, ...] = ("shadow", "canary")
 YEAR = timedelta(days=365)
 MAX_OUTCOMES = 64  # finished rollouts that the fold remembers; the journal keeps them all
+# Of the rest of the budget for one rollout: it never runs dry, rollouts only get slower.
+MAX_SHARE_OF_REST = 0.25
 
 
 class RolloutState(BaseModel):
@@ -231,11 +232,6 @@ def _arms_left(current: RolloutState, decision: dict[str, Any]) -> dict[str, Any
         return {"challenger": chosen, "rivals": ()}
     left = [version for version in current.alive if version not in dropped]
     return {"challenger": left[0], "rivals": tuple(left[1:])} if dropped and left else {}
-
-
-MAX_SHARE_OF_REST = (
-    0.25  # of the rest of the budget for one rollout: it never runs dry, rollouts only get slower
-)
 
 
 class Budget(BaseModel):

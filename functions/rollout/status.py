@@ -1,7 +1,4 @@
-"""Status of a rollout for a person: what was counted so far, and what the next tick would do; decides nothing.
-
-Result of one step of a rollout, as functions return it.
-"""
+"""Status of a rollout for a person: what was counted so far, and what a tick did or would do; decides nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Traffic that each stage of a rollout needs, and the changes that make it so.
 
-Traffic changes that a rollout decided on: made at once, and made good by the next tick where the process was killed before.
+They are made at once, and made good by the next tick where the process was killed before.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from toque.registry.models.traffic import BUCKETS
 CANARY = "canary"
 _UNUSABLE = ("rejected", "archived", "deleted")
 _ATTEMPTS = 8  # rereads before a clean-up leaves it to the next tick
+_logger = logging.getLogger(__name__)
 
 
 class TrafficArm(Protocol):
@@ -282,9 +283,6 @@ def _holds(traffic: CurrentTraffic, version: int) -> bool:
         v for rule in traffic.rules for v in rule.versions
     ]
     return version in traffic.shadows or version in answering
-
-
-_logger = logging.getLogger(__name__)
 
 
 def apply_decided(registry: TrafficControl, model: str, state: RolloutState) -> None:

@@ -1,14 +1,9 @@
-"""Slices of cards (NVIDIA's MIG): a node whose cards are cut has them instead of cards, each a GPU of Ray's.
+"""Cards of a cluster's nodes: whole ones or slices (NVIDIA's MIG), and what their driver tells of them.
 
-The type of such a node's GPUs names the card and the profile, as in `H100-1g.10gb`. Quotas, budgets and receipts count a slice
-as the part of a card that it computes with; Ray counts it as one GPU.
-
-Nodes of a cluster by the cards that they have, as the queue of experiments counts them.
-
-Driver of NVIDIA's cards, behind two questions: how many joules some cards have used, and how this machine's cards are cut.
-
-The driver's library, NVML, comes with the driver; its binding comes with Ray. Where there is no driver, or it does not tell, the
-answer is None, never 0.
+A node whose cards are cut has slices instead of cards, each a GPU of Ray's. The type of its GPUs names the card and the profile, as
+in `H100-1g.10gb`. Quotas, budgets and receipts count a slice as the part of a card that it computes with; Ray counts it as one
+GPU. The driver's library, NVML, comes with the driver; its binding comes with Ray. Where there is no driver, or it does not tell,
+the answer is None, never 0.
 """
 
 from __future__ import annotations
@@ -26,6 +21,10 @@ SLICED = "toque/slices"
 SLICED_VALUE = "yes"
 _PROFILE = re.compile(r"(?:^|[-_])(?P<units>[1-7])g\.\d+gb(?:\.[a-z]+)*$")
 _UNITS = 7  # of computing, in a card; the few with four (A30) count as if they had seven
+_JOULE = 1e-3  # in the driver's millijoules
+_SLICE_NAME = re.compile(r"MIG (\S+)$")
+Joules = Callable[[], float | None]
+"""Reader of the joules that cards have used since their driver was loaded; None if one of them does not tell."""
 
 
 def share_of(card: str | None) -> float:
@@ -59,13 +58,6 @@ class Node:
         """Part of a card that each GPU of the node is: 1 of a card, 1/7 of a small slice."""
         each = share_of(self.card)
         return (each,) * round(self.gpus / each)
-
-
-_JOULE = 1e-3  # in the driver's millijoules
-_SLICE_NAME = re.compile(r"MIG (\S+)$")
-
-Joules = Callable[[], float | None]
-"""Reader of the joules that cards have used since their driver was loaded; None if one of them does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,7 @@
-"""Feed of changed journals from Redis to the readers of this process, and the watch by which each reader paces itself.
+"""Changes of journals: announced in Redis by their writers, followed by readers that pace themselves by a watch.
 
 While the feed is live a reader reads when its journal was announced, and every `SLOW_S` seconds as a safety net. While it is
 not (no Redis, or Redis away), a reader polls at its own pace.
-
-Announcer that publishes in Redis which journal of a store has a new entry.
 """
 
 from __future__ import annotations
@@ -29,6 +27,9 @@ PING_S = 2.0
 SILENT_S = 5.0  # a connection that has not answered pings for so long is dead
 _TURN_S = 1.0  # a new watch is covered so much later
 _RETRY_S = 1.0
+CHANNELS = "toque:changed:"
+TIMEOUT_S = 0.25  # a writer must not wait for a Redis that hangs
+AWAY_S = 5.0  # nothing is published for so long once Redis has failed
 _logger = logging.getLogger(__name__)
 
 
@@ -157,10 +158,8 @@ class ChangeFeed:
     def _listen(self) -> None:
         """Subscribe, and pass announcements on while there are watches. Raises: RedisError; OSError."""
         with connection(self._redis_url, timeout_s=PING_S) as client, client.pubsub() as pubsub:
-            pinged, unanswered = (
-                time.monotonic(),
-                float("inf"),
-            )  # unanswered: when the oldest such ping was sent
+            # unanswered: when the oldest such ping was sent
+            pinged, unanswered = time.monotonic(), float("inf")
             while wanted := self._wanted():
                 if old := self._covered - wanted:
                     self._covered &= wanted
@@ -214,10 +213,6 @@ class ChangeFeed:
             return list(self._watches)
 
 
-def _channels(watch: Watch) -> frozenset[str]:
-    return frozenset(each.channel for each in watch.journals)
-
-
 _feeds: dict[tuple[int, str], ChangeFeed] = {}
 _feeds_lock = threading.Lock()
 
@@ -236,9 +231,16 @@ def watch_of(redis_url: str | None, *journals: Watched, every_s: float) -> Watch
     return feed_of(redis_url).watch(*journals, every_s=every_s)
 
 
-CHANNELS = "toque:changed:"
-TIMEOUT_S = 0.25  # a writer must not wait for a Redis that hangs
-AWAY_S = 5.0
+class Watched(NamedTuple):
+    """Journals that a reader watches: the channel that announces them, and their path, in which "*" stands for any text."""
+
+    channel: str
+    path: str
+
+
+def journals_in(store: ObjectStore, path: str) -> Watched:
+    """Name a journal of a store, or several by "*" after the first part of their path, in all processes alike."""
+    return Watched(_channel(store.url.partition("?")[0], path), path)
 
 
 @dataclass(frozen=True)
@@ -258,23 +260,6 @@ class Announcer:
 def announcer_of(redis_url: str | None) -> Announcer | None:
     """Make the announcer of a platform; None without Redis."""
     return Announcer(redis_url) if redis_url else None
-
-
-class Watched(NamedTuple):
-    """Journals that a reader watches: the channel that announces them, and their path, in which "*" stands for any text."""
-
-    channel: str
-    path: str
-
-
-def journals_in(store: ObjectStore, path: str) -> Watched:
-    """Name a journal of a store, or several by "*" after the first part of their path, in all processes alike."""
-    return Watched(_channel(store.url.partition("?")[0], path), path)
-
-
-def _channel(address: str, path: str) -> str:
-    """Name the channel of the journals below one part of a store: a user of Redis may be kept to channels by name, not by pattern."""
-    return f"{CHANNELS}{address}/{path.partition('/')[0]}"
 
 
 class _Publisher:
@@ -298,6 +283,15 @@ class _Publisher:
 @cache
 def _publisher(redis_url: str) -> _Publisher:
     return _Publisher(redis_url)
+
+
+def _channels(watch: Watch) -> frozenset[str]:
+    return frozenset(each.channel for each in watch.journals)
+
+
+def _channel(address: str, path: str) -> str:
+    """Name the channel of the journals below one part of a store: a user of Redis may be kept to channels by name, not by pattern."""
+    return f"{CHANNELS}{address}/{path.partition('/')[0]}"
 
 
 def connection(redis_url: str, *, timeout_s: float) -> Any:

@@ -1,8 +1,6 @@
-"""Environment of a submission: packages at exact versions, and variables, as a value that is recorded with the run.
+"""Environment of a submission: packages at exact versions and variables, and the policy of what it may bring.
 
-Policy of environments: which packages and variables the submissions of a workspace may bring, by the profile.
-
-Environment that is in force in this process, as the executor that started it has marked it.
+It is recorded with the run as a value; `in_force` gives the one that the executor marked this process with.
 """
 
 from __future__ import annotations
@@ -24,8 +22,12 @@ _PINNED = re.compile(
     r"(?P<hashes>(?: --hash=sha256:[0-9a-f]{64})*)"
 )
 _VARIABLE = re.compile(r"[A-Z][A-Z0-9_]{0,127}")
-_NEVER = ("TOQUE_", "RAY_", "PIP_", "UV_", "LD_", "PYTHON", "AWS_", "VIRTUAL_ENV", "PATH", "HOME")
-_MOST, _LONGEST = 50, 4_096
+_RESERVED = ("TOQUE_", "RAY_", "PIP_", "UV_", "LD_", "PYTHON", "AWS_", "VIRTUAL_ENV", "PATH", "HOME")
+_MOST_PACKAGES, _LONGEST_VALUE = 50, 4_096
+EVERY = "*"
+"""Name that stands for every workspace in a policy."""
+MARKER = "TOQUE_RUN_ENVIRONMENT"
+"""Variable that holds the environment of a run's processes, as JSON."""
 
 
 class Environment(BaseModel):
@@ -52,9 +54,9 @@ class Environment(BaseModel):
             )
         names = [name_of(each) for each in packages]
         twice = sorted({name for name in names if names.count(name) > 1})
-        if twice or len(packages) > _MOST:
+        if twice or len(packages) > _MOST_PACKAGES:
             raise ValueError(
-                f"packages: {twice or len(packages)} more than once, or more than {_MOST} of them"
+                f"packages: {twice or len(packages)} more than once, or more than {_MOST_PACKAGES} of them"
             )
         hashed = sum("--hash=" in each for each in packages)
         if hashed not in {0, len(packages)}:
@@ -66,16 +68,16 @@ class Environment(BaseModel):
     @field_validator("variables")
     @classmethod
     def _own(cls, variables: dict[str, str]) -> dict[str, str]:
-        wrong = [name for name in variables if not _VARIABLE.fullmatch(name) or name.startswith(_NEVER)]
+        wrong = [name for name in variables if not _VARIABLE.fullmatch(name) or name.startswith(_RESERVED)]
         if wrong:
             raise ValueError(
-                f"variables={wrong[:3]}: a name is of capitals, digits and _, and begins with none of {', '.join(_NEVER)}, which "
+                f"variables={wrong[:3]}: a name is of capitals, digits and _, and begins with none of {', '.join(_RESERVED)}, which "
                 "decide where the platform and its packages come from"
             )
-        long = [name for name, value in variables.items() if len(value) > _LONGEST or "\0" in value]
+        long = [name for name, value in variables.items() if len(value) > _LONGEST_VALUE or "\0" in value]
         if long:
             raise ValueError(
-                f"variables={long[:3]}: a value has {_LONGEST} characters at most, none of them NUL"
+                f"variables={long[:3]}: a value has {_LONGEST_VALUE} characters at most, none of them NUL"
             )
         return variables
 
@@ -89,20 +91,6 @@ class Environment(BaseModel):
         return " ".join(
             [*self.packages, *(f"{name}={value}" for name, value in sorted(self.variables.items()))]
         )
-
-
-def name_of(package: str) -> str:
-    """Name of a pinned package as indexes compare it: "Foo.Bar==1" gives "foo-bar". Source: PEP 503."""
-    return re.sub(r"[-_.]+", "-", package.partition("==")[0]).lower()
-
-
-def release_of(package: str) -> str:
-    """Name and version of a pinned package, without its hashes."""
-    return f"{name_of(package)}=={package.partition('==')[2].partition(' ')[0]}"
-
-
-EVERY = "*"
-"""Name that stands for every workspace in a policy."""
 
 
 class EnvironmentRefused(InvalidArguments):
@@ -199,15 +187,21 @@ NOTHING_BROUGHT = EnvironmentPolicy()
 """Policy of a platform whose profile lets submissions bring nothing."""
 
 
-def _matches(texts: set[str], patterns: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)
-
-
-MARKER = "TOQUE_RUN_ENVIRONMENT"
-"""Variable that holds the environment of a run's processes, as JSON."""
-
-
 def in_force() -> Environment | None:
     """Environment that this process was started with; None if it has the platform's own packages alone."""
     text = os.environ.get(MARKER)
     return Environment.model_validate_json(text) if text else None
+
+
+def name_of(package: str) -> str:
+    """Name of a pinned package as indexes compare it: "Foo.Bar==1" gives "foo-bar". Source: PEP 503."""
+    return re.sub(r"[-_.]+", "-", package.partition("==")[0]).lower()
+
+
+def release_of(package: str) -> str:
+    """Name and version of a pinned package, without its hashes."""
+    return f"{name_of(package)}=={package.partition('==')[2].partition(' ')[0]}"
+
+
+def _matches(texts: set[str], patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)

@@ -3,8 +3,6 @@
 A declared function is called as before: `embed("a")` runs here and now. `embed.remote("a")` runs it on the
 cluster, or in a thread where there is none; `embed.map(["a", "b"])` fans out; `embed.submit("a")` records it
 in the store, where it is retried and resumed until it has ended.
-
-Fan-out of many runs: a bounded number in flight, results in order, errors as values on request.
 """
 
 from __future__ import annotations
@@ -45,6 +43,8 @@ from toque.registry.access import Role
 
 P = ParamSpec("P")
 R = TypeVar("R")
+CLUSTER_IN_FLIGHT = 2048
+LOCAL_IN_FLIGHT = 16
 
 
 class Function(Generic[P, R]):
@@ -385,10 +385,6 @@ def _rebuild(
     instance = kind(body, **declared)
     catalog.declare(instance)  # so that this process finds the function of what it submits
     return instance
-
-
-CLUSTER_IN_FLIGHT = 2048
-LOCAL_IN_FLIGHT = 16
 
 
 def fan_out(

@@ -1,8 +1,7 @@
-"""Entry of a process of the platform: from here on it is seen.
+"""Entry of a process of the platform: from here on its log lines, traces, series and requests to the store are seen.
 
-Report of this process's store requests: added to the day's counts in Redis now and then, for `toque costs`.
-
-Low CPU priority for processes that train, so that serving on the same machine keeps its latency.
+Requests are added to the day's counts in Redis now and then, for `toque costs`. Processes that train lower their CPU priority,
+so that serving on the same machine keeps its latency.
 """
 
 from __future__ import annotations
@@ -33,10 +32,54 @@ from toque.registry.store import private_folder, temporary_folder
 from toque.registry.store.requests import REQUESTS, WRITES, Operation, RequestCounts
 
 ENABLED = Path("/proc/sys/kernel/sched_autogroup_enabled")
-
 AUTOGROUP = Path("/proc/self/autogroup")
-
 RETRY_FOR_S, RETRY_EVERY_S = 30.0, 0.1  # Linux accepts one such write per 0.1 s, from all processes together
+EVERY_S = 60.0  # between reports
+KEPT_S = 400 * 24 * 3600  # of a day's counts
+_KEY = "toque:{store-requests}:"  # braces: one slot of a Redis Cluster
+_DAYS = f"{_KEY}days"
+_logger = logging.getLogger(__name__)
+
+
+def enter_process(
+    role: str, *, store_url: str, environment: Mapping[str, str], redis_url: str | None = None, name: str = ""
+) -> None:
+    """Set up what is seen of this process: log lines, traces, series, and with Redis its requests to the store. Idempotent.
+
+    role: which kind of process it is, like "gateway"; name: of which one of them, as for a predictor its model.
+    store_url: the platform's.
+    """
+    named = f"{role}/{name}" if name else role
+    set_up(named, environment, masks=(redact,))
+    _write_series(role, store_url, environment)
+    report_requests(redis_url, named)
+
+
+def enter_worker(used: Context) -> None:
+    """Set up what is seen of a process that runs functions within a context. Idempotent."""
+    set_up_worker()
+    if metrics.folder_of_process() is None:
+        _write_series("function", used.platform_url, os.environ)
+
+
+def metrics_folder(store_url: str, environment: Mapping[str, str]) -> Path:
+    """Find the folder of this node's series, the same for all processes of a platform.
+
+    By default it is in this user's temporary folder, as it belongs to the node and not to the store.
+    Raises: Forbidden if another user made it first.
+    """
+    chosen = environment.get("TOQUE_METRICS_FOLDER")
+    if chosen:
+        return private_folder(Path(chosen))
+    return temporary_folder(f"metrics-{hashlib.sha256(store_url.encode()).hexdigest()[:16]}")
+
+
+def _write_series(role: str, store_url: str, environment: Mapping[str, str]) -> None:
+    """Write series to the node's folder; without one the process works, and is not seen."""
+    try:
+        metrics.keep_series(role, metrics_folder(store_url, environment))
+    except (Forbidden, OSError) as error:
+        _logger.warning("series of this process are lost: %s", error)
 
 
 @cache
@@ -85,15 +128,6 @@ def _renice_session(niceness: int) -> None:
             time.sleep(RETRY_EVERY_S)
         else:
             return
-
-
-EVERY_S = 60.0
-
-KEPT_S = 400 * 24 * 3600
-
-_KEY = "toque:{store-requests}:"  # braces: one slot of a Redis Cluster
-
-_DAYS = f"{_KEY}days"
 
 
 class ReportedRequests(NamedTuple):
@@ -184,50 +218,6 @@ def _repeat(report: RequestReport) -> None:
             report.send(datetime.now(UTC).date())
         except (RedisError, OSError) as error:
             _logger.info("store requests are reported later: %s", error)
-
-
-_logger = logging.getLogger(__name__)
-
-
-def enter_process(
-    role: str, *, store_url: str, environment: Mapping[str, str], redis_url: str | None = None, name: str = ""
-) -> None:
-    """Set up what is seen of this process: log lines, traces, series, and with Redis its requests to the store. Idempotent.
-
-    role: which kind of process it is, like "gateway"; name: of which one of them, as for a predictor its model.
-    store_url: the platform's.
-    """
-    named = f"{role}/{name}" if name else role
-    set_up(named, environment, masks=(redact,))
-    _write_series(role, store_url, environment)
-    report_requests(redis_url, named)
-
-
-def enter_worker(used: Context) -> None:
-    """Set up what is seen of a process that runs functions within a context. Idempotent."""
-    set_up_worker()
-    if metrics.folder_of_process() is None:
-        _write_series("function", used.platform_url, os.environ)
-
-
-def _write_series(role: str, store_url: str, environment: Mapping[str, str]) -> None:
-    """Write series to the node's folder; without one the process works, and is not seen."""
-    try:
-        metrics.keep_series(role, metrics_folder(store_url, environment))
-    except (Forbidden, OSError) as error:
-        _logger.warning("series of this process are lost: %s", error)
-
-
-def metrics_folder(store_url: str, environment: Mapping[str, str]) -> Path:
-    """Find the folder of this node's series, the same for all processes of a platform.
-
-    By default it is in this user's temporary folder, as it belongs to the node and not to the store.
-    Raises: Forbidden if another user made it first.
-    """
-    chosen = environment.get("TOQUE_METRICS_FOLDER")
-    if chosen:
-        return private_folder(Path(chosen))
-    return temporary_folder(f"metrics-{hashlib.sha256(store_url.encode()).hexdigest()[:16]}")
 
 
 __all__ = ["enter_process", "enter_worker", "lower_priority", "metrics_folder"]

@@ -1,28 +1,13 @@
-"""Estimate of a binary classifier's performance without labels, if its probabilities are right; no proof of health.
+"""Estimates of a model's performance without labels, if its probabilities are right; no proof of health.
 
-It sees what changed in the inputs as far as the model's own confidence shows it, and is blind to a changed relation between
-inputs and labels (concept drift): then it is exactly as wrong as the model. Hold it against realised labels when they land.
-
-Symbols: p is the probability that was served, c the same after calibration, l₁ and l₀ a row's loss if its label is 1 or 0.
-Source: Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022; NannyML's CBPE.
-
-Estimates for a classifier without labels: of its loss over several classes, and of how often each class occurs.
-
-The loss is right if labels still follow the scores as they did (covariate shift). The shares of the classes are right if only
-these shares changed, not what the rows of a class look like (label shift). Either is blind to another kind of change.
-
-Symbols: p are the probabilities that were served, c the same after calibration, M the matrix of how rows of a true class (column)
-are called (row), q the shares of the true classes, μ those of the called ones: μ = M q.
-Sources: Zadrozny and Elkan, Transforming classifier scores into accurate multiclass probability estimates, 2002; Lipton, Wang and
-Smola, Detecting and correcting for label shift with black box predictors, 2018 (of two classes: Rogan and Gladen, 1978).
-
-Estimate of the loss on rows without labels, learnt from labelled rows; no proof of health.
-
-A regressor learns the loss of a row from its features and the model's answer, so it follows where inputs have moved to; it is
-blind to a changed relation between features and labels, as `estimate` is, and knows nothing of regions that had no labels.
-Source: direct loss estimation as NannyML has it; its error here is from predictions of rows that the regressor had not seen.
-
-Area under the ROC curve with its standard error.
+They see what changed in the inputs, and are blind to a changed relation between inputs and labels (concept drift). Shares of
+classes are right only if what the rows of a class look like stayed (label shift). A `LossModel` knows nothing of regions without
+labels. Hold all against realised labels when they land.
+Symbols: p is the probability that was served, c the same after calibration, l₁ and l₀ a row's loss if its label is 1 or 0; M the
+matrix of how rows of a true class (column) are called (row), q the shares of the true classes, μ those of the called: μ = M q.
+Sources: Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022; NannyML's CBPE and direct loss
+estimation; Zadrozny and Elkan, Transforming classifier scores into accurate multiclass probability estimates, 2002; Lipton, Wang
+and Smola, Detecting and correcting for label shift with black box predictors, 2018 (of two classes: Rogan and Gladen, 1978).
 """
 
 from __future__ import annotations
@@ -44,6 +29,13 @@ if TYPE_CHECKING:
 
 BINS = 200
 """Equal cells of a `ScoreSketch` over [0, 1]."""
+MOST_CLASSES = 20
+"""Classes up to which each has a calibration of its own, and shares are estimated."""
+_FEWEST_OF_A_CLASS = 30
+_LEAST_SINGULAR = 0.1
+_SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
+_FOLDS = 2  # of the labelled rows: errors are of predictions for rows that a regressor had not seen
+_LEAST_ROWS = 2 * _FOLDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,41 +190,6 @@ def estimate_auc(probability: npt.ArrayLike, calibrated: npt.ArrayLike) -> float
     return concordant / pairs
 
 
-def _cell(p: Floats) -> npt.NDArray[np.int64]:
-    return np.minimum((p * BINS).astype(np.int64), BINS - 1)
-
-
-def _losses(p: Floats, clip: float, threshold: float) -> dict[str, tuple[Floats, Floats]]:
-    held = np.clip(p, clip, 1 - clip)
-    called = (p >= threshold).astype(np.float64)
-    return {
-        "log_loss": (-np.log(held), -np.log1p(-held)),
-        "brier": (np.square(1 - p), np.square(p)),
-        "accuracy": (called, 1 - called),
-    }
-
-
-def _pair(probability: npt.ArrayLike, other: npt.ArrayLike) -> tuple[Floats, Floats]:
-    p, c = _probabilities(probability), _probabilities(other)
-    if p.shape != c.shape or not len(p):
-        raise ValueError(f"need as many of both and at least one row, got {p.shape} and {c.shape}")
-    return p, c
-
-
-def _probabilities(values: npt.ArrayLike) -> Floats:
-    p = np.asarray(values, dtype=np.float64)
-    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
-        raise ValueError(f"probabilities are one row of numbers in [0, 1], got shape {p.shape}: {p[:3]}")
-    return p
-
-
-MOST_CLASSES = 20
-"""Classes up to which each has a calibration of its own, and shares are estimated."""
-_FEWEST_OF_A_CLASS = 30
-_LEAST_SINGULAR = 0.1
-_SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
-
-
 @dataclass(frozen=True, slots=True)
 class ClassSketch:
     """Sketch of labelled class probabilities, which adds up.
@@ -338,31 +295,6 @@ def estimate_shares(confusion: npt.ArrayLike, called: npt.ArrayLike) -> tuple[Es
     return tuple(Estimate(int(n), float(share), float(se)) for share, se in zip(q, error, strict=True))
 
 
-def _class_losses(p: Floats, clip: float) -> dict[str, Floats]:
-    """Losses (n, classes) of each row for each class that its label may be."""
-    held = np.clip(p, clip, 1 - clip)
-    called = np.eye(p.shape[1])[p.argmax(axis=1)]
-    return {
-        "log_loss": -np.log(held),
-        "brier": np.square(p).sum(axis=1, keepdims=True) - 2 * p + 1,
-        "accuracy": called,
-    }
-
-
-def _rows(values: npt.ArrayLike) -> Floats:
-    p = np.asarray(values, dtype=np.float64)
-    shaped = p.ndim == 2 and p.shape[1] > 1  # noqa: PLR2004 - rows and classes
-    if not shaped or not ((p >= 0) & (p <= 1)).all() or (np.abs(p.sum(axis=1) - 1) > _SUM_ATOL).any():
-        raise ValueError(
-            f"class probabilities are rows of numbers in [0, 1] whose sum is 1, got shape {p.shape}"
-        )
-    return p
-
-
-_FOLDS = 2
-_LEAST = 2 * _FOLDS
-
-
 @dataclass(frozen=True, slots=True)
 class LossModel:
     """Model of the expected loss of a row.
@@ -382,9 +314,9 @@ class LossModel:
         Raises: ValueError if there are fewer than four rows, shapes differ, or a loss is no number.
         """
         x, y = np.asarray(features, dtype=np.float64), np.asarray(loss, dtype=np.float64)
-        if x.ndim != 2 or y.shape != x.shape[:1] or len(y) < _LEAST or not np.isfinite(y).all():  # noqa: PLR2004 - rows, columns
+        if x.ndim != 2 or y.shape != x.shape[:1] or len(y) < _LEAST_ROWS or not np.isfinite(y).all():  # noqa: PLR2004 - rows, columns
             raise ValueError(
-                f"need features (n, F) and n >= {_LEAST} finite losses, got {x.shape} and {y.shape}"
+                f"need features (n, F) and n >= {_LEAST_ROWS} finite losses, got {x.shape} and {y.shape}"
             )
         half = np.arange(len(y)) % _FOLDS  # rows come by time: both halves see all of it
         squares = np.empty(len(y))
@@ -409,23 +341,6 @@ class LossModel:
         return Estimate(len(x), mean, float(np.sqrt(spread / len(x) + spread / self.rows)))
 
 
-def _one_thread() -> threadpool_limits:
-    """Limit OpenMP to one thread for a block: several share steps so small that they spin for each other, and on a busy
-    machine took ten times the CPU time.
-    """
-    from threadpoolctl import threadpool_limits  # late: scikit-learn brings it
-
-    return threadpool_limits(limits=1, user_api="openmp")
-
-
-def _boosted(x: Floats, y: Floats) -> HistGradientBoostingRegressor:
-    from sklearn.ensemble import HistGradientBoostingRegressor  # late: it is large
-
-    return HistGradientBoostingRegressor(
-        max_iter=40, max_leaf_nodes=8, min_samples_leaf=20, random_state=0
-    ).fit(x, y)
-
-
 def auc_with_error(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[float, float] | None:
     """Compute how often a positive row ranks above a negative one, ties counting half, and its standard error.
 
@@ -443,6 +358,72 @@ def auc_with_error(label: npt.ArrayLike, score: npt.ArrayLike) -> tuple[float, f
     below = 1.0 - _share_below(positive, negative)
     variance = above.var(ddof=1) / len(positive) + below.var(ddof=1) / len(negative)
     return float(above.mean()), float(np.sqrt(variance))
+
+
+def _cell(p: Floats) -> npt.NDArray[np.int64]:
+    return np.minimum((p * BINS).astype(np.int64), BINS - 1)
+
+
+def _losses(p: Floats, clip: float, threshold: float) -> dict[str, tuple[Floats, Floats]]:
+    held = np.clip(p, clip, 1 - clip)
+    called = (p >= threshold).astype(np.float64)
+    return {
+        "log_loss": (-np.log(held), -np.log1p(-held)),
+        "brier": (np.square(1 - p), np.square(p)),
+        "accuracy": (called, 1 - called),
+    }
+
+
+def _pair(probability: npt.ArrayLike, other: npt.ArrayLike) -> tuple[Floats, Floats]:
+    p, c = _probabilities(probability), _probabilities(other)
+    if p.shape != c.shape or not len(p):
+        raise ValueError(f"need as many of both and at least one row, got {p.shape} and {c.shape}")
+    return p, c
+
+
+def _probabilities(values: npt.ArrayLike) -> Floats:
+    p = np.asarray(values, dtype=np.float64)
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError(f"probabilities are one row of numbers in [0, 1], got shape {p.shape}: {p[:3]}")
+    return p
+
+
+def _class_losses(p: Floats, clip: float) -> dict[str, Floats]:
+    """Losses (n, classes) of each row for each class that its label may be."""
+    held = np.clip(p, clip, 1 - clip)
+    called = np.eye(p.shape[1])[p.argmax(axis=1)]
+    return {
+        "log_loss": -np.log(held),
+        "brier": np.square(p).sum(axis=1, keepdims=True) - 2 * p + 1,
+        "accuracy": called,
+    }
+
+
+def _rows(values: npt.ArrayLike) -> Floats:
+    p = np.asarray(values, dtype=np.float64)
+    shaped = p.ndim == 2 and p.shape[1] > 1  # noqa: PLR2004 - rows and classes
+    if not shaped or not ((p >= 0) & (p <= 1)).all() or (np.abs(p.sum(axis=1) - 1) > _SUM_ATOL).any():
+        raise ValueError(
+            f"class probabilities are rows of numbers in [0, 1] whose sum is 1, got shape {p.shape}"
+        )
+    return p
+
+
+def _one_thread() -> threadpool_limits:
+    """Limit OpenMP to one thread for a block: several share steps so small that they spin for each other, and on a busy
+    machine took ten times the CPU time.
+    """
+    from threadpoolctl import threadpool_limits  # late: scikit-learn brings it
+
+    return threadpool_limits(limits=1, user_api="openmp")
+
+
+def _boosted(x: Floats, y: Floats) -> HistGradientBoostingRegressor:
+    from sklearn.ensemble import HistGradientBoostingRegressor  # late: it is large
+
+    return HistGradientBoostingRegressor(
+        max_iter=40, max_leaf_nodes=8, min_samples_leaf=20, random_state=0
+    ).fit(x, y)
 
 
 def _share_below(sample: npt.NDArray[np.float64], of: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

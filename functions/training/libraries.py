@@ -1,6 +1,6 @@
-"""Trainers of boosted trees: XGBoost and LightGBM, stopped early on the rows held out, categories as they are.
+"""Trainers by other libraries: boosted trees of XGBoost and LightGBM, and any estimator or pipeline of scikit-learn.
 
-Trainer of any estimator or pipeline of scikit-learn that a project's factory makes, saved by skops.
+Boosted trees are stopped early on the rows held out, and take categories as they are. scikit-learn's are saved by skops.
 """
 
 from __future__ import annotations
@@ -20,16 +20,34 @@ from toque.functions.model_formats.flavors import SKOPS_FILE, Categories, number
 from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.runtime.reference import reference
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.request import LOSS
+from toque.functions.training.request import LOSS, TrainingRequest
 from toque.functions.training.trainer import Trained, Trainer
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from toque.functions.training.request import TrainingRequest
-
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_]+")
+Array = npt.NDArray[Any]
+OBJECTIVES: dict[str, dict[Outcome, dict[str, str]]] = {
+    "xgboost": {
+        "binary": {"objective": "binary:logistic", "eval_metric": "logloss"},
+        "multiclass": {"objective": "multi:softprob", "eval_metric": "mlogloss"},
+        "multilabel": {"objective": "binary:logistic", "eval_metric": "logloss"},
+        "number": {"objective": "reg:squarederror", "eval_metric": "rmse"},
+        "vector": {"objective": "reg:squarederror", "eval_metric": "rmse"},
+        "count": {"objective": "count:poisson", "eval_metric": "poisson-nloglik"},
+        "ranking": {"objective": "rank:ndcg", "eval_metric": f"ndcg@{TOP}"},
+    },
+    "lightgbm": {
+        "binary": {"objective": "binary", "metric": "binary_logloss"},
+        "multiclass": {"objective": "multiclass", "metric": "multi_logloss"},
+        "number": {"objective": "regression", "metric": "rmse"},
+        "count": {"objective": "poisson", "metric": "poisson"},
+        "ranking": {"objective": "lambdarank", "metric": "ndcg", "eval_at": str(TOP)},
+    },
+}
+"""Objective and loss of each outcome that a library learns, by its own names."""
 
 
 class BoostedTrees(Trainer):
@@ -187,96 +205,6 @@ class LightGBM(BoostedTrees):
         }
 
 
-Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True, slots=True)
-class BoostingRows:
-    """Rows as a boosting library takes them: numbers (rows, columns), of which those numbered `categorical` are codes.
-
-    train_sizes, valid_sizes: rows of each request of a ranking, which lie one after the other.
-    """
-
-    train: Array
-    train_labels: Array
-    valid: Array
-    valid_labels: Array
-    categorical: tuple[int, ...]
-    names: tuple[str, ...] | None
-    train_sizes: Array | None = None
-    valid_sizes: Array | None = None
-
-    @classmethod
-    def of(cls, request: TrainingRequest, trainer: BoostedTrees) -> BoostingRows:
-        """Encode the request's rows, and save the vocabulary beside the model. Raises: TrainingDataError."""
-        train, valid = request.train_rows, request.valid_rows
-        categories = _categories(request, train, trainer)
-        numbers = len(request.numeric)
-        names = None if request.tensors else (*request.numeric, *request.categorical)
-        return cls(
-            number_rows(request.signature, request.inputs(train), categories),
-            request.train_labels(),
-            number_rows(request.signature, request.inputs(valid), categories),
-            request.labels(valid),
-            tuple(range(numbers, numbers + len(request.categorical))),
-            names if names and all(_PLAIN_NAME.fullmatch(name) for name in names) else None,
-            request.group_sizes(train) if request.group else None,
-            request.group_sizes(valid) if request.group else None,
-        )
-
-
-def _categories(request: TrainingRequest, rows: pa.Table, trainer: BoostedTrees) -> Categories | None:
-    """Learn the known texts from the rows to learn from, and write them beside the model."""
-    if not request.categorical:
-        return None
-    categories = Categories.of(
-        request.categorical,
-        request.inputs(rows)["categorical"],
-        min_rows=trainer.min_category_rows,
-        most=trainer.max_categories,
-    )
-    categories.save(request.folder)
-    return categories
-
-
-OBJECTIVES: dict[str, dict[Outcome, dict[str, str]]] = {
-    "xgboost": {
-        "binary": {"objective": "binary:logistic", "eval_metric": "logloss"},
-        "multiclass": {"objective": "multi:softprob", "eval_metric": "mlogloss"},
-        "multilabel": {"objective": "binary:logistic", "eval_metric": "logloss"},
-        "number": {"objective": "reg:squarederror", "eval_metric": "rmse"},
-        "vector": {"objective": "reg:squarederror", "eval_metric": "rmse"},
-        "count": {"objective": "count:poisson", "eval_metric": "poisson-nloglik"},
-        "ranking": {"objective": "rank:ndcg", "eval_metric": f"ndcg@{TOP}"},
-    },
-    "lightgbm": {
-        "binary": {"objective": "binary", "metric": "binary_logloss"},
-        "multiclass": {"objective": "multiclass", "metric": "multi_logloss"},
-        "number": {"objective": "regression", "metric": "rmse"},
-        "count": {"objective": "poisson", "metric": "poisson"},
-        "ranking": {"objective": "lambdarank", "metric": "ndcg", "eval_at": str(TOP)},
-    },
-}
-"""Objective and loss of each outcome that a library learns, by its own names."""
-
-
-def _task(request: TrainingRequest, library: str) -> dict[str, Any]:
-    """Options of a library that say the outcome."""
-    several = {"num_class": len(request.classes)} if request.outcome == "multiclass" else {}
-    return {**OBJECTIVES[library][request.outcome], **several}
-
-
-def _losses(log: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
-    """Latest losses of a library's evaluation log. Raises: TrainingError if one stopped being a number."""
-    losses = {}
-    for name in ("train", "valid"):
-        metric, values = next(iter(log[name].items()))
-        losses[name] = 1.0 - float(values[-1]) if metric.startswith("ndcg") else float(values[-1])
-    if not all(np.isfinite(value) for value in losses.values()):
-        raise TrainingError(f"the loss is {losses}: check the labels, or lower lr")
-    return {"train_loss": losses["train"], LOSS: losses["valid"]}
-
-
 class Sklearn(Trainer):
     """Trainer of the estimator that `make(**values)` returns, which has fit and predict_proba (of a number or a count: predict).
 
@@ -338,3 +266,69 @@ class Sklearn(Trainer):
                 f"Sklearn(make=…, values={{…}}); it has {sorted(self.values)}"
             )
         return self.model_copy(update={"values": {**self.values, **values}, **own})
+
+
+@dataclass(frozen=True, slots=True)
+class BoostingRows:
+    """Rows as a boosting library takes them: numbers (rows, columns), of which those numbered `categorical` are codes.
+
+    train_sizes, valid_sizes: rows of each request of a ranking, which lie one after the other.
+    """
+
+    train: Array
+    train_labels: Array
+    valid: Array
+    valid_labels: Array
+    categorical: tuple[int, ...]
+    names: tuple[str, ...] | None
+    train_sizes: Array | None = None
+    valid_sizes: Array | None = None
+
+    @classmethod
+    def of(cls, request: TrainingRequest, trainer: BoostedTrees) -> BoostingRows:
+        """Encode the request's rows, and save the vocabulary beside the model. Raises: TrainingDataError."""
+        train, valid = request.train_rows, request.valid_rows
+        categories = _categories(request, train, trainer)
+        numbers = len(request.numeric)
+        names = None if request.tensors else (*request.numeric, *request.categorical)
+        return cls(
+            number_rows(request.signature, request.inputs(train), categories),
+            request.train_labels(),
+            number_rows(request.signature, request.inputs(valid), categories),
+            request.labels(valid),
+            tuple(range(numbers, numbers + len(request.categorical))),
+            names if names and all(_PLAIN_NAME.fullmatch(name) for name in names) else None,
+            request.group_sizes(train) if request.group else None,
+            request.group_sizes(valid) if request.group else None,
+        )
+
+
+def _categories(request: TrainingRequest, rows: pa.Table, trainer: BoostedTrees) -> Categories | None:
+    """Learn the known texts from the rows to learn from, and write them beside the model."""
+    if not request.categorical:
+        return None
+    categories = Categories.of(
+        request.categorical,
+        request.inputs(rows)["categorical"],
+        min_rows=trainer.min_category_rows,
+        most=trainer.max_categories,
+    )
+    categories.save(request.folder)
+    return categories
+
+
+def _task(request: TrainingRequest, library: str) -> dict[str, Any]:
+    """Options of a library that say the outcome."""
+    several = {"num_class": len(request.classes)} if request.outcome == "multiclass" else {}
+    return {**OBJECTIVES[library][request.outcome], **several}
+
+
+def _losses(log: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, float]:
+    """Latest losses of a library's evaluation log. Raises: TrainingError if one stopped being a number."""
+    losses = {}
+    for name in ("train", "valid"):
+        metric, values = next(iter(log[name].items()))
+        losses[name] = 1.0 - float(values[-1]) if metric.startswith("ndcg") else float(values[-1])
+    if not all(np.isfinite(value) for value in losses.values()):
+        raise TrainingError(f"the loss is {losses}: check the labels, or lower lr")
+    return {"train_loss": losses["train"], LOSS: losses["valid"]}

@@ -1,11 +1,4 @@
-"""Settings of the tabular network and of a recipe's network: how each is built and trained.
-
-Parts of torch chosen by name with arguments, as settings that are JSON; known without torch.
-
-Settings that the training loop reads, whatever kind of network is trained.
-
-Columns of a training set: which are numbers, which categories, and which is the label.
-"""
+"""Settings of trainings as JSON: of the tabular network, a recipe, the loop and columns; known without torch."""
 
 from __future__ import annotations
 
@@ -43,14 +36,12 @@ class Named(BaseModel):
 
 
 ADAMW = Named(name="AdamW")
-
-
 Task = Literal["binary", "multiclass", "regression"]
 _TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "number": "regression"}
 Precision = Literal["fp32", "bf16"]
 RowsIn = Literal["memory", "disk", "shards"]
 Nonfinite = Literal["stop", "skip"]
-_EPOCHS, _PATIENCE = 6, 3
+_FEWEST_EPOCHS, _LEAST_PATIENCE = 6, 3
 CHECKPOINT_S = 600.0  # between checkpoints within an epoch
 # settings of how a step is computed, which do not change its result
 _EXECUTION = {
@@ -150,8 +141,8 @@ class TabularParams(Trainer):
     def resolved(self, rows: int) -> TabularParams:
         """Settings with epochs and patience decided for `rows` training rows."""
         steps = max(1, rows // self.batch_rows(rows))
-        epochs = self.epochs or max(_EPOCHS, -(-_MIN_TOTAL_STEPS // steps))
-        patience = self.patience or max(_PATIENCE, epochs // 3)
+        epochs = self.epochs or max(_FEWEST_EPOCHS, -(-_MIN_TOTAL_STEPS // steps))
+        patience = self.patience or max(_LEAST_PATIENCE, epochs // 3)
         return self.model_copy(update={"epochs": epochs, "patience": patience})
 
     @property

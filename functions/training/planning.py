@@ -1,11 +1,7 @@
-"""Plan of one training: what a card holds at its fullest, what a step takes, and what the whole costs; refused if it cannot fit.
+"""Plan of one training: what a card holds at its fullest, what a step takes, what all costs; refused if it cannot fit.
 
 Memory is counted, tensor by tensor. Time follows from operations at a share of the card's peak, which a short run measures; without
-one it is a share that published runs reach.
-
-Cards that a training is planned for: memory, arithmetic and links, as their makers state them.
-
-Sizes of a decoder-only transformer, read from the `config.json` of a Hugging Face folder, and what follows from them.
+one it is a share that published runs reach. Sizes of a model are read from the `config.json` of a Hugging Face folder.
 """
 
 from __future__ import annotations
@@ -19,11 +15,20 @@ from typing import Any, Literal
 REACHED = 0.35  # of a card's peak; published runs of dense decoders reach .27 to .42
 USABLE = 0.92  # of a card's memory: the rest is the driver's, the libraries' and lost between blocks
 NETWORK_BYTES_S = 50e9  # of a card between machines: 400 Gb/s
-_FLOAT, _HALF = 4, 2
+_FLOAT, _HALF = 4, 2  # bytes
 _MOMENTS = 2  # of AdamW
 _STATE_PASSES = 7  # reads and writes of a weight's state in a step
 _DAY_S, _HOUR_S = 86_400.0, 3_600.0
 Sharding = Literal["replicate", "shard"]
+_GB, _TERA = 10**9, 10**12
+_CONFIG_NAMES = {
+    "layers": ("num_hidden_layers", "n_layer"),
+    "width": ("hidden_size", "n_embd"),
+    "heads": ("num_attention_heads", "n_head"),
+    "vocabulary": ("vocab_size",),
+}
+_PLAIN_FAMILIES = ("gpt2", "gpt_neox", "opt", "bloom")  # whose block has two matrices in its MLP, not three
+_MLP = 4  # inner width of the MLP over the width, where a configuration does not say it
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +248,6 @@ def _plans(model: Decoder, setup: Setup, card: Card, reached: float) -> Iterator
                 accumulate *= 2
 
 
-_GB, _TERA = 10**9, 10**12
-
-
 @dataclass(frozen=True, slots=True)
 class Card:
     """Card of a kind, with the memory `memory_bytes`. flops_s: of dense matrices in bfloat16; flops32_s: in float32, TF32 where it has it.
@@ -274,16 +276,6 @@ CARDS = {
 }
 
 
-_NAMES = {
-    "layers": ("num_hidden_layers", "n_layer"),
-    "width": ("hidden_size", "n_embd"),
-    "heads": ("num_attention_heads", "n_head"),
-    "vocabulary": ("vocab_size",),
-}
-_PLAIN = ("gpt2", "gpt_neox", "opt", "bloom")  # families whose block has two matrices in its MLP, not three
-_MLP = 4  # inner width of the MLP over the width, where a configuration does not say it
-
-
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """Sizes of a decoder-only transformer. key_heads: of keys and values; inner: width of the MLP; gated: whether it has a third matrix.
@@ -305,8 +297,8 @@ class Decoder:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Decoder:
         """Read the sizes from a configuration. Raises: ValueError, naming the field that is missing or not a size."""
-        size = {name: _size(config, fields) for name, fields in _NAMES.items()}
-        gated = config.get("model_type") not in _PLAIN
+        size = {name: _size(config, fields) for name, fields in _CONFIG_NAMES.items()}
+        gated = config.get("model_type") not in _PLAIN_FAMILIES
         if config.get("num_local_experts") or config.get("num_experts"):
             raise ValueError(
                 f"model_type={config.get('model_type')!r} has experts: only dense decoders are planned"

@@ -1,8 +1,7 @@
 """Rows of a training set that are held out to stop, to calibrate and to measure; known without torch.
 
-Rows of a training set that are held out, decided row by row in few passes: the same as `splits` chooses, in little memory.
-
-Of single rows drawn at random others are chosen than there, since a permutation of all rows would have to be held; about as many.
+Of a table, or row by row in few passes and little memory: the same rows, but of single rows drawn at random others, about as
+many, since a permutation of all rows would have to be held.
 """
 
 from __future__ import annotations
@@ -24,6 +23,10 @@ Split = Literal["days", "time", "random"]
 TIME_COLUMN = "event_timestamp"
 DAY_US = 86_400_000_000
 _Mask = npt.NDArray[np.bool_]
+Parts = Callable[[], Iterator[pa.Table]]
+"""Opens the rows of a training set, in order, with their times; may be called again."""
+HeldOut = Callable[[pa.Table, int], npt.NDArray[np.bool_]]
+"""Marks the rows (rows,) of a part that are held out; the number is that of its first row."""
 
 
 def held_out_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int, group: str = "") -> _Mask:
@@ -50,6 +53,34 @@ def held_out_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: in
     return held_out
 
 
+def streamed_split(parts: Parts, *, valid_fraction: float, by: Split, seed: int) -> HeldOut:
+    """Decide which rows are held out; see `held_out_rows`. Raises: TrainingDataError if there is no time to split by."""
+    if by == "random":
+        return lambda rows, first: (
+            random_shares(np.arange(first, first + rows.num_rows), seed) < valid_fraction
+        )
+    counts = Counter[int]()
+    for rows in parts():
+        days, count = np.unique(times_us(rows) // DAY_US, return_counts=True)
+        counts.update(dict(zip(days.tolist(), count.tolist(), strict=True)))
+    if not counts:
+        return lambda rows, _: np.zeros(rows.num_rows, dtype=np.bool_)
+    if by == "days":
+        days = np.array(sorted(counts))
+        drawn = np.random.default_rng(seed).permutation(len(days))
+        held = days[drawn < max(1, round(len(days) * valid_fraction))]
+        return lambda rows, _: np.isin(times_us(rows) // DAY_US, held)
+    last = _quantile(parts, counts, 1.0 - valid_fraction)
+    return lambda rows, _: times_us(rows) > last
+
+
+def times_us(table: pa.Table) -> npt.NDArray[np.int64]:
+    """Times (rows,) of the rows, in microseconds since 1970. Raises: TrainingDataError if there are none."""
+    times = named_column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
+    micros: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
+    return micros
+
+
 def _last_part(table: pa.Table, fraction: float, _: np.random.Generator) -> _Mask:
     times = times_us(table)
     late: _Mask = times > np.quantile(times, 1.0 - fraction, method="lower")
@@ -68,40 +99,6 @@ def _some_rows(table: pa.Table, fraction: float, generator: np.random.Generator)
 
 
 _SPLITS = {"time": _last_part, "days": _whole_days, "random": _some_rows}
-
-
-def times_us(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Times (rows,) of the rows, in microseconds since 1970. Raises: TrainingDataError if there are none."""
-    times = named_column(table, TIME_COLUMN).cast(pa.timestamp("us", "UTC"))
-    micros: npt.NDArray[np.int64] = times.cast(pa.int64()).to_numpy()
-    return micros
-
-
-Parts = Callable[[], Iterator[pa.Table]]
-"""Opens the rows of a training set, in order, with their times; may be called again."""
-HeldOut = Callable[[pa.Table, int], npt.NDArray[np.bool_]]
-"""Marks the rows (rows,) of a part that are held out; the number is that of its first row."""
-
-
-def streamed_split(parts: Parts, *, valid_fraction: float, by: Split, seed: int) -> HeldOut:
-    """Decide which rows are held out; see `splits.held_out_rows`. Raises: TrainingDataError if there is no time to split by."""
-    if by == "random":
-        return lambda rows, first: (
-            random_shares(np.arange(first, first + rows.num_rows), seed) < valid_fraction
-        )
-    counts = Counter[int]()
-    for rows in parts():
-        days, count = np.unique(times_us(rows) // DAY_US, return_counts=True)
-        counts.update(dict(zip(days.tolist(), count.tolist(), strict=True)))
-    if not counts:
-        return lambda rows, _: np.zeros(rows.num_rows, dtype=np.bool_)
-    if by == "days":
-        days = np.array(sorted(counts))
-        drawn = np.random.default_rng(seed).permutation(len(days))
-        held = days[drawn < max(1, round(len(days) * valid_fraction))]
-        return lambda rows, _: np.isin(times_us(rows) // DAY_US, held)
-    last = _quantile(parts, counts, 1.0 - valid_fraction)
-    return lambda rows, _: times_us(rows) > last
 
 
 def _quantile(parts: Parts, counts: Counter[int], share: float) -> int:

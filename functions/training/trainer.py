@@ -2,11 +2,7 @@
 
 A trainer reads rows, fits, and writes the model's files into the request's folder. Runs, lineage, registration, cost and
 quotas are the platform's, in `toque.functions.training.frame`. A project declares a function of this shape, or a `Trainer`: a value
-whose fields are the parameters that sweeps may vary.
-
-What a training reports when it has ended, with its cost: known without torch.
-
-One epoch of a training as its run shows it, and whether it was the last one that made sense.
+whose fields are the parameters that sweeps may vary. What it reports, with cost and epochs, is known without torch.
 """
 
 from __future__ import annotations
@@ -72,7 +68,27 @@ class Trained(BaseModel):
     stopped: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Losses and speed of one pass over the training rows; losses a row, of a weighted task a token: nats, or squared deviations for a number.
+
+    units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows; skipped: steps
+    whose gradients were no finite numbers, which changed nothing and whose losses are left out; workers: size of the group at its end.
+    """
+
+    number: int
+    train_loss: float
+    valid_loss: float
+    seconds: float
+    rows_per_s: float
+    units_per_s: dict[str, float] = field(default_factory=dict)
+    busy: float = 1.0
+    skipped: int = 0
+    workers: int = 1
+
+
 Train = Callable[["TrainingRequest"], Trained]
+OnEpoch = Callable[[Epoch], None]
 
 
 class Trainer(BaseModel, ABC):
@@ -175,11 +191,6 @@ class FunctionTrainer(Trainer):
         return self.model_copy(update={"values": {**self.values, **changes}})
 
 
-@cache
-def _digest_of(target: Callable[..., Any]) -> str:
-    return digest_of(target)
-
-
 def as_trainer(given: Any) -> Trainer:
     """Take a trainer as declared, or wrap a plain function. Raises: ValueError for anything else."""
     if isinstance(given, Trainer):
@@ -197,28 +208,6 @@ def as_trainer(given: Any) -> Trainer:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """Losses and speed of one pass over the training rows; losses a row, of a weighted task a token: nats, or squared deviations for a number.
-
-    units_per_s: speed in the units of a row, such as tokens; busy: share of the time in which no step waited for rows; skipped: steps
-    whose gradients were no finite numbers, which changed nothing and whose losses are left out; workers: size of the group at its end.
-    """
-
-    number: int
-    train_loss: float
-    valid_loss: float
-    seconds: float
-    rows_per_s: float
-    units_per_s: dict[str, float] = field(default_factory=dict)
-    busy: float = 1.0
-    skipped: int = 0
-    workers: int = 1
-
-
-OnEpoch = Callable[[Epoch], None]
-
-
 def diverged(epoch: Epoch, lr: float) -> str:
     """Say which loss of an epoch is no finite number, and what to do; empty if both are."""
     for name, loss in (("training", epoch.train_loss), ("validation", epoch.valid_loss)):
@@ -233,3 +222,8 @@ def not_finite(name: str, epoch: int, loss: float, lr: float) -> str:
         f"the {name} loss of epoch {epoch} is {loss}: training stopped and registered nothing; "
         f"lower lr (now {lr}) or look for extreme values in the features"
     )
+
+
+@cache
+def _digest_of(target: Callable[..., Any]) -> str:
+    return digest_of(target)

@@ -1,8 +1,6 @@
-"""Functions on sample sets: written from a table such as a training set, and deleted.
+"""Functions on sample sets, which are written from tables such as a training set, or from folders, and deleted.
 
-Writer of sample sets: from tables of samples, however many, to shards of a size in the store.
-
-Samples of folders: pictures sorted into folders by their class, texts tokenized and packed, and WebDataset tars.
+Folders hold pictures sorted by their class, texts that are tokenized and packed, or WebDataset tars.
 """
 
 from __future__ import annotations
@@ -12,11 +10,14 @@ import io
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
+from toque.functions.arguments import Dataset
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
@@ -35,18 +36,37 @@ from toque.functions.training_data.formats import (
 )
 from toque.registry import ObjectStore, Table, TableSnapshot
 
+SHARD_BYTES = 64 << 20
+_SUFFIX: Mapping[ShardFormat, str] = {"arrow": "arrow", "parquet": "parquet", "webdataset": "tar"}
+Tokenize = Callable[[str], Sequence[int]]
+_FILES_AT_ONCE = 256
+_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3))
 def write_sample_set(
-    dataset: TableSnapshot,
-    name: str,
-    columns: list[str] | None = None,
-    form: ShardFormat = "arrow",
-    shard_mb: int = 64,
+    dataset: Dataset,
+    name: Annotated[
+        str,
+        Field(
+            description="Name of the sample set, of one or more parts with '/' between them, as in 'digits/train'."
+        ),
+    ],
+    columns: Annotated[
+        list[str] | None, Field(description="Columns that become fields of the samples; all unless given.")
+    ] = None,
+    form: Annotated[
+        ShardFormat, Field(description="Format of the shards; tars (webdataset) hold bytes and texts only.")
+    ] = "arrow",
+    shard_mb: Annotated[
+        int,
+        Field(
+            description="MiB of a shard's samples in memory, where one shard is held; under 1 counts as 1."
+        ),
+    ] = 64,
 ) -> SetRef:
     """Write the rows of a table's version, such as a training set, as the next version of the sample set `name`.
 
-    columns: by default all; form: of the shards; shard_mb: size of a shard's samples in memory, of which one is held.
     Raises: NotFound; SampleSetError if the table has no rows.
     """
     return write_table(
@@ -55,14 +75,12 @@ def write_sample_set(
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3))
-def delete_sample_set(sample_set: SetRef) -> SetRef:
+def delete_sample_set(
+    sample_set: Annotated[SetRef, Field(description="Version that is deleted; it may be gone already.")],
+) -> SetRef:
     """Delete a version of a sample set, its index first, so that nobody opens what is being deleted; safe to repeat."""
     delete_set(context().store, sample_set)
     return sample_set
-
-
-SHARD_BYTES = 64 << 20
-_SUFFIX: Mapping[ShardFormat, str] = {"arrow": "arrow", "parquet": "parquet", "webdataset": "tar"}
 
 
 def write_samples(
@@ -146,11 +164,6 @@ def _uploaded(store: ObjectStore, form: ShardFormat, path: Path, rows: pa.Table,
         open_bytes=open_bytes(form, path),
         digest=digest,
     )
-
-
-Tokenize = Callable[[str], Sequence[int]]
-_FILES_AT_ONCE = 256
-_PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 
 def images_of(folder: Path) -> Iterator[pa.Table]:

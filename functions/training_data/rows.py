@@ -1,10 +1,9 @@
-"""Samples of a set by their numbers, read from the shards that this process has open, with others fetched through the cache.
+"""Samples of a set by their numbers, from shards that this process has open, and a cache of them on the machine's disk.
 
-Cache of shards on a machine's disk, within a bound of bytes, shared by all processes of a user.
-
-A shard appears whole or not at all, under its digest. Before one is fetched its bytes are reserved, and shards that nobody has
-open are evicted for them, those used longest ago first: so the files never exceed the bound. Where all others are in use, the
-shard is held in memory. Locks are the system's, so a killed process leaves none, and the next one removes what it had reserved.
+The cache is within a bound of bytes, shared by all processes of a user. A shard appears whole or not at all, under its digest.
+Before one is fetched its bytes are reserved, and shards that nobody has open are evicted for them, those used longest ago first:
+so the files never exceed the bound. Where all others are in use, the shard is held in memory. Locks are the system's, so a killed
+process leaves none, and the next one removes what it had reserved.
 """
 
 from __future__ import annotations
@@ -41,6 +40,87 @@ from toque.registry.store import private_folder, temporary_folder
 
 DEFAULT_BYTES = 16 << 30
 _LOCK, _FETCH, _BYTES = "lock", "fetch-", "bytes"
+_FETCHERS = 4  # threads of a reader that fetch shards
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSet:
+    """A set of the store that can be read. shuffle: of its epochs; None for the order in which it is stored."""
+
+    store: ObjectStore
+    ref: SetRef
+    index: SetIndex
+    shuffle: Shuffle | None = Shuffle()  # noqa: RUF009 - frozen
+
+    @classmethod
+    def of(cls, store: ObjectStore, ref: SetRef, *, shuffle: Shuffle | None = Shuffle()) -> OpenSet:  # noqa: B008 - frozen
+        """Open a set by its name and version. Raises: SampleSetError if there is none."""
+        return cls(store, ref, read_index(store, ref), shuffle)
+
+    @property
+    def group(self) -> int:
+        """Number of shards that are read at once."""
+        sizes = [shard.open_bytes for shard in self.index.shards]
+        return 1 if self.shuffle is None else self.shuffle.group_size(sizes)
+
+    def order(self, epoch: int) -> EpochOrder:
+        """Order of the samples of an epoch, from 0."""
+        if self.shuffle is None:
+            return InOrder(self.index.rows)
+        rows = [shard.rows for shard in self.index.shards]
+        return ShuffledOrder(rows, self.shuffle, epoch=epoch, group=self.group)
+
+
+class SampleRows:
+    """Reader of one set's samples by number. It may be used from several threads."""
+
+    def __init__(self, opened: OpenSet, cache: ShardCache | None = None) -> None:
+        self.set = opened
+        self._cache = cache or ShardCache()
+        self._starts = np.array(opened.index.starts, dtype=np.int64)
+        self._open = _OpenShards(2 * opened.group + 1)  # a group, and the one that is fetched ahead
+        self._lock = threading.Lock()
+        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="toque-shards")
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, numbers: Numbers) -> dict[str, Values]:
+        """Read the samples with these numbers, in this order, by field."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        found: dict[str, Values] = {}
+        for shard in np.unique(shards).tolist() or [0]:  # no samples have their fields too
+            places = np.flatnonzero(shards == shard)
+            # Ascending, so that a mapped file is read forwards.
+            places = places[np.argsort(numbers[places], kind="stable")]
+            part = self._opened(shard).result().shard.take(numbers[places] - self._starts[shard])
+            for name, values in part.items():
+                if name not in found:
+                    found[name] = np.empty((len(numbers), *values.shape[1:]), dtype=values.dtype)
+                found[name][places] = values
+        return found
+
+    def fetch(self, numbers: Numbers) -> None:
+        """Begin to fetch the shards of these samples, in this order, as many as a group has; does not wait."""
+        shards = np.searchsorted(self._starts, numbers, side="right") - 1
+        for shard in list(dict.fromkeys(shards.tolist()))[: self.set.group]:
+            self._opened(shard)
+
+    def close(self) -> None:
+        """Close all shards, so that they may be evicted."""
+        self._fetchers.shutdown(cancel_futures=True)
+        with self._lock:
+            while self._open:
+                self._open.popitem()
+
+    def _opened(self, shard: int) -> Future[CachedShard]:
+        with self._lock:
+            if shard not in self._open or _failed(self._open[shard]):
+                index = self.set.index
+                self._open[shard] = self._fetchers.submit(
+                    self._cache.open, self.set.store, index.format, index.shards[shard]
+                )
+            return self._open[shard]
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,89 +310,6 @@ def _in_memory(store: ObjectStore, form: ShardFormat, shard: Shard) -> CachedSha
     opened = open_shard(form, unpacked if form == "parquet" else stored)
     os.close(files[0])
     return CachedShard(opened, files[1])
-
-
-_FETCHERS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class OpenSet:
-    """A set of the store that can be read. shuffle: of its epochs; None for the order in which it is stored."""
-
-    store: ObjectStore
-    ref: SetRef
-    index: SetIndex
-    shuffle: Shuffle | None = Shuffle()  # noqa: RUF009 - frozen
-
-    @classmethod
-    def of(cls, store: ObjectStore, ref: SetRef, *, shuffle: Shuffle | None = Shuffle()) -> OpenSet:  # noqa: B008 - frozen
-        """Open a set by its name and version. Raises: SampleSetError if there is none."""
-        return cls(store, ref, read_index(store, ref), shuffle)
-
-    @property
-    def group(self) -> int:
-        """Number of shards that are read at once."""
-        sizes = [shard.open_bytes for shard in self.index.shards]
-        return 1 if self.shuffle is None else self.shuffle.group_size(sizes)
-
-    def order(self, epoch: int) -> EpochOrder:
-        """Order of the samples of an epoch, from 0."""
-        if self.shuffle is None:
-            return InOrder(self.index.rows)
-        rows = [shard.rows for shard in self.index.shards]
-        return ShuffledOrder(rows, self.shuffle, epoch=epoch, group=self.group)
-
-
-class SampleRows:
-    """Reader of one set's samples by number. It may be used from several threads."""
-
-    def __init__(self, opened: OpenSet, cache: ShardCache | None = None) -> None:
-        self.set = opened
-        self._cache = cache or ShardCache()
-        self._starts = np.array(opened.index.starts, dtype=np.int64)
-        self._open = _OpenShards(2 * opened.group + 1)  # a group, and the one that is fetched ahead
-        self._lock = threading.Lock()
-        self._fetchers = ThreadPoolExecutor(_FETCHERS, thread_name_prefix="toque-shards")
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def take(self, numbers: Numbers) -> dict[str, Values]:
-        """Read the samples with these numbers, in this order, by field."""
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        found: dict[str, Values] = {}
-        for shard in np.unique(shards).tolist() or [0]:  # no samples have their fields too
-            places = np.flatnonzero(shards == shard)
-            # Ascending, so that a mapped file is read forwards.
-            places = places[np.argsort(numbers[places], kind="stable")]
-            part = self._opened(shard).result().shard.take(numbers[places] - self._starts[shard])
-            for name, values in part.items():
-                if name not in found:
-                    found[name] = np.empty((len(numbers), *values.shape[1:]), dtype=values.dtype)
-                found[name][places] = values
-        return found
-
-    def fetch(self, numbers: Numbers) -> None:
-        """Begin to fetch the shards of these samples, in this order, as many as a group has; does not wait."""
-        shards = np.searchsorted(self._starts, numbers, side="right") - 1
-        for shard in list(dict.fromkeys(shards.tolist()))[: self.set.group]:
-            self._opened(shard)
-
-    def close(self) -> None:
-        """Close all shards, so that they may be evicted."""
-        self._fetchers.shutdown(cancel_futures=True)
-        with self._lock:
-            while self._open:
-                self._open.popitem()
-
-    def _opened(self, shard: int) -> Future[CachedShard]:
-        with self._lock:
-            if shard not in self._open or _failed(self._open[shard]):
-                index = self.set.index
-                self._open[shard] = self._fetchers.submit(
-                    self._cache.open, self.set.store, index.format, index.shards[shard]
-                )
-            return self._open[shard]
 
 
 class _OpenShards(LRUCache[int, Future[CachedShard]]):

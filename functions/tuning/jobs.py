@@ -3,8 +3,6 @@
 The data are prepared once and shared by all trials; a trial is an actor that is reused for the next one. The settings
 are drawn here, from a seed, and the first trial always has the given settings, so a sweep never ends worse than no sweep. In
 a population this holds for the settings that trials begin with; later they copy better settings from each other.
-
-Lineage of the weights of a population's winner: from member to member, back to the first epoch.
 """
 
 from __future__ import annotations
@@ -13,15 +11,16 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Label, LimitSeconds, Priority
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.params import TabularParams, run_params
+from toque.functions.training.params import Columns, TabularParams, run_params
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -54,26 +53,6 @@ class Stretch(BaseModel):
     params: TabularParams
 
 
-def lineage(trials: Mapping[int, Trial], winner: int) -> list[Stretch]:
-    """Find the stretches of training that led to the best epoch of `trials[winner]`, the earliest first.
-
-    trials: by their numbers. Each stretch begins with the weights of the one before; the last one ends with the winner's.
-    Raises: ValueError if the winner has no best epoch.
-    """
-    best = trials[winner].best_epoch
-    if best is None:
-        raise ValueError(f"trial {winner} has no best epoch, so its weights have no lineage")
-    number, end, stretches = winner, best + 1, list[Stretch]()
-    while True:
-        trial = trials[number]
-        exploits = [exploit for exploit in trial.exploits if exploit.epoch < end]
-        begin, params = (exploits[-1].epoch, exploits[-1].params) if exploits else (0, trial.params)
-        stretches.insert(0, Stretch(trial=number, run_id=trial.run_id, begin=begin, end=end, params=params))
-        if not exploits:
-            return stretches
-        number, end = exploits[-1].trial, begin
-
-
 class Sweep(BaseModel):
     """Result of a sweep of trials.
 
@@ -103,48 +82,98 @@ def _demand(
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def tune_tabular(
-    model: str,
-    training_set: TableSnapshot,
-    label: str,
-    numeric: list[str],
-    categorical: list[str],
-    params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    model: Annotated[
+        str,
+        Field(
+            description="Name of the model that the sweep is for, a tag of its run; it need not be registered."
+        ),
+    ],
+    training_set: Annotated[
+        TableSnapshot,
+        Field(
+            description="Table of training rows at one version, which is recorded with the runs of the sweep."
+        ),
+    ],
+    label: Label,
+    numeric: Annotated[list[str], Field(description="Columns of numbers that the network reads.")],
+    categorical: Annotated[list[str], Field(description="Columns of categories that the network reads.")],
+    params: Annotated[
+        TabularParams,
+        Field(
+            description="Settings of the first trial, and of the others where the space does not vary them."
+        ),
+    ] = TabularParams(),  # noqa: B008 - frozen
     *,
-    space: Space | None = None,
-    num_samples: int = 4,
-    max_epochs: int | None = None,
-    concurrency: int = 2,
-    cpus_per_trial: float = 1.0,
-    experiment: str | None = None,
-    seed: int = 0,
-    search: Search = "random",
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    gpus_per_trial: float = 0.0,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
-    copy_every: int | None = None,
-    stack: int = 1,
+    space: Annotated[
+        Space | None,
+        Field(
+            description="What to draw each setting from, by its name; usual ranges of five settings unless given."
+        ),
+    ] = None,
+    num_samples: Annotated[
+        int,
+        Field(
+            description="Number of trials, two at least of a population; a grid tries all its combinations instead."
+        ),
+    ] = 4,
+    max_epochs: Annotated[
+        int | None, Field(description="Epochs of the longest trial; those of `params` unless given.")
+    ] = None,
+    concurrency: Annotated[
+        int, Field(description="Number of trials, or stacks of them, that train at a time.")
+    ] = 2,
+    cpus_per_trial: Annotated[float, Field(description="CPUs of each trial, or stack of trials.")] = 1.0,
+    experiment: Annotated[
+        str | None,
+        Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
+    ] = None,
+    seed: Annotated[
+        int, Field(description="Seed by which settings are drawn; the one of the trainings is in `params`.")
+    ] = 0,
+    search: Annotated[
+        Search,
+        Field(
+            description=(
+                "How settings are found: drawn at random, as a grid of all combinations, proposed by Optuna from the "
+                "losses before, or by a population (pbt)."
+            )
+        ),
+    ] = "random",
+    limits: Annotated[
+        Limits,
+        Field(
+            description="Resources of all trials; at the first limit reached the sweep ends with what it has."
+        ),
+    ] = Limits(),  # noqa: B008 - frozen
+    gpus_per_trial: Annotated[float, Field(description="GPUs of each trial, or stack of trials.")] = 0.0,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
+    copy_every: Annotated[
+        int | None,
+        Field(
+            description="Epochs after which a population copies, again and again; a fifth of all unless given."
+        ),
+    ] = None,
+    stack: Annotated[
+        int,
+        Field(
+            description=(
+                "Trials that train together in one process, for networks so small that a step costs more than its "
+                "arithmetic."
+            )
+        ),
+    ] = 1,
 ) -> Sweep:
     """Try settings of the tabular network on Ray Tune and return the best; nothing is registered.
 
-    params: the settings that the space does not vary, and the first trial; space: parameter -> what to draw from (default:
-    DEFAULT_SPACE);
-    num_samples: trials; search: "random" draws them, "optuna" proposes them by the losses before, "grid" tries every
-    combination instead (a Range says its `steps`), all of them under ASHA; "pbt" trains them as a population: every
-    `copy_every` epochs (default: a fifth) the worst continue with weights of the best, under settings near theirs;
-    limits: hours, CPU- and GPU-hours and money, at the first of which the sweep ends with what it has; max_epochs: epochs of
-    the longest trial (default: those of params); concurrency: trials at a time, each with `cpus_per_trial` and
-    `gpus_per_trial`; stack: trials that each of these trains together in one process, for networks so small that a step costs
-    more than its arithmetic; experiment: where sweep and trials are tracked (default: "{model}-sweep").
-    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, after which it is
-    killed with its trials, None for as long as it takes (`limits` end it with what it has).
+    Trials stop early under ASHA, except in a population: there, every `copy_every` epochs, the worst continue with weights of the
+    best, under settings near theirs. Its default space is the part of DEFAULT_SPACE that can change in training.
+    `limit_s` kills a submitted call with its trials; `limits` end it with what it has.
     An interrupted sweep repeats no epoch when it is called again with the same arguments.
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
-    from toque.functions.training.loop.cost import (
-        metered,  # late, all: torch and Ray Tune are needed to sweep only
-    )
-    from toque.functions.training.params import Columns
+    # late, all: torch and Ray Tune are needed to sweep only
+    from toque.functions.training.loop.cost import metered
     from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
     from toque.functions.tuning.trials import TrialResources
 
@@ -174,6 +203,26 @@ def tune_tabular(
         best = _best(run, tracker, time.perf_counter() - began, population=search == "pbt")
         sweep.saved.drop()
         return best
+
+
+def lineage(trials: Mapping[int, Trial], winner: int) -> list[Stretch]:
+    """Find the stretches of training that led to the best epoch of `trials[winner]`, the earliest first.
+
+    trials: by their numbers. Each stretch begins with the weights of the one before; the last one ends with the winner's.
+    Raises: ValueError if the winner has no best epoch.
+    """
+    best = trials[winner].best_epoch
+    if best is None:
+        raise ValueError(f"trial {winner} has no best epoch, so its weights have no lineage")
+    number, end, stretches = winner, best + 1, list[Stretch]()
+    while True:
+        trial = trials[number]
+        exploits = [exploit for exploit in trial.exploits if exploit.epoch < end]
+        begin, params = (exploits[-1].epoch, exploits[-1].params) if exploits else (0, trial.params)
+        stretches.insert(0, Stretch(trial=number, run_id=trial.run_id, begin=begin, end=end, params=params))
+        if not exploits:
+            return stretches
+        number, end = exploits[-1].trial, begin
 
 
 def _points(

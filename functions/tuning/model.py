@@ -2,13 +2,9 @@
 
 A trial is a whole training without registration, started as a function of its own: on the cluster if there is one, here if not. The
 first has the declared parameters, so a sweep never ends worse than no sweep. A trial that has ended is not run again.
-
-Rungs of a sweep of any trainer, kept in the store: a trial that is not among the best at a rung ends there.
-
-No process schedules the trials. Each writes its loss at 4, 16, 64, … epochs or rounds, of a fine-tune after its first epoch too, reads
-what the others had there, and goes on while it is among the best quarter so far; of fewer than four all go on. Some go on that would not have in the end, but no
-trial waits for another.
-
+No process schedules the trials. Each writes its loss at 4, 16, 64, … epochs or rounds, of a fine-tune after its first epoch too,
+reads what the others had there, and goes on while it is among the best quarter so far; of fewer than four all go on. Some go on
+that would not have in the end, but no trial waits for another.
 Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020, in the variant that stops (its section 3.3).
 """
 
@@ -19,10 +15,11 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import LimitSeconds, Priority
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.definitions import model_definition
@@ -89,9 +86,28 @@ def _demand(
 
 @function(resources=Resources(num_cpus=1), timeout_s=None)  # the sweep's limits end its trials too
 def train_trial(
-    model: str, training_set: TableSnapshot, parameters: dict[str, Any], sweep_key: str, number: int, sweep: str,
-    experiment: str, workers: int,
-) -> ModelTrial:  # fmt: skip
+    model: Annotated[str, Field(description="Name of a model that the project defines with a trainer.")],
+    training_set: Annotated[
+        TableSnapshot,
+        Field(
+            description="Table of training rows at one version, which is recorded with the runs of the sweep."
+        ),
+    ],
+    parameters: Annotated[
+        dict[str, Any],
+        Field(description="Parameters in which the trial differs from the declared ones, by name."),
+    ],
+    sweep_key: Annotated[
+        str, Field(description="Digest of what the sweep's trials depend on, by which they find each other.")
+    ],
+    number: Annotated[
+        int,
+        Field(description="Number of the trial; trial 0 has the declared parameters and never ends early."),
+    ],
+    sweep: Annotated[str, Field(description="Id of the run that holds the sweep's trials.")],
+    experiment: Annotated[str, Field(description="Experiment under which the trial's run is tracked.")],
+    workers: Annotated[int, Field(description="Number of workers that train the trial, with one CPU each.")],
+) -> ModelTrial:
     """Train one trial of a sweep and register nothing; one that others beat at a rung ends there."""
     definition: TrainableModel = model_definition(context().project, model)
     registry = context().registry()
@@ -113,28 +129,57 @@ def train_trial(
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def tune_model(
-    model: str,
-    training_set: TableSnapshot,
-    space: Space,
+    model: Annotated[str, Field(description="Name of a model that the project defines with a trainer.")],
+    training_set: Annotated[
+        TableSnapshot,
+        Field(
+            description="Table of training rows at one version, which is recorded with the runs of the sweep."
+        ),
+    ],
+    space: Annotated[
+        Space, Field(description="What to draw each parameter of the trainer from, by its name.")
+    ],
     *,
-    num_samples: int = 8,
-    search: ModelSearch = "random",
-    concurrency: int = 2,
-    workers_per_trial: int = 1,
-    objectives: dict[str, Direction] | None = None,
-    limits: Limits = Limits(),  # noqa: B008 - frozen
-    experiment: str | None = None,
-    seed: int = 0,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    num_samples: Annotated[
+        int, Field(description="Number of trials; a grid tries all its combinations instead.")
+    ] = 8,
+    search: Annotated[
+        ModelSearch,
+        Field(
+            description=(
+                "How parameters are found: drawn at random, as a grid of all combinations, or proposed by Optuna from "
+                "the losses before."
+            )
+        ),
+    ] = "random",
+    concurrency: Annotated[int, Field(description="Number of trials that train at a time.")] = 2,
+    workers_per_trial: Annotated[
+        int, Field(description="Number of workers that train each trial, with one CPU each.")
+    ] = 1,
+    objectives: Annotated[
+        dict[str, Direction] | None,
+        Field(
+            description="Whether each metric is to be low or high; the first decides; low valid_loss unless given."
+        ),
+    ] = None,
+    limits: Annotated[
+        Limits,
+        Field(description="Resources of all trials; once a limit is reached, no further trial begins."),
+    ] = Limits(),  # noqa: B008 - frozen
+    experiment: Annotated[
+        str | None,
+        Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
+    ] = None,
+    seed: Annotated[
+        int,
+        Field(description="Seed by which parameters are drawn; the one of the trainings is the trainer's."),
+    ] = 0,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
 ) -> ModelSweep:
     """Try parameters of a model's declared trainer and return the best; nothing is registered.
 
-    space: parameter -> what to draw from; num_samples: trials; search: "random" draws them, "optuna" proposes them by the losses
-    before, "grid" tries every combination instead; concurrency: trials at a time, each with `workers_per_trial`; objectives:
-    metrics that are compared, the first decides (default: the lowest "valid_loss"); limits: at the first of which no further trial
-    begins; experiment: where sweep and trials are tracked (default: "{model}-sweep"); limit_s: longest run time of a submitted
-    call, after which it is killed with its trials, None for as long as it takes.
+    The first trial has the declared parameters. `limit_s` kills a submitted call with its trials; `limits` let them end.
     A sweep called again with the same arguments repeats no trial that has ended.
     Raises: ProjectError if the project does not define the model; TrainingDataError for a space that cannot be used; TrainingError if
     every trial fails.

@@ -1,10 +1,9 @@
-"""Population based training (PBT) on Ray Tune: at intervals, poor members copy weights and explore settings of good ones.
+"""Schedulers of sweeps on Ray Tune: population based training (PBT) and ASHA.
 
-All members wait for each other before that, so a decision depends on their losses and the seed, not on their speed.
-
-ASHA sweeps on Ray Tune, for which a Tune trial is one of ours on its way to the next rung.
-
-A trial saves its state after each epoch, so it pauses without a process, resumes in any, and outlives the sweep.
+At intervals poor members of a population copy weights of good ones and explore settings. All members wait for each other before
+that, so a decision depends on their losses and the seed, not on their speed.
+In ASHA a Tune trial is one of ours on its way to the next rung. A trial saves its state after each epoch, so it pauses without
+a process, resumes in any, and outlives the sweep.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ from toque.functions.tuning.trial_states import (
 from toque.registry import ObjectStore
 
 _LOST = "it had failed before the sweep was interrupted"
+SINCE, UNTIL = "since", "until"  # epochs, as settings of a Tune trial
 
 
 class MemberRuns(Protocol):
@@ -215,38 +215,6 @@ class PbtScheduler(PopulationBasedTraining):
         self._runs.record_exploit(number, Exploit(epoch=epoch, trial=copied, params=settings))
 
 
-def tune_checkpoint(number: int, epochs: int, metrics: dict[str, Any]) -> _TrainingResult:
-    """Make the checkpoint that stands for weights in the store; Tune only passes it on, and copies no files."""
-    return _TrainingResult(checkpoint=tune.Checkpoint(f"/{number}/{epochs}"), metrics=metrics)
-
-
-def trial_and_epochs(saved: Any) -> tuple[int, int]:
-    """Read the trial's number and epochs from a checkpoint of `tune_checkpoint`."""
-    _, number, epochs = saved.checkpoint.path.split("/")
-    return int(number), int(epochs)
-
-
-def _source(source: Choice | Range) -> list[Any] | Callable[[], float]:
-    """Convert a setting's source to what Tune mutates it by: a list for neighbours, a function to draw anew."""
-    if isinstance(source, Choice):
-        return source.choices
-    return lambda: source.draw(np.random.default_rng(random.getrandbits(64)))
-
-
-@contextmanager
-def _seeded(seed: str) -> Iterator[None]:
-    """Seed Python's random numbers, which Tune draws from, within the context only."""
-    before = random.getstate()
-    random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-
-
-SINCE, UNTIL = "since", "until"
-
-
 @dataclass(frozen=True, slots=True)
 class TrialStates:
     """Saved states of trials after their last two epochs, by number, below `folder` in `store`."""
@@ -342,3 +310,32 @@ class AshaSearcher(tune.search.Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Restore nothing, since an interrupted sweep resumes from its trials' states and runs."""
+
+
+def tune_checkpoint(number: int, epochs: int, metrics: dict[str, Any]) -> _TrainingResult:
+    """Make the checkpoint that stands for weights in the store; Tune only passes it on, and copies no files."""
+    return _TrainingResult(checkpoint=tune.Checkpoint(f"/{number}/{epochs}"), metrics=metrics)
+
+
+def trial_and_epochs(saved: Any) -> tuple[int, int]:
+    """Read the trial's number and epochs from a checkpoint of `tune_checkpoint`."""
+    _, number, epochs = saved.checkpoint.path.split("/")
+    return int(number), int(epochs)
+
+
+def _source(source: Choice | Range) -> list[Any] | Callable[[], float]:
+    """Convert a setting's source to what Tune mutates it by: a list for neighbours, a function to draw anew."""
+    if isinstance(source, Choice):
+        return source.choices
+    return lambda: source.draw(np.random.default_rng(random.getrandbits(64)))
+
+
+@contextmanager
+def _seeded(seed: str) -> Iterator[None]:
+    """Seed Python's random numbers, which Tune draws from, within the context only."""
+    before = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before)

@@ -1,7 +1,4 @@
-"""Search spaces of a sweep, typed distributions over the parameters of a trainer, and records of its trials.
-
-Settings proposed by Optuna from the losses of the trials before.
-"""
+"""Search spaces of a sweep, typed distributions over a trainer's parameters; records of trials; a sampler."""
 
 from __future__ import annotations
 
@@ -55,17 +52,26 @@ class Trial(BaseModel):
 
 
 class Limits(BaseModel):
-    """Resources that the trials of a sweep may use together; None: any. Epochs under way at a limit end first.
-
-    hours: of the wall clock since the first trial began; cpu_hours, gpu_hours: of all trials; money: at the prices of TOQUE_PRICES.
-    """
+    """Resources that the trials of a sweep may use together; None: any. Epochs under way at a limit end first."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    hours: float | None = Field(default=None, gt=0)
-    cpu_hours: float | None = Field(default=None, gt=0)
-    gpu_hours: float | None = Field(default=None, gt=0)
-    money: float | None = Field(default=None, gt=0)
+    hours: float | None = Field(
+        default=None,
+        gt=0,
+        description="Hours of the wall clock since the first trial began; any number unless given.",
+    )
+    cpu_hours: float | None = Field(
+        default=None, gt=0, description="CPU-hours of all trials together; any number unless given."
+    )
+    gpu_hours: float | None = Field(
+        default=None, gt=0, description="GPU-hours of all trials together; any number unless given."
+    )
+    money: float | None = Field(
+        default=None,
+        gt=0,
+        description="Cost of all trials together in the currency of TOQUE_PRICES, whose prices it needs; any unless given.",
+    )
 
     def reached(self, *, hours: float, cost: Cost) -> str | None:
         """Name the limit that a sweep of so many hours and this cost has reached; None if it may continue."""
@@ -81,7 +87,7 @@ class Choice(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    choices: list[Any] = Field(min_length=1)
+    choices: list[Any] = Field(min_length=1, description="Values of the parameter, one at least.")
 
     def grid(self) -> list[Any]:
         """All values, as a grid tries them."""
@@ -93,18 +99,22 @@ class Choice(BaseModel):
 
 
 class Range(BaseModel):
-    """Range of numbers between two bounds; with `log`, the logarithm is uniform.
-
-    integer: whole numbers only. steps: how many of them a grid tries.
-    """
+    """Range of numbers between two bounds, drawn uniformly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    low: float
-    high: float
-    log: bool = False
-    integer: bool = False
-    steps: int | None = Field(default=None, ge=2)
+    low: float = Field(description="Lowest number; above 0 with `log`.")
+    high: float = Field(description="Highest number; `low` or more.")
+    log: bool = Field(
+        default=False,
+        description="Whether the logarithm is uniform instead, for numbers that span orders of magnitude.",
+    )
+    integer: bool = Field(default=False, description="Whether numbers are rounded to whole ones.")
+    steps: int | None = Field(
+        default=None,
+        ge=2,
+        description="How many numbers from `low` to `high` a grid tries; needed by a grid only.",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -137,7 +147,6 @@ class Range(BaseModel):
 
 
 Space = dict[str, Choice | Range]
-
 DEFAULT_SPACE: Space = {
     "lr": Range(low=1e-3, high=8e-3, log=True),
     "dropout": Choice(choices=[0.1, 0.2, 0.3, 0.4]),

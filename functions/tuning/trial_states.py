@@ -1,12 +1,8 @@
-"""Saved state of a population, from which it resumes after an interruption: its members' weights and the decisions.
+"""Saved states of trials, from which a sweep or a population resumes: weights after each epoch, decisions, and metrics.
 
-Every so many epochs all members wait for each other, and one decision says with whose weights and which settings each
-continues. A member saves its weights before that, so a population can resume from any decision whose weights are all saved;
-later epochs are trained again, from the same weights, settings and random numbers.
-
-States of small trainers in one process, a file after each epoch, from which trials pause and go on.
-
-Metrics of a trial's epoch, under the names that Tune, its run and its saved state use.
+Every so many epochs all members of a population wait for each other, and one decision says with whose weights and which
+settings each continues. A member saves its weights before that, so a population can resume from any decision whose weights
+are all saved; later epochs are trained again, from the same weights, settings and random numbers.
 """
 
 from __future__ import annotations
@@ -29,7 +25,14 @@ from toque.functions.training.trainer import Epoch
 from toque.functions.tuning.space import Exploit
 from toque.registry import ObjectStore
 
-_DECISION = re.compile(r"decision-(\d{6})\.json")
+_DECISION_NAME = re.compile(r"decision-(\d{6})\.json")
+METRIC = "valid_loss"  # these three are names in Tune, in a run and in the saved state
+EPOCHS = "epochs"  # number of epochs trained so far
+FINISHED = "finished"  # whether the trial has trained to its end
+_DIGEST_BYTES = 32
+_HEADER_BYTES = 8  # of a safetensors file: the length of its header
+_STATE_NAME = re.compile(r"(\d{6})\.safetensors")
+_logger = logging.getLogger(__name__)
 
 
 class Member(BaseModel):
@@ -89,7 +92,7 @@ class PbtState:
 
     def _decided(self) -> Iterator[int]:
         for key in list(self.store.list(self.folder)):
-            name = _DECISION.fullmatch(key.removeprefix(self.folder))
+            name = _DECISION_NAME.fullmatch(key.removeprefix(self.folder))
             if name:
                 yield int(name.group(1))
 
@@ -109,12 +112,6 @@ def saved_state(saved: TrialFiles, number: int, epochs: int) -> Snapshot:
             f"start the sweep again, it resumes from what is complete"
         )
     return found
-
-
-_DIGEST_BYTES = 32
-_HEADER_BYTES = 8  # of a safetensors file: the length of its header
-_NAME = re.compile(r"(\d{6})\.safetensors")
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +165,7 @@ class TrialFiles:
 
     def _epochs(self) -> Iterator[int]:
         """Yield the epochs that have a file, the newest first."""
-        names = (_NAME.fullmatch(key.removeprefix(self.folder)) for key in self.store.list(self.folder))
+        names = (_STATE_NAME.fullmatch(key.removeprefix(self.folder)) for key in self.store.list(self.folder))
         yield from sorted((int(name.group(1)) for name in names if name), reverse=True)
 
 
@@ -177,11 +174,6 @@ def _parsed(payload: bytes) -> Snapshot:
     length = int.from_bytes(payload[:_HEADER_BYTES], "little")
     header = json.loads(payload[_HEADER_BYTES : _HEADER_BYTES + length])
     return Snapshot(safetensors.torch.load(payload), json.loads(header["__metadata__"]["facts"]))
-
-
-METRIC = "valid_loss"
-EPOCHS = "epochs"  # number of epochs trained so far
-FINISHED = "finished"  # whether the trial has trained to its end
 
 
 def metrics_of(epoch: Epoch) -> dict[str, float]:

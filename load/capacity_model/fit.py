@@ -1,15 +1,10 @@
-"""Cost of a request, fitted to points: what each replica does anyway, and what a request of so many rows takes.
+"""Cost of a request, fitted to measured points, and what a model needs at a rate that nobody has tried.
 
 core-seconds of a request = idle · replicas/rate + f(rows). A replica that is seldom asked still polls, ships its log and reports: at 200
 requests/s that is more than the requests themselves, and per request it shrinks as the rate grows. f has a level at each number of rows
 that was measured; between two its logarithm is a line in that of the rows, beyond the last f goes on in a straight line. It is
 no single line: eight rows of a wide network take twice as long as one, and 128 four times as long as eight.
-
-Points that a capacity model is fitted to: what a request of a model cost in one configuration, at one rate.
-
-A point is either measured by the processor time of a platform's processes, or is a knee: the rate that so many replicas held.
-
-Needs of a model at a rate that nobody has tried: replicas, cores, nodes, price, autoscaling bounds, and what breaks first.
+A point is measured by the processor time of a platform's processes, or is a knee: the rate that so many replicas held.
 """
 
 from __future__ import annotations

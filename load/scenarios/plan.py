@@ -1,10 +1,8 @@
 """Plan of a load as every process that sends gets it: which requests, when, and how long each may take.
 
-Requests of the Open Inference Protocol, generated from a server's model metadata.
-
-A tensor that the model takes is filled with numbers or words of its datatype; dimensions that may have any size get
-the rows asked for. A model that is asked by key gets rows of a file instead: one JSON object a line,
-`{"entities": {"plane": "N123"}, "request": {"distance": 400}, "unit": "N123"}`, the last two if needed.
+Requests of the Open Inference Protocol are made from a server's model metadata: each tensor is filled with numbers or words of its
+datatype; dimensions that may have any size get the rows asked for. A model that is asked by key gets rows of a file instead: one
+JSON object a line, `{"entities": {"plane": "N123"}, "request": {"distance": 400}, "unit": "N123"}`, the last two if needed.
 """
 
 from __future__ import annotations
@@ -24,6 +22,10 @@ from toque.load.scenarios.scenario import Ask, Scenario, arrivals
 
 _BODIES = 64  # different requests for each part of a mix
 _PARSED = 16  # every so many answers one is read whole
+_WORDS = 50  # distinct words of a text tensor
+Json = dict[str, Any]
+LOAD_TEST: Json = {"load_test": True}
+"""Parameter by which a platform keeps a request out of what it monitors, learns and pays by; other servers ignore it."""
 
 
 class Part(BaseModel):
@@ -118,15 +120,6 @@ def _part(ask: Ask, model: str, scenario: Scenario, metadata_of: Callable[[str],
     return Part(path=f"{path}/infer", weight=ask.weight, bodies=tuple(json.dumps(each) for each in made))
 
 
-Json = dict[str, Any]
-
-_WORDS = 50  # distinct words of a text tensor
-
-
-LOAD_TEST: Json = {"load_test": True}
-"""Parameter by which a platform keeps a request out of what it monitors, learns and pays by; other servers ignore it."""
-
-
 def tensor_request(metadata: Mapping[str, Any], *, rows: int, rng: random.Random) -> Json:
     """Make a request that fills every input of a model.
 
@@ -213,4 +206,14 @@ def _value(datatype: str, rng: random.Random) -> float | int | str | bool:
     raise ValueError(f"datatype {datatype!r} is not of the Open Inference Protocol")
 
 
-__all__ = ["Part", "Plan", "check_of", "plan_of"]
+__all__ = [
+    "LOAD_TEST",
+    "Part",
+    "Plan",
+    "check_of",
+    "keyed_request",
+    "plan_of",
+    "problem_of",
+    "read_rows",
+    "tensor_request",
+]

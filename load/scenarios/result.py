@@ -1,8 +1,4 @@
-"""Result of a load as it is kept: what was sent, and the histograms of every window of it.
-
-Verdict on measurements of a load against its objectives; pure.
-
-Comparison of two runs: how latency, errors and throughput changed, each with an interval.
+"""Result of a load as it is kept, its verdict against objectives, and the comparison of two runs, with intervals.
 
 Requests of one second share its stalls, so the windows of a run are resampled, in blocks of neighbours, and not its requests.
 Source: Künsch, The jackknife and the bootstrap for general stationary observations, 1989.
@@ -21,6 +17,11 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.load.scenarios.scenario import Objectives, Scenario
 from toque.load.scenarios.sending.windows import BINS, Measured, Window, upper_ms
+
+_LEAST_WINDOWS = 20
+_FIGURES = ("p50_ms", "p90_ms", "p99_ms", "error_share", "requests_per_s")
+_SHARES = (0.5, 0.9, 0.99)
+Floats = npt.NDArray[np.float64]
 
 
 class LoadRun(BaseModel):
@@ -107,13 +108,6 @@ def broken(measured: Measured, objectives: Objectives) -> Finding | None:
     """
     checked = objectives.model_copy(update={"requests_per_s": None})
     return next((finding for finding in judge(measured, checked)[1:] if not finding.held), None)
-
-
-_LEAST_WINDOWS = 20
-_FIGURES = ("p50_ms", "p90_ms", "p99_ms", "error_share", "requests_per_s")
-_SHARES = (0.5, 0.9, 0.99)
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

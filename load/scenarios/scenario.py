@@ -1,9 +1,7 @@
 """Scenarios of load and what must hold under them, as a file in TOML says both.
 
-Shapes of a load over time: how many requests a second are due at each moment, and the moments drawn from that.
-
 Arrivals are a Poisson process, as of many callers who do not know of each other. Several processes each draw a share of the
-rate; their sum is the whole process, without a word between them.
+shape's rate; their sum is the whole process, without a word between them.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ _Rate = Annotated[float, Field(gt=0, description="requests a second")]
 _Seconds = Annotated[float, Field(gt=0)]
 
 
-class _Shape(BaseModel):
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Steady(_Shape):
+class Steady(_Part):
     """Load of one rate all the time."""
 
     kind: Literal["steady"] = "steady"
@@ -38,7 +36,7 @@ class Steady(_Shape):
         return np.full_like(at_s, self.rate)
 
 
-class Ramp(_Shape):
+class Ramp(_Part):
     """Load that grows, or falls, in a straight line from `rate` to `to_rate`."""
 
     kind: Literal["ramp"]
@@ -51,7 +49,7 @@ class Ramp(_Shape):
         return self.rate + (self.to_rate - self.rate) * np.clip(at_s / self.seconds, 0, 1)
 
 
-class Steps(_Shape):
+class Steps(_Part):
     """Load in equal steps from `rate` to `to_rate`, `steps` of them, each as long as the others."""
 
     kind: Literal["steps"]
@@ -66,7 +64,7 @@ class Steps(_Shape):
         return self.rate + (self.to_rate - self.rate) * step / (self.steps - 1)
 
 
-class Spike(_Shape):
+class Spike(_Part):
     """Load of `rate` that jumps to `to_rate` at `at_s`, for `for_s` seconds, and back."""
 
     kind: Literal["spike"]
@@ -82,7 +80,7 @@ class Spike(_Shape):
         return np.where(inside, self.to_rate, self.rate)
 
 
-class Wave(_Shape):
+class Wave(_Part):
     """Load between `rate` and `to_rate` like the hours of a day, a day being `period_s`: the shape of a soak."""
 
     kind: Literal["wave"]
@@ -124,10 +122,6 @@ def _peak(shape: AnyShape, begin: float, end: float) -> float:
     most = float(shape.rate_at(np.linspace(begin, end, 101)).max())
     edges = getattr(shape, "to_rate", most) if isinstance(shape, Spike | Steps) else most
     return max(most * slack, edges)
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Objectives(_Part):

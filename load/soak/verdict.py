@@ -1,6 +1,6 @@
-"""Verdict of a soak: whether anything grew, and whether a request failed that was not in a process that was killed; pure.
+"""Verdict of a soak: whether anything grew, and whether a request failed that was not in a process that was killed.
 
-Samples of what a platform on this machine holds: memory and descriptors of each process, its files, its keys in Redis.
+It judges samples of what a platform on this machine holds: memory and descriptors of each process, its files, its keys in Redis.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _FEW = 10  # files, keys or descriptors that may come and go whatever the level 
 _LEAST_LIFE = 0.5  # of the judged time, that a process lived to be judged
 _SLACK_S = 0.05  # between the clocks of who kills and who asks
 _LEAST_SAMPLES = 8
+_REPLICA = re.compile(r"ray::ServeReplica:([\w.-]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +123,6 @@ def _trend(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return float(np.median(values)), float(slope * (at[-1] - at[0]))
 
 
-_REPLICA = re.compile(r"ray::ServeReplica:([\w.-]+)")
-
-
 @dataclass(frozen=True, slots=True)
 class Held:
     """Memory and descriptors that one process holds. role: what it does; memory: bytes of its own, without files and shared memory."""
@@ -189,4 +187,16 @@ def role_of(command: str) -> str:
     return "ray worker" if command.startswith("ray::") else "other"
 
 
-__all__ = ["Growth", "Processes", "Sample", "growths", "memory_by_role", "sample", "unexcused"]
+__all__ = [
+    "Growth",
+    "Held",
+    "Processes",
+    "Sample",
+    "growths",
+    "has_ended",
+    "held_by",
+    "memory_by_role",
+    "role_of",
+    "sample",
+    "unexcused",
+]

@@ -1,11 +1,8 @@
 """FastAPI routes that admit a request before its body is read, by a rule that stands in the route's signature.
 
-Bounds on the size and values of a JSON body, so that parsing it never keeps an event loop from others for long.
-
-Parsers hold the interpreter for the whole body, and take time by the value rather than by the byte: a mebibyte of empty
-lists takes as long as 50 MiB of text. The bounds are checked by counting bytes, which costs a hundredth of parsing.
-
-Refuses request bodies that are too large or come too slowly, before anything reads them whole.
+Bodies are bounded in size, time and number of values, so that parsing one never keeps an event loop from others for long: parsers
+hold the interpreter for the whole body, and take time by the value rather than by the byte: a mebibyte of empty lists takes as
+long as 50 MiB of text. The bounds are checked by counting bytes, which costs a hundredth of parsing.
 """
 
 from __future__ import annotations
@@ -31,6 +28,12 @@ WORKSPACE_HEADERS: Final = ("x-toque-workspace", "x-mlflow-workspace")
 bearer = HTTPBearer(auto_error=False, description="A token from `toque token create`, or of the OIDC issuer")
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+MAX_JSON_BYTES: Final = 4 << 20
+MAX_CONTAINERS: Final = 5_000
+MAX_VALUES: Final = 200_000
+MAX_BODY_BYTES: Final = 16 << 20
+BODY_TIMEOUT_S: Final = 60.0
+"""Time for a whole body below the limit, and between two pieces of one that has no limit."""
 
 
 class _Required:
@@ -158,11 +161,6 @@ def client_of(request: Request) -> str:
     return request.client.host if request.client else ""
 
 
-MAX_JSON_BYTES: Final = 4 << 20
-MAX_CONTAINERS: Final = 5_000
-MAX_VALUES: Final = 200_000
-
-
 def check_json_values(
     body: bytes,
     *,
@@ -186,11 +184,6 @@ def check_json_values(
             f"the body has {containers} lists and objects and {values} commas; at most {max_containers} and "
             f"{max_values} are taken at a time: send less, or pass data by reference",
         )
-
-
-MAX_BODY_BYTES: Final = 16 << 20
-BODY_TIMEOUT_S: Final = 60.0
-"""Time for a whole body below the limit, and between two pieces of one that has no limit."""
 
 
 class BodyLimit:

@@ -1,7 +1,4 @@
-"""Bounds on the requests of a token or workspace: a token bucket for the rate, a count of those in flight.
-
-Bounds on the tokens of language models, by token and workspace: a bucket for each, which a minute refills.
-"""
+"""Bounds on what a token or workspace may ask: requests and tokens of language models in a time, and requests in flight."""
 
 from __future__ import annotations
 
@@ -15,7 +12,8 @@ from cachetools import LRUCache
 
 from toque.registry import Limits
 
-_KEPT = 10_000
+_KEPT: Final = 10_000  # buckets of callers; the one that was asked longest ago goes first
+_MINUTE_S: Final = 60.0
 
 
 class TooManyRequests(Exception):  # noqa: N818  # an answer to the caller, not a failure of ours
@@ -123,10 +121,6 @@ def _burst(limits: Limits) -> float:
     return max(1.0, limits.rate_per_s or 1.0)
 
 
-_BUDGETS_KEPT: Final = 10_000
-_MINUTE_S: Final = 60.0
-
-
 class Reservation:
     """Tokens that a request may come to, taken before it costs any; `settle` gives back what it did not use."""
 
@@ -150,7 +144,7 @@ class TokenBudgets:
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._buckets: LRUCache[str, Bucket] = LRUCache(_BUDGETS_KEPT)
+        self._buckets: LRUCache[str, Bucket] = LRUCache(_KEPT)
 
     def reserve(self, bounds: Sequence[tuple[str, Limits]], tokens: int) -> Reservation:
         """Take tokens from the budget of each (name, limits), or from none.

@@ -1,7 +1,4 @@
-"""Describes the arguments of commands, those that several share once, and reads what they hold.
-
-How a module of the command line adds a command, and what a command is given.
-"""
+"""How a module of the command line adds a command, the arguments that several commands share, and how these are read."""
 
 from __future__ import annotations
 
@@ -19,6 +16,10 @@ from toque.clusters.did_you_mean import did_you_mean
 from toque.ray_apps.cli.client import Client, client_of
 from toque.ray_apps.cli.errors import UsageError
 from toque.ray_apps.cli.output import FORMATS
+
+_INVALID_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
+# argparse has no public name for what `add_subparsers` gives, and its class takes no parameter when it runs.
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +118,6 @@ def _positive(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and int(text) > 0):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
-
-
-# argparse has no public name for what `add_subparsers` gives, and its class takes no parameter when it runs.
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
-
-_INVALID_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
 
 
 class Given(argparse.Namespace):

@@ -1,11 +1,7 @@
-"""Reads a command line, runs one command, turns its error into a message and an exit code.
+"""Reads a command line, runs one command in the project's folder, turns its error into a message and an exit code.
 
 Exit codes: 0 well; 1 failed, refused, or a name that the platform does not know; 2 the command line itself was wrong;
 130 interrupted.
-
-Folder of a user's project, found from the current one, and what it says: the project's module, where its state lies.
-
-Tells a full disk from other errors, whichever library met it, and which disk it is.
 """
 
 from __future__ import annotations
@@ -67,6 +63,18 @@ _EPILOG = """\
 `toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and
 -o tsv are for programs, and in a pipe TSV is the default.
 Exit codes: 0 well; 1 failed, refused or an unknown name; 2 a command line that cannot be; 130 interrupted."""
+FILE = "pyproject.toml"
+"""File whose table `tool.toque` marks a project's folder and names its module, as in `project = "houses"`."""
+_FULL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT})
+# What libraries that are not written in Python say: pyarrow, deltalake, Rust's standard library, SQLite.
+_FULL_WORDS = (
+    "no space left on device",
+    "os error 28",
+    "disk quota exceeded",
+    "os error 122",
+    "disk is full",
+)
+_MEGABYTE = 1 << 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,10 +174,6 @@ def _summaries(commands: Any, before: set[str]) -> list[str]:
     return [f"  {name:<13}{helps[name]}" for name in commands.choices if name not in before]
 
 
-FILE = "pyproject.toml"
-"""File whose table `tool.toque` marks a project's folder and names its module, as in `project = "houses"`."""
-
-
 @dataclass(frozen=True, slots=True)
 class ProjectFolder:
     """Folder of a project, and its module as TOQUE_PROJECT says it."""
@@ -206,12 +210,6 @@ def enter_project(folder: ProjectFolder | None) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in paths if path))
 
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-# What libraries that are not written in Python say: pyarrow, deltalake, Rust's standard library, SQLite.
-_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122", "disk is full")
-_MEGABYTE = 1 << 20
-
-
 def full_disk(error: BaseException, home: Path) -> str | None:
     """Say in plain words that a disk is full, if an error or one behind it is of that; else None.
 
@@ -228,10 +226,10 @@ def full_disk(error: BaseException, home: Path) -> str | None:
 
 
 def _is_full(error: BaseException) -> bool:
-    if isinstance(error, OSError) and error.errno in _FULL:
+    if isinstance(error, OSError) and error.errno in _FULL_ERRNOS:
         return True
     text = str(error).lower()
-    return any(words in text for words in _WORDS)
+    return any(words in text for words in _FULL_WORDS)
 
 
 def _behind(error: BaseException, seen: set[int]) -> Iterator[BaseException]:

@@ -1,11 +1,8 @@
 """Prints what the commands have to say: tables and facts for people, TSV and JSON for programs.
 
-Only what is printed to a terminal is fitted to its width; in a pipe, and with `-o wide`, nothing is shortened.
-
-Lays out values as lines of text: a table that fits the terminal, or a block of lines for each row.
-
-A number, an identifier, a name or a date is whole at any width. Only free text is shortened, at its middle and between
-words.
+Only what is printed to a terminal is fitted to its width; in a pipe, and with `-o wide`, nothing is shortened. A number, an
+identifier, a name or a date is whole at any width. Only free text is shortened, at its middle and between words; with less room
+each row becomes a block of lines.
 """
 
 from __future__ import annotations
@@ -24,6 +21,15 @@ from typing import Any, Literal, TextIO
 
 Format = Literal["table", "wide", "tsv", "json"]
 FORMATS: tuple[Format, ...] = ("table", "wide", "tsv", "json")
+
+_GAP = 2  # spaces between two columns
+_ELLIPSIS = "…"
+_LEAST_TEXT = 16  # cells that a shortened text keeps; with less, each row becomes a block
+_LARGE = 10_000.0  # from here on a rounded number would lose digits before the point
+_EXACT = 1e15  # from here on a float's own notation is the only honest one
+_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(?:Z|\+00:00)")
+_WORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|\S+")  # a date with its time is one word
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move the terminal's cursor
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,16 +234,6 @@ def _at_terminal() -> bool:
 
 def _width() -> int:
     return shutil.get_terminal_size().columns
-
-
-_GAP = 2  # spaces between two columns
-_ELLIPSIS = "…"
-_LEAST_TEXT = 16  # cells that a shortened text keeps; with less, each row becomes a block
-_LARGE = 10_000.0  # from here on a rounded number would lose digits before the point
-_EXACT = 1e15  # from here on a float's own notation is the only honest one
-_TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(?:Z|\+00:00)")
-_WORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|\S+")  # a date with its time is one word
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move the terminal's cursor
 
 
 def laid_out(

@@ -1,6 +1,4 @@
-"""Files to and from the platform: many at once, streamed, with a bar at the terminal.
-
-Progress bars on standard error: of bytes that are moved, and of an invocation that reports how far it is.
+"""Files to and from the platform: many at once, streamed, with a bar on standard error; also the bar of an invocation.
 
 Where standard error is not a terminal nothing is drawn, and rich, which draws, is not imported.
 """
@@ -31,6 +29,8 @@ if TYPE_CHECKING:
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _PARALLEL = 8
 _CHUNK_BYTES = 1 << 20
+Moved = Callable[[int], None]
+Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +125,6 @@ def _send(client: Client, transfer: Transfer, moved: Callable[[int], None]) -> N
     size = {"Content-Length": str(transfer.size)}
     with client.stream("PUT", f"{_ARTIFACTS}/{quote(transfer.address)}", content=chunks(), headers=size):
         pass  # the answer says nothing more
-
-
-Moved = Callable[[int], None]
-Report = Callable[[dict[str, Any]], None]
 
 
 @contextmanager

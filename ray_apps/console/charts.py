@@ -1,7 +1,4 @@
-"""Charts as SVG made on the server: lines with bands over time or steps, readable without a script and in both colour schemes.
-
-Drawing of a version's lineage, from its data by the run to what it serves, as SVG made on the server.
-"""
+"""Charts and the drawing of a version's lineage, as SVG made on the server: without a script, in both colour schemes."""
 
 from __future__ import annotations
 
@@ -50,6 +47,23 @@ _LEVEL = Markup(
 _MARK = Markup(
     '<path class="mark" d="M{x} {y0}V{y1}"/><text class="tick" x="{x}" y="{y0}" dx="4" dy="9">{text}</text>'
 )
+
+_BOX_WIDTH, _BOX_HEIGHT = 188, 46  # of a drawing of boxes, such as a lineage; and so all below
+_GAP, _ROW = 28, 60  # five columns, of which a served version has no more, fit the page in a window of 1,280
+_CHARS: Final = 24
+_CHARS_OF_ANY_WIDTH: Final = 20
+_TEXT_WIDTH: Final = _BOX_WIDTH - 24
+_NODE = Markup(
+    '<g class="node {kind}"><title>{title}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
+    '<text class="above" x="{text_x}" y="{above_y}">{above}</text>'
+    '<text x="{text_x}" y="{name_y}"{fit}>{name}</text></g>'
+)
+_LINEAGE_SVG = Markup(
+    '<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" aria-label="{label}">'
+)
+# The browser presses a long name into its box, whose letters may be wide, as a run's id has them.
+_FIT = Markup(' textLength="{}" lengthAdjust="spacingAndGlyphs"').format(_TEXT_WIDTH)
+_EDGE = Markup('<path class="edge" d="M{x0} {y0} C{x1} {y0} {x1} {y1} {x2} {y1}"/>')
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,24 +264,6 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:g} {y:g}" for x, y in places)
 
 
-_WIDTH, _HEIGHT = 188, 46  # of a box
-_GAP, _ROW = 28, 60  # five columns, of which a served version has no more, fit the page in a window of 1,280
-_CHARS: Final = 24
-_TEXT_WIDTH: Final = _WIDTH - 24
-_NODE = Markup(
-    '<g class="node {kind}"><title>{title}</title><rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6"/>'
-    '<text class="above" x="{text_x}" y="{above_y}">{above}</text>'
-    '<text x="{text_x}" y="{name_y}"{fit}>{name}</text></g>'
-)
-_LINEAGE_SVG = Markup(
-    '<svg class="graph" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" aria-label="{label}">'
-)
-# The browser presses a long name into its box, whose letters may be wide, as a run's id has them.
-_FIT = Markup(' textLength="{}" lengthAdjust="spacingAndGlyphs"').format(_TEXT_WIDTH)
-_CHARS_OF_ANY_WIDTH: Final = 20
-_EDGE = Markup('<path class="edge" d="M{x0} {y0} C{x1} {y0} {x1} {y1} {x2} {y1}"/>')
-
-
 @dataclass(frozen=True, slots=True)
 class Node:
     """Box of a drawing: a small line of what it is above its name.
@@ -316,10 +312,10 @@ def draw_lineage(
 def draw_columns(columns: list[list[Node]], *, label: str) -> Markup:
     """Draw boxes in columns, each box joined to every box of the next column that is no root."""
     rows = max(len(column) for column in columns)
-    width = len(columns) * (_WIDTH + _GAP) - _GAP + 2
-    height = rows * _ROW - (_ROW - _HEIGHT) + 2
+    width = len(columns) * (_BOX_WIDTH + _GAP) - _GAP + 2
+    height = rows * _ROW - (_ROW - _BOX_HEIGHT) + 2
     places = [
-        [(1 + i * (_WIDTH + _GAP), 1 + (j + (rows - len(column)) / 2) * _ROW) for j in range(len(column))]
+        [(1 + i * (_BOX_WIDTH + _GAP), 1 + (j + (rows - len(column)) / 2) * _ROW) for j in range(len(column))]
         for i, column in enumerate(columns)
     ]
     ends = [
@@ -342,8 +338,8 @@ def draw_columns(columns: list[list[Node]], *, label: str) -> Markup:
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    x0, x2 = start[0] + _WIDTH, end[0]
-    y0, y1 = start[1] + _HEIGHT / 2, end[1] + _HEIGHT / 2
+    x0, x2 = start[0] + _BOX_WIDTH, end[0]
+    y0, y1 = start[1] + _BOX_HEIGHT / 2, end[1] + _BOX_HEIGHT / 2
     return _EDGE.format(x0=x0, y0=f"{y0:g}", x1=f"{(x0 + x2) / 2:g}", y1=f"{y1:g}", x2=x2)
 
 
@@ -354,8 +350,8 @@ def _box(node: Node, x: float, y: float) -> Markup:
         title=f"{node.above} {node.name}",
         x=x,
         y=f"{y:g}",
-        width=_WIDTH,
-        height=_HEIGHT,
+        width=_BOX_WIDTH,
+        height=_BOX_HEIGHT,
         text_x=x + 12,
         above=node.above,
         above_y=f"{y + 17:g}",

@@ -1,14 +1,11 @@
-"""Changes told to open pages as they happen: one watcher a topic for all viewers of this process.
+"""Changes told to open pages as they happen, and the contents that are sent: made once for all viewers of this process.
 
 A topic is a journal, or all of one kind ("models/late-flights", "rollouts/*"), the tables of one kind ("tables/features"), the
 reports ("reports/*"), or a model's live figures ("figures/late-flights"). Journals, tables and reports are announced by Redis, so
 watching costs no read. A page that is followed with its address gets its content after a change, if that differs from what it got
-last; another hears of the change, and asks for itself again. Figures are read once for all viewers and sent as they are.
-
-Contents of open pages, rendered once after a change for all viewers who may see the same.
-
-What a page shows follows from its address, its workspace and the grants of who looks: the name of the viewer stands in the header
-alone, which is not rendered again. The proof of a viewer's forms is put in when the content is sent.
+last; another hears of the change, and asks for itself again. Figures are read once for all viewers and sent as they are. A content
+follows from the page's address, its workspace and the viewer's grants: the viewer's name stands in the header alone, which is not
+rendered again, and the proof of a viewer's forms is put in when the content is sent.
 """
 
 from __future__ import annotations
@@ -57,6 +54,11 @@ _SPREAD_S, _SPREAD_MOST_S, _SENT_S = 0.008, 1.2, 0.4
 """Listeners are told one after another, so that no answer waits for all of them: time for each whose page must be rendered, for all
 together at most, and for all to whom a page is sent that others see, too."""
 Event = tuple[str, str]
+PART: Final = "toque.part"
+"""Key of the scope of a request for a page's content alone, without what stands around it."""
+_RENDER_S: Final = 20.0  # a page that takes longer asks for itself, and waits for as long as it likes
+_RENDERINGS_KEPT: Final = 128
+_CSRF: Final = secrets.token_hex(16)  # stands for the proof of a viewer's forms
 
 
 class View(Protocol):
@@ -252,13 +254,6 @@ def is_topic(name: str) -> bool:
     return _TOPIC.match(name) is not None
 
 
-PART: Final = "toque.part"
-"""Key of the scope of a request for a page's content alone, without what stands around it."""
-_RENDER_S: Final = 20.0  # a page that takes longer asks for itself, and waits for as long as it likes
-_KEPT: Final = 128
-_CSRF: Final = secrets.token_hex(16)  # stands for the proof of a viewer's forms
-
-
 @dataclass(frozen=True, slots=True)
 class Key:
     """All that the content of a page follows from. has_forms: whether its viewers signed in, so that it shows forms."""
@@ -277,7 +272,7 @@ class Renderings:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._made: LRUCache[Key, tuple[str, asyncio.Task[str | None]]] = LRUCache(_KEPT)
+        self._made: LRUCache[Key, tuple[str, asyncio.Task[str | None]]] = LRUCache(_RENDERINGS_KEPT)
         self.count = 0
 
     async def get(self, key: Key, version: str, authorization: bytes, client: str) -> str | None:

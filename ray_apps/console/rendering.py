@@ -1,8 +1,6 @@
 """Templates of the pages: escaped by default, with filters that write numbers, times and digests the same way everywhere.
 
-Texts of a model's live figures, as its page shows them and as they are sent to it while they change.
-
-Markdown that people and models wrote, as safe HTML: no tags of theirs, no address but http, https and mailto.
+Markdown that people and models wrote becomes safe HTML: no tags of theirs, no address but http, https and mailto.
 """
 
 from __future__ import annotations

@@ -1,10 +1,6 @@
 """Routes of pages: a session's cookie instead of a bearer token, proof that a form is ours, errors as pages.
 
 A page declares who may see it as every route of the platform does, and is admitted by the same rules.
-
-Entry of the console's navigation.
-
-Checks of where a request comes from and where a response sends the browser on to.
 """
 
 from __future__ import annotations
@@ -36,6 +32,7 @@ if TYPE_CHECKING:
 
 
 PREFIX: Final = "/ui"
+HOME: Final = "/ui/"
 STRANGERS_FORM_BYTES: Final = 4 << 10
 """Size of a form that is read before it is known who sends it: a token or a code, and where to go."""
 STRANGERS_LIMITS: Final = Limits(rate_per_s=50)
@@ -72,6 +69,7 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_INSIDE = re.compile(r"/(?:workspaces/[a-z0-9-]{1,63}/)?ui(?:/[^\\\x00-\x20]*)?(?:\?[^\\\x00-\x20]*)?\Z")
 
 
 class Form(dict[str, str]):
@@ -287,10 +285,6 @@ class Entry:
     title: str
     path: str
     role: str = "viewer"
-
-
-_INSIDE = re.compile(r"/(?:workspaces/[a-z0-9-]{1,63}/)?ui(?:/[^\\\x00-\x20]*)?(?:\?[^\\\x00-\x20]*)?\Z")
-HOME: Final = "/ui/"
 
 
 def safe_next(path: str | None) -> str:

@@ -1,12 +1,8 @@
-"""Pages that sign a person in and out: by a token, or by the single-use code that `toque ui` makes.
+"""Pages that sign people in and out, by a token, a single-use code or the organisation's own issuer, and their sessions.
 
-Pages that sign a person in at the organisation's own issuer, and take the browser back from there.
-
-Sessions of signed-in people, and single-use sign-in codes, kept in the store for all gateways.
-
-The browser holds a random identifier. The store holds, under the identifier's hash, the person's token encrypted with a key
-made of the identifier, so neither who reads the store nor who reads a cookie's hash has the token. Each request presents
-that token to the door again: a token that is revoked ends its sessions.
+The browser holds a random identifier. The store, for all gateways, holds under the identifier's hash the person's token encrypted
+with a key made of the identifier, so neither who reads the store nor who reads a cookie's hash has the token. Each request
+presents that token to the door again: a token that is revoked ends its sessions.
 """
 
 from __future__ import annotations
@@ -54,50 +50,26 @@ from toque.ray_apps.oidc.code_flow import CodeFlow, PendingSignIn
 from toque.registry import AlreadyExists, Clock, InvalidInput, ObjectStore, Unavailable, utc_now
 from toque.registry.times import from_text, to_text
 
-_BACK = f"{PREFIX}/oidc/callback"
-
-_WAIT_S: Final = 600
-
-Text = Annotated[str, Query(max_length=8_000)]
-
-
-def _flow_of(request: Request) -> CodeFlow:
-    flow = console_of(request).oidc
-    if flow is None:
-        raise NotAdmitted(404, "no issuer signs people in here; TOQUE_OIDC has no client")
-    return flow
-
-
-def _pending(request: Request) -> PendingSignIn:
-    """Read the secrets of the sign-in that this browser began. Raises: NotAdmitted 403."""
-    try:
-        packed = base64.urlsafe_b64decode(request.cookies.get(_cookie(request), ""))
-        return PendingSignIn.model_validate_json(packed)
-    except (binascii.Error, ValidationError, ValueError) as error:
-        raise NotAdmitted(403, "this browser began no sign-in, or too long ago; begin again") from error
-
-
-def _redirect_uri(request: Request) -> str:
-    """Address of the page that takes the browser back, which the issuer must know."""
-    scheme = "https" if is_https(request) else "http"
-    return f"{scheme}://{request.headers.get('host', '')}{_BACK}"
-
-
-def _cookie(request: Request) -> str:
-    return "__Host-toque-sign-in" if is_https(request) else "toque-sign-in"
-
-
-def _cookie_options(request: Request) -> dict[str, Any]:
-    return {"path": "/", "secure": is_https(request), "httponly": True, "samesite": "lax"}
-
-
 router = pages_router()
+_BACK = f"{PREFIX}/oidc/callback"
+_ISSUER_WAIT_S: Final = 600  # how long a sign-in at the issuer may take
+Text = Annotated[str, Query(max_length=8_000)]
+Next = Annotated[str, Query(max_length=2_000)]
+SESSION_LIFETIME: Final = timedelta(hours=12)
+CODE_LIFETIME: Final = timedelta(minutes=2)
+REREAD_AFTER: Final = timedelta(seconds=5)
+"""How long a session that another gateway ended may go on here."""
+_SESSIONS, _CODES, _USED = "console/sessions/", "console/codes/", "console/used-codes/"
+_BYTES, _NONCE_BYTES = 32, 12
+_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
+"""Form of every session's identifier and every code; what has another is not looked for in the store."""
+_SESSIONS_KEPT = 4_096
 
 
 @router.get("/oidc/start", dependencies=[OPEN])
 async def start(
     request: Request,
-    next: Annotated[str, Query(max_length=2_000)] = "",  # noqa: A002  # the parameter's usual name
+    next: Next = "",  # noqa: A002  # the parameter's usual name
     another: Annotated[bool, Query()] = False,  # noqa: FBT002  # of an address
 ) -> Response:
     """Send the browser to the issuer, with the secrets of this sign-in in a cookie. another: who is signed in there is asked again."""
@@ -110,7 +82,7 @@ async def start(
         raise NotAdmitted(503, str(error), retry_after_s=2) from error
     answer = RedirectResponse(address, 303)
     packed = base64.urlsafe_b64encode(pending.model_dump_json().encode()).decode()
-    answer.set_cookie(_cookie(request), packed, max_age=_WAIT_S, **_cookie_options(request))
+    answer.set_cookie(_cookie(request), packed, max_age=_ISSUER_WAIT_S, **_cookie_options(request))
     return answer
 
 
@@ -147,9 +119,6 @@ async def end(request: Request) -> Response:
     if address is not None:
         answer.headers["Refresh"] = f"0; url={address}"
     return answer
-
-
-Next = Annotated[str, Query(max_length=2_000)]
 
 
 @router.get("/static/{name}", dependencies=[OPEN])
@@ -238,22 +207,41 @@ async def signed_in(request: Request, token: str, to: str) -> Response:
     return answer
 
 
+def _flow_of(request: Request) -> CodeFlow:
+    flow = console_of(request).oidc
+    if flow is None:
+        raise NotAdmitted(404, "no issuer signs people in here; TOQUE_OIDC has no client")
+    return flow
+
+
+def _pending(request: Request) -> PendingSignIn:
+    """Read the secrets of the sign-in that this browser began. Raises: NotAdmitted 403."""
+    try:
+        packed = base64.urlsafe_b64decode(request.cookies.get(_cookie(request), ""))
+        return PendingSignIn.model_validate_json(packed)
+    except (binascii.Error, ValidationError, ValueError) as error:
+        raise NotAdmitted(403, "this browser began no sign-in, or too long ago; begin again") from error
+
+
+def _redirect_uri(request: Request) -> str:
+    """Address of the page that takes the browser back, which the issuer must know."""
+    scheme = "https" if is_https(request) else "http"
+    return f"{scheme}://{request.headers.get('host', '')}{_BACK}"
+
+
+def _cookie(request: Request) -> str:
+    return "__Host-toque-sign-in" if is_https(request) else "toque-sign-in"
+
+
+def _cookie_options(request: Request) -> dict[str, Any]:
+    return {"path": "/", "secure": is_https(request), "httponly": True, "samesite": "lax"}
+
+
 async def _identify(admission: Admission, token: str) -> None:
     """Check that a token is valid. Raises: NotAdmitted."""
     if not token or not token.isascii() or not token.isprintable():
         raise NotAdmitted(401, "token: empty or none of ours; `toque token create` makes one")
     await admission.identify(f"Bearer {token}".encode("latin-1"))
-
-
-SESSION_LIFETIME: Final = timedelta(hours=12)
-CODE_LIFETIME: Final = timedelta(minutes=2)
-REREAD_AFTER: Final = timedelta(seconds=5)
-"""How long a session that another gateway ended may go on here."""
-_SESSIONS, _CODES, _USED = "console/sessions/", "console/codes/", "console/used-codes/"
-_BYTES, _NONCE_BYTES = 32, 12
-_SECRET = re.compile(r"[A-Za-z0-9_-]{43}")
-"""Form of every session's identifier and every code; what has another is not looked for in the store."""
-_KEPT = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +263,7 @@ class Sessions:
 
     def __init__(self, store: ObjectStore, *, clock: Clock = utc_now) -> None:
         self._store, self._clock = store, clock
-        self._read: LRUCache[str, tuple[datetime, Session]] = LRUCache(_KEPT)
+        self._read: LRUCache[str, tuple[datetime, Session]] = LRUCache(_SESSIONS_KEPT)
         self._lock = Lock()
 
     def start(self, token: str) -> Session:

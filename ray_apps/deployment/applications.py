@@ -1,6 +1,6 @@
-"""Lists the Serve applications of a platform: its own, such as gateway and ticker, and predictors as models are placed.
+"""Lists the Serve applications of a platform, its own and the predictors as models are placed, and makes Serve's config.
 
-Makes the config of Ray Serve for a deployment profile, as `serve deploy`, its REST API and a RayService take it.
+The config is as `serve deploy`, Serve's REST API and a RayService take it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 
 BUILDERS = "toque.ray_apps.config.builders"
+ROOT = Path(toque.__file__).resolve().parent
+ROOMS = ("clusters", "functions", "featurestore", "kernels", "ray_apps", "registry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +167,6 @@ def placements_of(project: str | None) -> dict[str, Placement]:
         for workspace, module in modules.items()
         for name, model in load_project(module).models.items()
     }
-
-
-ROOT = Path(toque.__file__).resolve().parent
-ROOMS = ("clusters", "functions", "featurestore", "kernels", "ray_apps", "registry")
 
 
 def layout_of(profile: Profile) -> Layout:

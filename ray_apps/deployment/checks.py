@@ -1,7 +1,4 @@
-"""Checks a cluster before it is deployed to: nodes alike, clocks, store and Redis reached from each.
-
-Looks at a node from within: what is installed there, what its clock says, and whether it reaches store and Redis.
-"""
+"""Checks a cluster before it is deployed to: nodes alike, clocks, store and Redis reached from each node."""
 
 from __future__ import annotations
 
@@ -29,6 +26,8 @@ if TYPE_CHECKING:
 SKEW_S = 2.0
 """How far two clocks of a cluster may be apart: leases and point-in-time reads count on it."""
 _PROBE_S = 60.0
+_REDIS_WAIT_S = 10.0
+KEY = "probes/deploy"
 
 
 class Check(BaseModel):
@@ -155,10 +154,6 @@ def _all_well(check: str, wrong: Sequence[str], well: str) -> Check:
     return Check(check=check, ok=not wrong, found="; ".join(wrong) if wrong else well)
 
 
-KEY = "probes/deploy"
-_WAIT_S = 10.0
-
-
 class NodeReport(BaseModel):
     """What a node says of itself.
 
@@ -217,7 +212,7 @@ def _store(environment: dict[str, str]) -> Any:
 
 def _redis(environment: dict[str, str]) -> None:
     url = redis_url_of(environment) or ""  # the caller looked: it is set
-    open_redis(url, connect_timeout_s=_WAIT_S, timeout_s=_WAIT_S, patience_s=_WAIT_S).ping()
+    open_redis(url, connect_timeout_s=_REDIS_WAIT_S, timeout_s=_REDIS_WAIT_S, patience_s=_REDIS_WAIT_S).ping()
 
 
 def _why_not(reach: Callable[[], object]) -> str:

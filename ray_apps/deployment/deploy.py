@@ -1,8 +1,7 @@
 """Deploys the platform of a profile on the connected cluster; done again it changes only what differs.
 
-Looks whether every node that has a door answers there, by HTTP and by gRPC.
-
-Makes the first administrator's token of a cluster, once, and puts it into a file or a Kubernetes secret.
+It ends once every node's door answers by HTTP and gRPC. The first administrator's token of a cluster is made once, and put into
+a file or a Kubernetes secret.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import httpx
 
@@ -28,75 +27,27 @@ from toque.ray_apps.deployment.applications import placements_of, release_of, se
 from toque.ray_apps.deployment.checks import Check, check_cluster
 from toque.ray_apps.deployment.errors import DeploymentError
 from toque.ray_apps.local.state_file import write_private
-from toque.registry import EVERY_WORKSPACE, Access, NotFound, Role, utc_now
+from toque.registry import (
+    EVERY_WORKSPACE,
+    Access,
+    AlreadyExists,
+    NotFound,
+    ObjectStore,
+    Role,
+    TokenRecord,
+    utc_now,
+)
+from toque.registry.history import adopt_all
 from toque.registry.times import to_text
 
-if TYPE_CHECKING:
-    from toque.registry import ObjectStore
-    from toque.registry.access import TokenRecord
-
-
-_TIMEOUT_S = 3.0
-
-
-def door_addresses(profile: Profile) -> list[str]:
-    """List the addresses of the connected cluster's living nodes that answer clients."""
-    import ray  # late: its variables must be set first
-
-    nodes = [each for each in ray.nodes() if each["Alive"] and "door" in each["Resources"]]  # type: ignore[no-untyped-call]
-    if profile.bind in {"127.0.0.1", "localhost"}:
-        return ["127.0.0.1"]
-    return sorted(each["NodeManagerAddress"] for each in nodes)
-
-
-def wait_open(
-    addresses: Iterable[str],
-    profile: Profile,
-    wait_s: float,
-    *,
-    shut: Callable[[str, Profile], str] | None = None,
-) -> None:
-    """Wait until each door answers. shut: why one does not, "" if it does; for tests.
-
-    Raises: DeploymentError naming the doors that do not within `wait_s`, and why.
-    """
-    why_shut = shut or why_not
-    deadline = time.monotonic() + wait_s
-    waiting = list(addresses)
-    while True:
-        reasons = {address: reason for address in waiting if (reason := why_shut(address, profile))}
-        if not reasons:
-            return
-        if time.monotonic() > deadline:
-            raise DeploymentError(
-                "; ".join(f"door of {address}: {reason}" for address, reason in reasons.items())
-            )
-        waiting = list(reasons)
-        time.sleep(_ASK_S)
-
-
-def why_not(address: str, profile: Profile) -> str:
-    """Say why a node's door does not answer by HTTP or gRPC, or "" if it does both."""
-    url = f"http://{address}:{profile.ports.http}/-/healthz"
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S):  # our own node
-            pass
-        with socket.create_connection((address, profile.ports.grpc), timeout=_TIMEOUT_S):
-            return ""
-    except urllib.error.HTTPError as error:
-        return f"{url} answers {error.code}"
-    except OSError as error:
-        return f"{error} at {profile.ports.http} (HTTP) or {profile.ports.grpc} (gRPC)"
-
-
 READY_S = 300.0
-
 DOORS_S = 30.0
-
+NAME = "admin"
+ACTOR = "toque-deploy"
+_DOOR_TIMEOUT_S = 3.0
 _ASK_S = 0.5
-
 _FAILED = {"DEPLOY_FAILED"}  # one that is UNHEALTHY, as after the loss of a node, heals or times out
-
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 Report = Callable[[str], None]
 
 
@@ -173,8 +124,6 @@ def prepare_store(store: ObjectStore, profile: Profile) -> list[str]:
     Returns what was done, in words.
     """
     from toque.functions.runtime.context import projects_of  # late: it brings Ray in
-    from toque.registry import Access, AlreadyExists, utc_now
-    from toque.registry.history import adopt_all
 
     notes = []
     if store.audit_keys:
@@ -295,9 +244,54 @@ def shut_down() -> bool:
     return True
 
 
-NAME = "admin"
-ACTOR = "toque-deploy"
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+def door_addresses(profile: Profile) -> list[str]:
+    """List the addresses of the connected cluster's living nodes that answer clients."""
+    import ray  # late: its variables must be set first
+
+    nodes = [each for each in ray.nodes() if each["Alive"] and "door" in each["Resources"]]  # type: ignore[no-untyped-call]
+    if profile.bind in {"127.0.0.1", "localhost"}:
+        return ["127.0.0.1"]
+    return sorted(each["NodeManagerAddress"] for each in nodes)
+
+
+def wait_open(
+    addresses: Iterable[str],
+    profile: Profile,
+    wait_s: float,
+    *,
+    shut: Callable[[str, Profile], str] | None = None,
+) -> None:
+    """Wait until each door answers. shut: why one does not, "" if it does; for tests.
+
+    Raises: DeploymentError naming the doors that do not within `wait_s`, and why.
+    """
+    why_shut = shut or why_not
+    deadline = time.monotonic() + wait_s
+    waiting = list(addresses)
+    while True:
+        reasons = {address: reason for address in waiting if (reason := why_shut(address, profile))}
+        if not reasons:
+            return
+        if time.monotonic() > deadline:
+            raise DeploymentError(
+                "; ".join(f"door of {address}: {reason}" for address, reason in reasons.items())
+            )
+        waiting = list(reasons)
+        time.sleep(_ASK_S)
+
+
+def why_not(address: str, profile: Profile) -> str:
+    """Say why a node's door does not answer by HTTP or gRPC, or "" if it does both."""
+    url = f"http://{address}:{profile.ports.http}/-/healthz"
+    try:
+        with urllib.request.urlopen(url, timeout=_DOOR_TIMEOUT_S):  # our own node
+            pass
+        with socket.create_connection((address, profile.ports.grpc), timeout=_DOOR_TIMEOUT_S):
+            return ""
+    except urllib.error.HTTPError as error:
+        return f"{url} answers {error.code}"
+    except OSError as error:
+        return f"{error} at {profile.ports.http} (HTTP) or {profile.ports.grpc} (gRPC)"
 
 
 class TokenPlace(Protocol):

@@ -1,17 +1,12 @@
-"""Lets a replica that is told to end answer until every HAProxy has heard of it.
+"""Lets a replica answer until every HAProxy has heard that it ends, and while the head that knows the proxy is away.
 
-Serve's replica refuses health checks from the moment it is told to end, and closes its port after a fixed time. A HAProxy
-that learns late of its successor then knows no replica that answers, and hands everything to Serve's Python proxy: its
-reload takes a second at rest, and most of a minute on a machine without free processor time. Here a HAProxy that still
-asks for health or sends a request has not heard yet. It is told that all is well, and the port stays open until nobody
-has come for Serve's draining period, or the replica's time to end is nearly over.
-
-Lets a process that answers requests take the class of Serve's Python proxy from its own code, and not from the head.
-
-The proxy hands itself to every replica as it starts. Whoever takes an actor in hand for the first time asks the head for the
-actor's class, and waits on the thread that answers requests: when a lost head comes back, with a new proxy, a replica
-whose connection to the head is not open yet answers nothing meanwhile, for up to 20 s. All nodes run one version of Ray, so
-the class is here already.
+Serve's replica refuses health checks once it is told to end, and closes its port after a fixed time. A HAProxy that learns late of its
+successor knows no replica that answers, and hands all to Serve's Python proxy: its reload takes a second at rest, most of a minute on a
+busy machine. Here a HAProxy that still asks for health or sends a request has not heard yet: it is told that all is well, and the port
+stays open until nobody has come for Serve's draining period, or the replica's time to end is nearly over.
+The proxy hands itself to every replica as it starts, and who first takes an actor in hand asks the head for its class, on the thread that
+answers requests: a replica whose connection to a head that came back is not open yet would answer nothing for up to 20 s. All nodes run
+one version of Ray, so the class is taken from the process's own code.
 """
 
 from __future__ import annotations

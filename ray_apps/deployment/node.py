@@ -2,9 +2,7 @@
 
 What `ray start` needs beside its own options comes from here, so that every node of a cluster has it alike: the
 profile's variables, Serve behind HAProxy, the node's type with the resources and the label that go with it, and for the
-head a Redis in which what it knows outlives it.
-
-Slices of this machine's cards (MIG), as its node offers them: each is a GPU of Ray's, of a type that names card and profile.
+head a Redis in which what it knows outlives it. A slice of a card (MIG) is a GPU of Ray's, of a type that names card and profile.
 """
 
 from __future__ import annotations
@@ -34,48 +32,6 @@ from toque.ray_apps.deployment.start_ray import PASSWORD
 from toque.ray_apps.local.processes import ProcessSession, end_sessions
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
-@dataclass(frozen=True, slots=True)
-class CardSlices:
-    """Labels and variables of a node that has slices for cards, and options of `ray start`; empty for one with whole cards, or without any."""
-
-    labels: Mapping[str, str] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
-    options: Mapping[str, int] = field(default_factory=dict)
-
-
-WHOLE_CARDS = CardSlices()
-
-
-def card_slices(visible: str | None) -> CardSlices:
-    """Find the slices that a node of this machine offers.
-
-    visible: cards and slices that it may use, as CUDA_VISIBLE_DEVICES has them; None: all.
-    Raises: DeploymentError if they are of several kinds, between which Ray could not choose.
-    """
-    names = None if visible is None else set(visible.split(","))
-    offered = [each for each in devices() if names is None or each.uuid in names]
-    if not any(each.profile for each in offered):
-        return WHOLE_CARDS
-    kinds = {_kind(each) for each in offered}
-    if len(kinds) > 1:
-        raise DeploymentError(
-            f"this machine's cards are cut into {', '.join(sorted(kinds))}: name those of one kind in {VISIBLE} by UUID, as "
-            "`nvidia-smi -L` lists them, and start another node for the others"
-        )
-    card = f"{NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() or 'GPU'}-{kinds.pop()}"
-    return CardSlices(
-        {CARD: card, SLICED: SLICED_VALUE},
-        {VISIBLE: ",".join(each.uuid for each in offered)},
-        {"num-gpus": len(offered)},  # Ray itself would count the cards
-    )
-
-
-def _kind(device: Device) -> str:
-    return device.profile or "whole cards"
-
-
 ROOT = Path(toque.__file__).resolve().parents[1]  # the folder that has the package
 PORT = 6379
 ATTEMPTS = 4
@@ -98,7 +54,6 @@ GROUP_LABEL = "ray.io/node-group"  # Ray's own: by default the type's name in RA
 _MANY = 1000  # replicas ask for a thousandth each
 _TOLD_WITHIN_S = 60.0
 _EARLY_S = 90.0  # a head that ends sooner did not start
-
 Report = Callable[[str], None]
 
 
@@ -224,6 +179,46 @@ def node_environment(node: NodeStart, inherited: Mapping[str, str]) -> dict[str,
         places = [first, *environment.get(name, "").split(os.pathsep)]
         environment[name] = os.pathsep.join(dict.fromkeys(place for place in places if place))
     return environment
+
+
+@dataclass(frozen=True, slots=True)
+class CardSlices:
+    """Labels and variables of a node that has slices for cards, and options of `ray start`; empty for one with whole cards, or without any."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, int] = field(default_factory=dict)
+
+
+WHOLE_CARDS = CardSlices()
+
+
+def card_slices(visible: str | None) -> CardSlices:
+    """Find the slices that a node of this machine offers.
+
+    visible: cards and slices that it may use, as CUDA_VISIBLE_DEVICES has them; None: all.
+    Raises: DeploymentError if they are of several kinds, between which Ray could not choose.
+    """
+    names = None if visible is None else set(visible.split(","))
+    offered = [each for each in devices() if names is None or each.uuid in names]
+    if not any(each.profile for each in offered):
+        return WHOLE_CARDS
+    kinds = {_kind(each) for each in offered}
+    if len(kinds) > 1:
+        raise DeploymentError(
+            f"this machine's cards are cut into {', '.join(sorted(kinds))}: name those of one kind in {VISIBLE} by UUID, as "
+            "`nvidia-smi -L` lists them, and start another node for the others"
+        )
+    card = f"{NvidiaGPUAcceleratorManager.get_current_node_accelerator_type() or 'GPU'}-{kinds.pop()}"
+    return CardSlices(
+        {CARD: card, SLICED: SLICED_VALUE},
+        {VISIBLE: ",".join(each.uuid for each in offered)},
+        {"num-gpus": len(offered)},  # Ray itself would count the cards
+    )
+
+
+def _kind(device: Device) -> str:
+    return device.profile or "whole cards"
 
 
 def ray_start(

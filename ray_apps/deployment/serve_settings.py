@@ -1,6 +1,4 @@
-"""Settings of Ray and Serve that the processes of every platform start with.
-
-Keeps what Ray and Serve listen on at loopback, where a platform is one machine.
+"""Settings of Ray and Serve that the processes of every platform start with; on one machine they listen on loopback.
 
 For three of their listeners there is no option. Their daemons and workers take the machine's own address, and so every
 interface; the gRPC servers by which Serve's replicas reach each other take every interface, and unpickle what they get
@@ -15,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 HAPROXY = Path(__file__).resolve().parents[2] / "clusters" / "haproxy.sh"
+_ONE_MACHINE = "TOQUE_ONE_MACHINE"
+_EVERYWHERE, _LOOPBACK = "[::]:", "127.0.0.1:"
 
 
 def serve_settings() -> dict[str, str]:
@@ -75,10 +75,6 @@ def cluster_settings(node_loss: str, *, is_head: bool) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "10",
         "RAY_START_HOOK": "toque.ray_apps.local.start_hook.without_client_server",
     }
-
-
-_ONE_MACHINE = "TOQUE_ONE_MACHINE"
-_EVERYWHERE, _LOOPBACK = "[::]:", "127.0.0.1:"
 
 
 def loopback_environment() -> dict[str, str]:

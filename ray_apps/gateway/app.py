@@ -1,7 +1,4 @@
-"""Builds the gateway's FastAPI application from its routers.
-
-Authentication of the gateway's requests: the roles that a route requires, checked before its body is read.
-"""
+"""Builds the gateway's FastAPI application from its routers; a request's roles are checked before its body is read."""
 
 from __future__ import annotations
 

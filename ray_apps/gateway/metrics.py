@@ -1,7 +1,4 @@
-"""Prometheus series of the gateway: its requests, and labels.
-
-Prometheus series of vector searches: how long they took, how they were made, and how good the index is.
-"""
+"""Prometheus series of the gateway: its requests, labels, and searches of vectors."""
 
 from __future__ import annotations
 
@@ -14,8 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from toque.featurestore import Neighbours
 
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
-
-
+_DAY_S = 86_400.0
+_INDEX_LABELS = ("workspace", "view", "field")
 REQUESTS = Counter("toque_gateway_requests", "Answered requests.", ("method", "route", "status"))
 SECONDS = Histogram(
     "toque_gateway_request_seconds",
@@ -24,12 +21,23 @@ SECONDS = Histogram(
     buckets=_BUCKETS_S,
 )
 LABELS = Counter("toque_labels_received", "Labels acknowledged.", ("workspace",))
-_DAY_S = 86_400.0
 LABEL_DELAY = Histogram(
     "toque_label_delay_seconds",
     "Seconds from when a label was observed until it was received.",
     ("workspace",),
     buckets=(1.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, _DAY_S, 7 * _DAY_S, 30 * _DAY_S),
+)
+SEARCH_SECONDS = Histogram(
+    "toque_vector_search_seconds",
+    "Seconds of a search for nearest rows, by whether an index was used.",
+    (*_INDEX_LABELS, "how"),
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
+)
+RECALL = Gauge(
+    "toque_vector_index_recall",
+    "Share of the ten nearest that the index in use was measured to find when it was built.",
+    _INDEX_LABELS,
+    multiprocess_mode="livemostrecent",
 )
 
 
@@ -67,22 +75,6 @@ def _pattern(scope: Scope) -> str:
     routes = getattr(scope.get("app"), "routes", ())
     found = (str(getattr(each, "path", "")) for each in routes if each.matches(scope)[0] is not Match.NONE)
     return next(found, "unmatched")
-
-
-_LABELS = ("workspace", "view", "field")
-
-SEARCH_SECONDS = Histogram(
-    "toque_vector_search_seconds",
-    "Seconds of a search for nearest rows, by whether an index was used.",
-    (*_LABELS, "how"),
-    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0),
-)
-RECALL = Gauge(
-    "toque_vector_index_recall",
-    "Share of the ten nearest that the index in use was measured to find when it was built.",
-    _LABELS,
-    multiprocess_mode="livemostrecent",
-)
 
 
 def observe(workspace: str, found: Neighbours, seconds: float) -> None:

@@ -1,8 +1,7 @@
 """The OpenAPI document: the gateway's routes, and every function under its own path with its own schemas.
 
-Each operation says by `x-toque-role` which roles may call it, one of which is enough; an empty list needs no token.
-
-Functions that a caller may see and call by HTTP: declared so, and belonging to the workspace.
+Each operation says by `x-toque-role` which roles may call it, one of which is enough; an empty list needs no token. The functions
+are those declared to be callable by HTTP that belong to the workspace.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from toque.ray_apps.gateway.services import Services
 from toque.registry import Role
 
 GENERIC = "/functions/{name}"
+ROLE = "x-toque-role"
 _DEFINITION = re.compile(r"^#/\$defs/")
 _NEVER_NULL = ("number", "integer", "string", "boolean", "array", "object")
 _UNNAMEABLE = re.compile(r"[^A-Za-z0-9._-]")  # characters that the name of a component may not have
@@ -42,9 +42,6 @@ PROBLEM: dict[str, Any] = {
         "errors": {"type": "array", "items": {"type": "object"}},
     },
 }
-
-
-ROLE = "x-toque-role"
 WORKSPACE: dict[str, Any] = {
     "name": "X-Toque-Workspace",
     "in": "header",

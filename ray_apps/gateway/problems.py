@@ -1,14 +1,10 @@
 """Maps errors to problem details (RFC 9457): one table from exception to status, the message as the detail.
 
 A request that does not fit the OpenAPI document is 400 or 422; one that fits, and is refused for what is there or
-by the function it calls, is 409; what is our own fault is 5xx.
+by the function it calls, is 409; what is our own fault is 5xx. Source: https://www.rfc-editor.org/rfc/rfc9457
 
-Source: https://www.rfc-editor.org/rfc/rfc9457
-
-Paths below `/workspaces/{name}`: the gateway's own ones, in that workspace.
-
-So a client that knows only a base URL, as those of the inference protocol do, works in one workspace by the base
-`http://host/workspaces/payments`.
+Paths below `/workspaces/{name}` are the gateway's own ones, in that workspace, so a client that knows only a base URL, as those of
+the inference protocol do, works in one workspace by the base `http://host/workspaces/payments`.
 """
 
 from __future__ import annotations
@@ -41,6 +37,8 @@ from toque.ray_apps.gateway.wire import dumps
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = "1"
+_WORKSPACES_PATH: Final = "/workspaces/"
+_WORKSPACE_HEADERS: Final = tuple(name.encode() for name in WORKSPACE_HEADERS)
 _logger = logging.getLogger(__name__)
 
 
@@ -282,10 +280,6 @@ def _short(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | None) else str(value)[:200]
 
 
-_PREFIX: Final = "/workspaces/"
-_HEADERS: Final = tuple(name.encode() for name in WORKSPACE_HEADERS)
-
-
 class WorkspacePath:
     """ASGI middleware that takes the workspace from the path, which goes before the header.
 
@@ -312,9 +306,9 @@ def route_path(request: Request) -> str:
 def _in_workspace(scope: Scope) -> Scope:
     root = scope.get("root_path", "")
     path = scope["path"].removeprefix(root)
-    name, slash, rest = path.removeprefix(_PREFIX).partition("/")
-    if not path.startswith(_PREFIX) or not name:
+    name, slash, rest = path.removeprefix(_WORKSPACES_PATH).partition("/")
+    if not path.startswith(_WORKSPACES_PATH) or not name:
         return scope
-    headers = [(key, value) for key, value in scope["headers"] if key not in _HEADERS]
-    changed = {**scope, "headers": [*headers, (_HEADERS[0], name.encode("latin-1", "replace"))]}
-    return changed | {"root_path": f"{root}{_PREFIX}{name}"} if slash and rest else changed
+    headers = [(key, value) for key, value in scope["headers"] if key not in _WORKSPACE_HEADERS]
+    changed = {**scope, "headers": [*headers, (_WORKSPACE_HEADERS[0], name.encode("latin-1", "replace"))]}
+    return changed | {"root_path": f"{root}{_WORKSPACES_PATH}{name}"} if slash and rest else changed

@@ -1,12 +1,7 @@
-"""Services of the gateway's routes: the caller's context, the access list, the label logs, worker threads.
+"""Services of the gateway's routes: the caller's context, the access list, label logs, threads, and what is served.
 
-Whether the gateway can do its work: the last answer of the store, which requests never wait for.
-
-Which models a running Serve application answers for, as far as that can be told at once.
-
-Serve's controller runs on the head, and may not answer while that is away: no page waits for it.
-
-Vectors of texts for searches, asked of the served model in its own application.
+Serve's controller runs on the head, and may not answer while that is away: no page waits for it, and none for the
+store. Vectors of texts are asked of the served model in its own application.
 """
 
 from __future__ import annotations
@@ -30,78 +25,20 @@ from toque.featurestore.vectors import Embed
 from toque.functions.runtime.context import Context
 from toque.ray_apps.admission import Admitted, admitted_of
 from toque.ray_apps.gateway.problems import Problem
+from toque.ray_apps.model_paths import app_name, pool_app
 from toque.ray_apps.oidc import OidcSettings
 from toque.registry import Access, ObjectStore, RegistryError, Unavailable
 
 _ANSWERING = frozenset({"RUNNING", "UNHEALTHY", "DEPLOYING"})  # replicas of before may answer meanwhile
 _LANGUAGE_MODELS = "generative"
-
-
-def answering_applications() -> frozenset[str] | None:
-    """Names of the Serve applications that may answer; None outside a cluster."""
-    import ray  # late: as in the routes, it takes seconds
-
-    if not ray.is_initialized():
-        return None
-    from ray import serve
-
-    applications = serve.status().applications
-    return frozenset(name for name, found in applications.items() if found.status in _ANSWERING)
-
-
-class DeployedModels:
-    """Tells whether a model is served. One question is asked at a time, at most once in `fresh_s`.
-
-    applications: asks for the names of the applications that may answer. patience_s: how long a request waits for them.
-    """
-
-    def __init__(
-        self,
-        applications: Callable[[], frozenset[str] | None],
-        *,
-        fresh_s: float = 2.0,
-        patience_s: float = 0.5,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._ask, self._fresh_s, self._patience_s, self._clock = applications, fresh_s, patience_s, clock
-        self._asking: asyncio.Future[frozenset[str] | None] | None = None
-        self._asked_at = 0.0
-
-    async def tell(self, workspace: str) -> Callable[[str], bool | None]:
-        """Make what says of a model of a workspace whether it is served; None where that cannot be told now."""
-        names = await self._names()
-
-        def served(model: str) -> bool | None:
-            if names is None:
-                return None
-            from toque.ray_apps.predictor import app_name, pool_app  # late: `_question` has imported it
-
-            if app_name(model, workspace) in names or pool_app(workspace) in names:
-                return True
-            return None if _LANGUAGE_MODELS in names else False  # it serves those of every workspace by name
-
-        return served
-
-    async def _names(self) -> frozenset[str] | None:
-        asking = self._asking
-        if asking is None or (asking.done() and self._clock() - self._asked_at >= self._fresh_s):
-            self._asked_at = self._clock()
-            asking = self._asking = asyncio.get_running_loop().run_in_executor(None, self._question)
-        done, _ = await asyncio.wait({asking}, timeout=self._patience_s)
-        return asking.result() if done and asking.exception() is None else None
-
-    def _question(self) -> frozenset[str] | None:
-        import toque.ray_apps.predictor  # noqa: F401  # here, as it brings Ray Serve, which takes seconds
-
-        return self._ask()
-
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
 THREADS = 128
 CONTEXTS_KEPT = 256
 MAX_LABEL_LOGS = 256  # each has a thread, files and a connection
+CHECK_EVERY_S = 1.0
+STALE_AFTER_S = 10.0
+PATIENCE_S = 30.0  # of a search for the vectors of its text
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class LabelLog(Protocol):
@@ -118,6 +55,18 @@ class LabelLog(Protocol):
 def metrics_of_node() -> bytes:
     """Render the series of this node alone, for a gateway outside of a cluster."""
     return together(node_metrics(folder_of_process(), node=os.uname().nodename))
+
+
+def answering_applications() -> frozenset[str] | None:
+    """Names of the Serve applications that may answer; None outside a cluster."""
+    import ray  # late: as in the routes, it takes seconds
+
+    if not ray.is_initialized():
+        return None
+    from ray import serve
+
+    applications = serve.status().applications
+    return frozenset(name for name, found in applications.items() if found.status in _ANSWERING)
 
 
 @dataclass
@@ -214,10 +163,6 @@ async def context_of(request: Any) -> Context:
     return await services.run(services.context_of, admitted)  # opening a store takes a while
 
 
-CHECK_EVERY_S = 1.0
-STALE_AFTER_S = 10.0
-
-
 class Readiness:
     """Knows whether the store answers, by one read at a time and at most one a second; for one event loop.
 
@@ -257,7 +202,44 @@ class Readiness:
         self._ended_s = self._monotonic()
 
 
-PATIENCE_S = 30.0
+class DeployedModels:
+    """Tells whether a model is served. One question is asked at a time, at most once in `fresh_s`.
+
+    applications: asks for the names of the applications that may answer. patience_s: how long a request waits for them.
+    """
+
+    def __init__(
+        self,
+        applications: Callable[[], frozenset[str] | None],
+        *,
+        fresh_s: float = 2.0,
+        patience_s: float = 0.5,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ask, self._fresh_s, self._patience_s, self._clock = applications, fresh_s, patience_s, clock
+        self._asking: asyncio.Future[frozenset[str] | None] | None = None
+        self._asked_at = 0.0
+
+    async def tell(self, workspace: str) -> Callable[[str], bool | None]:
+        """Make what says of a model of a workspace whether it is served; None where that cannot be told now."""
+        names = await self._names()
+
+        def served(model: str) -> bool | None:
+            if names is None:
+                return None
+            if app_name(model, workspace) in names or pool_app(workspace) in names:
+                return True
+            return None if _LANGUAGE_MODELS in names else False  # it serves those of every workspace by name
+
+        return served
+
+    async def _names(self) -> frozenset[str] | None:
+        asking = self._asking
+        if asking is None or (asking.done() and self._clock() - self._asked_at >= self._fresh_s):
+            self._asked_at = self._clock()
+            asking = self._asking = asyncio.get_running_loop().run_in_executor(None, self._ask)
+        done, _ = await asyncio.wait({asking}, timeout=self._patience_s)
+        return asking.result() if done and asking.exception() is None else None
 
 
 def embed_by_predictor(context: Context) -> Embed:
@@ -269,8 +251,6 @@ def embed_by_predictor(context: Context) -> Embed:
     def embed(model: str, texts: Sequence[str]) -> Any:
         from ray import serve  # late: a gateway without a cluster has none
         from ray.serve.exceptions import RayServeException
-
-        from toque.ray_apps.model_paths import app_name  # late: as above
 
         try:
             handle = serve.get_app_handle(app_name(model, context.workspace))

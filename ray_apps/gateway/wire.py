@@ -1,10 +1,9 @@
 """JSON of requests and responses: parses bodies, renders responses, and declares the types of common fields.
 
-Bodies of many rows, parsed and validated row by row in a thread.
-
-A parser of whole bodies holds the interpreter until it has finished, 0.2 s for 100,000 rows, in which an event loop
-answers nobody, whichever thread parses. Between rows the interpreter is free. Rows are handed on by the thousand and
-dropped, because a collection of garbage looks at all that are alive, and holds the interpreter too.
+Bodies of many rows are parsed row by row in a thread. A parser of whole bodies holds the interpreter until it has
+finished, 0.2 s for 100,000 rows, in which an event loop answers nobody, whichever thread parses. Between rows the
+interpreter is free. Rows are handed on by the thousand and dropped, because a collection of garbage looks at all that
+are alive, and holds the interpreter too.
 """
 
 from __future__ import annotations
@@ -43,6 +42,16 @@ _NUMBER = re.compile(
     r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
 )  # pydantic takes it for seconds since 1970
 _TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
+MAX_ROWS: Final = 100_000
+MAX_ROW_CHARACTERS: Final = 64 << 10
+_FIRST_CHARACTERS = 2 << 10  # most rows are shorter, and copying is the cost of a longer look
+_CONTAINERS_PER_ROW = 3
+_VALUES_PER_ROW = 64
+_MAX_ERRORS = 100
+_ROWS_AT_ONCE = 1_000
+_SPACE = re.compile(r"[ \t\n\r]*")
+Row = TypeVar("Row", bound=BaseModel)
+Members = Mapping[str, Any]
 
 
 def _time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
@@ -113,19 +122,6 @@ async def json_of(request: Request) -> Any:
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not a JSON value")
-
-
-MAX_ROWS: Final = 100_000
-MAX_ROW_CHARACTERS: Final = 64 << 10
-_FIRST_CHARACTERS = 2 << 10  # most rows are shorter, and copying is the cost of a longer look
-_CONTAINERS_PER_ROW = 3
-_VALUES_PER_ROW = 64
-_MAX_ERRORS = 100
-_ROWS_AT_ONCE = 1_000
-_SPACE = re.compile(r"[ \t\n\r]*")
-
-Row = TypeVar("Row", bound=BaseModel)
-Members = Mapping[str, Any]
 
 
 class Taken(NamedTuple):

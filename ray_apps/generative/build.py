@@ -1,8 +1,6 @@
-"""Builds the door with all that stands behind it: registry, engines, prediction log, live counts and access.
+"""Builds the door of language models, OpenAI's API below `/v1`, with all that stands behind it.
 
-OpenAI's API below `/v1` for the language models of the workspace that a caller's token, or a header, names.
-
-The language models of one workspace that this process serves, each opened when it is first asked for.
+The workspace is the one that a caller's token, or a header, names. Each of its models is opened when it is first asked for.
 """
 
 from __future__ import annotations
@@ -51,6 +49,12 @@ from toque.registry import InvalidInput, ModelState, ModelVersion, NotFound, Reg
 from toque.registry.access import workspace_store
 from toque.registry.audit_keys import AuditKeys
 from toque.registry.registry import Registry
+
+UNIT: Final = b"x-toque-unit"
+"""Header that names whom the split assigns; else the field `user` of the request does."""
+_ROUTES: Final = {f"/{kind}": kind for kind in (CHAT, COMPLETION, EMBEDDING, RESPONSE)}
+_UNAUTHORIZED: Final = 401
+_MAY_RETRY: Final = {429, 503}
 
 
 def build_door(options: GenerativeOptions, *, name: str = "generative") -> GenerativeDoor:
@@ -160,13 +164,6 @@ def _generator(
     if series is not None:
         series.responded(made.statuses)
     return made
-
-
-UNIT: Final = b"x-toque-unit"
-"""Header that names whom the split assigns; else the field `user` of the request does."""
-_ROUTES: Final = {f"/{kind}": kind for kind in (CHAT, COMPLETION, EMBEDDING, RESPONSE)}
-_UNAUTHORIZED: Final = 401
-_MAY_RETRY: Final = {429, 503}
 
 
 class GenerativeDoor(Endpoint):

@@ -1,6 +1,6 @@
-"""Prometheus series of language models, beside those that every model has: tokens, their times, and engines.
+"""What language models count beside what every model does: tokens and their times for Prometheus, and load for Serve.
 
-What Serve scales the door of language models by: requests and tokens in flight, and how late first tokens are.
+Serve scales the door by requests and tokens in flight, and by how late first tokens are.
 """
 
 from __future__ import annotations

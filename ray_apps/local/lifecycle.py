@@ -1,13 +1,8 @@
-"""Starts and ends the platform of a state folder.
+"""Starts and ends the platform of a state folder, and deploys what the users' projects declare.
 
 `up` starts Redis and Ray's head together, connects, deploys, starts the job endpoint, and records each process session
-as soon as it exists, so that `down` can end everything after a crash at any point.
-
-Creates the administrator's token once, kept in the state folder, and the workspaces that projects are for.
-
-Code of the users' projects as it lies on this machine, to tell whether what runs is what is there.
-
-Connects to the Ray head, and deploys the gateway with MLflow's protocol, ticker and a predictor for each model.
+as soon as it exists, so that `down` can end everything after a crash at any point. The administrator's token is made
+once and kept in the state folder. The projects' code is digested to tell whether what runs is what lies there.
 """
 
 from __future__ import annotations
@@ -49,6 +44,8 @@ _NAMED = 5  # files that a note names
 SHORT = 16  # longest path of a temporary folder, in characters, that leaves room for its sockets' paths
 
 Report = Callable[[str], None]
+NAME = "admin"  # of the administrator's token
+ACTOR = "toque-up"
 
 
 def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatform:
@@ -276,10 +273,6 @@ def _locked(home: Path) -> Iterator[None]:
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-NAME = "admin"
-ACTOR = "toque-up"
 
 
 def admin_token(settings: Settings) -> str:

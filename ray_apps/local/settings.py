@@ -1,6 +1,6 @@
-"""Settings of the platform on this machine, from arguments, the environment and the cluster file.
+"""Settings of the platform on this machine, and the choice of its ports.
 
-Chooses free ports, and finds the processes that hold the others.
+They come from arguments, the environment and the cluster file. Where a port is taken, its holder is named.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"
 MEBIBYTE = 1024 * 1024
 _PORTS = {"http": "TOQUE_HTTP_PORT", "grpc": "TOQUE_GRPC_PORT"}  # those that profiles name
+LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
+TRIED_ABOVE = 200  # ports, from a taken one on
 
 
 class Ports(BaseModel):
@@ -157,10 +159,6 @@ def _cluster_settings(file: Path) -> dict[str, Any]:
         return {}
     content: dict[str, Any] = (yaml.safe_load(file.read_text()).get("metadata") or {}).get("toque") or {}
     return content
-
-
-LISTENING = "0A"  # state of a listening socket in /proc/net/tcp
-TRIED_ABOVE = 200
 
 
 @dataclass(frozen=True, slots=True)

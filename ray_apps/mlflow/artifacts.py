@@ -1,6 +1,6 @@
 """Routes of artifacts by MLflow's proxy: clients send and get files here, and need no access to the store.
 
-Resolves MLflow's artifact addresses to files of runs (`runs/{id}/{path}`) and versions (`models/{name}/{number}/{path}`).
+Addresses name files of runs (`runs/{id}/{path}`) and of versions (`models/{name}/{number}/{path}`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from toque.ray_apps.mlflow.wire import Json, artifact_root
 from toque.registry import Blob, InvalidInput, ModelVersion, NotFound, Registry, RunRecord, Segment
 
 router = APIRouter(prefix="/2.0", route_class=GuardedRoute)
+ALLOW_CODE = "toque.allow_code"  # a new version's tag: its publisher knows that these files can execute code
+_SCHEME = "mlflow-artifacts:"
+_RUN_PARTS, _VERSION_PARTS = 2, 3
 
 
 @router.get("/mlflow/artifacts/list")
@@ -94,11 +97,6 @@ def _store(path: str, file: Path, registry: Registry, logs: RunLogs) -> None:
         raise InvalidInput(f"path {path!r} names no file below the run")
     blob = registry.store_artifact(found.owner.id, found.path, file)
     logs.of(registry, found.owner.id).write(Segment(artifacts={found.path: blob}))
-
-
-ALLOW_CODE = "toque.allow_code"  # a new version's tag: its publisher knows that these files can execute code
-_SCHEME = "mlflow-artifacts:"
-_RUN_PARTS, _VERSION_PARTS = 2, 3
 
 
 @dataclass(frozen=True, slots=True)

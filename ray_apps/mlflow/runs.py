@@ -1,6 +1,6 @@
 """Routes of runs by MLflow's protocol; each call is stored before its response.
 
-Names for runs that are begun without one, as MLflow's own server makes them up, so that people can tell them apart.
+Runs that are begun without a name get one made up, as by MLflow's own server, so that people can tell them apart.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Gives routes the registry of a request's workspace in the caller's name, once the request is admitted.
+"""Gives MLflow's routes the registry of an admitted request's workspace in the caller's name, and errors their shape.
 
-Maps errors to MLflow's own shape, `{"error_code": …, "message": …}`.
-
+Errors have MLflow's own shape, `{"error_code": …, "message": …}`.
 Source: https://mlflow.org/docs/latest/rest-api.html and mlflow/exceptions.py.
 """
 
@@ -38,6 +37,42 @@ from toque.registry import (
 
 _REGISTRIES_KEPT = 256
 _LOGS_KEPT = 4096
+# DATA_LOSS is not 5xx: MLflow's client would retry for minutes what cannot get better.
+_STATUS = {
+    "INVALID_PARAMETER_VALUE": 400,
+    "RESOURCE_ALREADY_EXISTS": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "RESOURCE_DOES_NOT_EXIST": 404,
+    "ENDPOINT_NOT_FOUND": 404,
+    "RESOURCE_CONFLICT": 409,
+    "DATA_LOSS": 409,
+    "REQUEST_LIMIT_EXCEEDED": 429,
+    "INTERNAL_ERROR": 500,
+    "NOT_IMPLEMENTED": 501,
+    "TEMPORARILY_UNAVAILABLE": 503,
+}
+# The first class that fits decides.
+_CODES: tuple[tuple[type[Exception], str], ...] = (
+    (errors.NotFound, "RESOURCE_DOES_NOT_EXIST"),
+    (errors.InvalidInput, "INVALID_PARAMETER_VALUE"),
+    (errors.AlreadyExists, "RESOURCE_ALREADY_EXISTS"),
+    (errors.Stale, "RESOURCE_CONFLICT"),
+    (Conflict, "RESOURCE_CONFLICT"),
+    (errors.Refused, "PERMISSION_DENIED"),
+    (errors.Forbidden, "PERMISSION_DENIED"),
+    (errors.Damaged, "DATA_LOSS"),
+    (errors.Unavailable, "TEMPORARILY_UNAVAILABLE"),
+)
+# Statuses of requests that are not admitted, in MLflow's words.
+_NOT_ADMITTED = {
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
+_logger = logging.getLogger(__name__)
 
 
 class MlflowServices:
@@ -139,48 +174,6 @@ OperatorRegistry = Annotated[Registry, _registry_as(Role.operator)]
 ModelViewer = Annotated[ModelAccess, _model_access_as(Role.viewer)]
 ModelOperator = Annotated[ModelAccess, _model_access_as(Role.operator)]
 Logs = Annotated[RunLogs, Depends(_logs_of)]
-
-
-_logger = logging.getLogger(__name__)
-
-# DATA_LOSS is not 5xx: MLflow's client would retry for minutes what cannot get better.
-_STATUS = {
-    "INVALID_PARAMETER_VALUE": 400,
-    "RESOURCE_ALREADY_EXISTS": 400,
-    "UNAUTHENTICATED": 401,
-    "PERMISSION_DENIED": 403,
-    "RESOURCE_DOES_NOT_EXIST": 404,
-    "ENDPOINT_NOT_FOUND": 404,
-    "RESOURCE_CONFLICT": 409,
-    "DATA_LOSS": 409,
-    "REQUEST_LIMIT_EXCEEDED": 429,
-    "INTERNAL_ERROR": 500,
-    "NOT_IMPLEMENTED": 501,
-    "TEMPORARILY_UNAVAILABLE": 503,
-}
-
-# The first class that fits decides.
-_CODES: tuple[tuple[type[Exception], str], ...] = (
-    (errors.NotFound, "RESOURCE_DOES_NOT_EXIST"),
-    (errors.InvalidInput, "INVALID_PARAMETER_VALUE"),
-    (errors.AlreadyExists, "RESOURCE_ALREADY_EXISTS"),
-    (errors.Stale, "RESOURCE_CONFLICT"),
-    (Conflict, "RESOURCE_CONFLICT"),
-    (errors.Refused, "PERMISSION_DENIED"),
-    (errors.Forbidden, "PERMISSION_DENIED"),
-    (errors.Damaged, "DATA_LOSS"),
-    (errors.Unavailable, "TEMPORARILY_UNAVAILABLE"),
-)
-
-
-# Statuses of requests that are not admitted, in MLflow's words.
-_NOT_ADMITTED = {
-    401: "UNAUTHENTICATED",
-    403: "PERMISSION_DENIED",
-    404: "RESOURCE_DOES_NOT_EXIST",
-    429: "REQUEST_LIMIT_EXCEEDED",
-    503: "TEMPORARILY_UNAVAILABLE",
-}
 
 
 class Refusal(Exception):  # noqa: N818 - an answer to the client, not a failure of ours

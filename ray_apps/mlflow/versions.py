@@ -1,11 +1,8 @@
 """Routes of model versions by MLflow's protocol.
 
-A version is made of files that were logged to this server; they are copied to the model's blobs, so that later changes
-of the run do not affect it. A version is READY when the call returns.
-
-Makes a version of model files that were logged to the platform: those of a run, of a logged model, of another version.
-
-Reads the signature beside a model: ours, or that of an MLmodel file, of tensors or of columns.
+A version is made of files that were logged to this server: of a run, a logged model or another version. They are copied
+to the model's blobs, so that later changes of the run do not affect it. A version is READY when the call returns.
+Its signature is ours, or that of an MLmodel file, of tensors or of columns.
 """
 
 from __future__ import annotations
@@ -50,6 +47,13 @@ _ATTRIBUTES = {
     "creation_timestamp": lambda version: wire.to_ms(version.created_at),
     "last_updated_timestamp": lambda version: wire.to_ms(version.created_at),
 }
+SIGNATURE_FILE = "signature.json"
+_LARGEST_SIGNATURE_BYTES = 16 << 20
+_NUMBERS = {"double", "float", "long", "integer", "boolean"}
+_DATATYPES = {
+    "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "object": "BYTES", "str": "BYTES",
+    **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
 
 
 class VersionId(Body):
@@ -248,16 +252,6 @@ def require_trusted(registry: Registry, model: str, folder: Path) -> None:
                 f"whoever trained it, have an admin name them in the model's policy, ModelPolicy(trusted_types={unknown}), and "
                 "register it again; or let a class in the project's SCORERS load it"
             )
-
-
-SIGNATURE_FILE = "signature.json"
-_LARGEST_SIGNATURE_BYTES = 16 << 20
-
-_NUMBERS = {"double", "float", "long", "integer", "boolean"}
-_DATATYPES = {
-    "bool": "BOOL", "float16": "FP16", "float32": "FP32", "float64": "FP64", "object": "BYTES", "str": "BYTES",
-    **{f"{sign}int{bits}": f"{sign.upper()}INT{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}  # fmt: skip
 
 
 def signature_in(folder: Path) -> Signature | None:

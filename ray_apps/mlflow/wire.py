@@ -1,7 +1,4 @@
-"""Converts the registry's records to the JSON of MLflow's protocol.
-
-Filters, orders and pages of MLflow's searches for experiments, models and versions.
-"""
+"""Converts the registry's records to the JSON of MLflow's protocol, and filters, orders and pages its searches."""
 
 from __future__ import annotations
 
@@ -28,6 +25,20 @@ Json = dict[str, Any]
 Description = Annotated[str, Field(max_length=LONGEST_DESCRIPTION)]
 MAX_KEY_CHARS, MAX_VALUE_CHARS = 250, 8_000
 """Bounds of a tag, as MLflow's own server has them for runs: tags stay in the memory of all who follow a model."""
+IS_PROMPT = (
+    "mlflow.prompt.is_prompt"  # clients search for models that are not prompts; there are no prompts here
+)
+NUMBERS = {
+    "version_number",
+    "creation_time",
+    "last_update_time",
+    "creation_timestamp",
+    "last_updated_timestamp",
+}
+_OF_DATASETS = ("name", "digest", "context")
+_CONTEXT = "mlflow.data.context"
+T = TypeVar("T")
+Attributes = Mapping[str, Callable[[Any], Any]]
 
 
 class Body(BaseModel):
@@ -182,24 +193,6 @@ def model(state: ModelState) -> Json:
         "aliases": [{"alias": alias, "version": str(target)} for alias, target in state.aliases.items()],
         "latest_versions": [version(state, living[-1])] if living else [],
     }
-
-
-T = TypeVar("T")
-Attributes = Mapping[str, Callable[[Any], Any]]
-IS_PROMPT = (
-    "mlflow.prompt.is_prompt"  # clients search for models that are not prompts; there are no prompts here
-)
-NUMBERS = {
-    "version_number",
-    "creation_time",
-    "last_update_time",
-    "creation_timestamp",
-    "last_updated_timestamp",
-}
-
-
-_OF_DATASETS = ("name", "digest", "context")
-_CONTEXT = "mlflow.data.context"
 
 
 @dataclass(frozen=True, slots=True)

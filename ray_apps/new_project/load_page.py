@@ -1,6 +1,6 @@
 """The loading step of a new project: how its rows are read, typed and given a key and a time.
 
-Declared source of a new project: the file as a batch source, where its rows can be read as they are.
+Where the rows can be read as they are, the file is declared as a batch source instead.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import json
 from toque.ray_apps.new_project.columns import ColumnSummary
 from toque.ray_apps.new_project.draft import Draft
 from toque.ray_apps.new_project.roles import ROW
+
+_ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
+_TYPES = {"integer": "Int64", "number": "Float64", "text": "String", "flag": "String"}
 
 
 def load_page(draft: Draft) -> str:
@@ -164,10 +167,6 @@ def _mapping(names: dict[str, str]) -> str:
 def _plain(text: str) -> str:
     """Text without what would end a docstring."""
     return text.replace("\\", "/").replace('"', "'")
-
-
-_ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
-_TYPES = {"integer": "Int64", "number": "Float64", "text": "String", "flag": "String"}
 
 
 def is_declared(draft: Draft) -> bool:

@@ -1,8 +1,6 @@
-"""Files of a new project: a small Python package that its owner reads, edits and keeps.
+"""Files of a new project: a small Python package, with a README, that its owner reads, edits and keeps.
 
-README of a new project: what was guessed, what to do next, and where to change it.
-
-Writes a new project's files: all of them under a temporary name, and then the folder in one step, or nothing.
+They are written under a temporary name, and then the folder in one step, or nothing.
 """
 
 from __future__ import annotations

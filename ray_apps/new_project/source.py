@@ -1,11 +1,8 @@
-"""Sources of a project's table: a CSV or Parquet file, or a query of an SQLite database.
+"""Sources of a project's table: a CSV or Parquet file, or a query of an SQLite database; and findings of its checks.
 
 A source is scanned in batches and never held whole. A CSV file is first read as bytes, so that what would make a reader
-stumble (a wrong encoding, ragged rows, no header) is told with its line.
-
-Findings of a check of a user's table: what is odd, where, how often, an example, and what is or must be done.
-
-Errors of making a project by `toque init`.
+stumble (a wrong encoding, ragged rows, no header) is told with its line. A finding says what is odd, where, how often,
+with an example, and what is or must be done.
 """
 
 from __future__ import annotations
@@ -39,6 +36,7 @@ _SQLITE_URL = "sqlite:///"
 _SEPARATORS = ",;\t|"
 _CHUNK = 1 << 20
 _ROWS = 50_000  # of a query's answer that are held at once
+_EXAMPLE = 40  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,9 +246,6 @@ def _answer(source: Source, target: Path) -> Path:
 def _batches(cursor: sqlite3.Cursor) -> Iterator[list[tuple[object, ...]]]:
     while rows := cursor.fetchmany(_ROWS):
         yield rows
-
-
-_EXAMPLE = 40  # characters of a value that are shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Verification of an issuer's signed tokens, and the principals that they stand for.
 
-Public keys of an issuer: fetched when they are first needed, renewed, and kept for a while when it is away.
+The issuer's public keys are fetched when they are first needed, renewed, and kept for a while when it is away.
 """
 
 from __future__ import annotations
@@ -35,6 +35,25 @@ _ACCEPTED_KEPT = 4_096
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\Z")
 _REQUIRED = ["exp", "iss", "aud"]
 Find = Callable[[str], "PyJWK | None"]
+RENEW_S: Final = 300.0
+"""Age at which the keys are read again."""
+RETRY_S: Final = 30.0
+"""Time between two reads for a key that is not among those known, or after a failure."""
+FIRST_RETRY_S: Final = 2.0
+"""Time between two reads while there are no keys at all."""
+KEEP_S: Final = 6 * 3_600.0
+"""Age up to which keys are used while the issuer does not answer."""
+_TIMEOUT_S = 5.0
+_MAX_BYTES = 256 * 1024
+_MAX_KEYS = 64
+_MIN_RSA_BITS = 2_048
+_DISCOVERY: Final = "/.well-known/openid-configuration"
+_KINDS: dict[tuple[str, str | None], str] = {
+    ("RSA", None): "RS256",
+    ("EC", "P-256"): "ES256",
+    ("OKP", "Ed25519"): "EdDSA",
+}
+Json = Mapping[str, Any]
 _logger = logging.getLogger(__name__)
 
 
@@ -188,28 +207,6 @@ class _Both:
 def with_oidc(access: AccessList, settings: OidcSettings | None) -> AccessList:
     """Extend an access list by the tokens of an issuer; the list itself if there are no settings."""
     return access if settings is None else _Both(access, OidcVerifier(settings))
-
-
-RENEW_S: Final = 300.0
-"""Age at which the keys are read again."""
-RETRY_S: Final = 30.0
-"""Time between two reads for a key that is not among those known, or after a failure."""
-FIRST_RETRY_S: Final = 2.0
-"""Time between two reads while there are no keys at all."""
-KEEP_S: Final = 6 * 3_600.0
-"""Age up to which keys are used while the issuer does not answer."""
-_TIMEOUT_S = 5.0
-_MAX_BYTES = 256 * 1024
-_MAX_KEYS = 64
-_MIN_RSA_BITS = 2_048
-_DISCOVERY: Final = "/.well-known/openid-configuration"
-_KINDS: dict[tuple[str, str | None], str] = {
-    ("RSA", None): "RS256",
-    ("EC", "P-256"): "ES256",
-    ("OKP", "Ed25519"): "EdDSA",
-}
-
-Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

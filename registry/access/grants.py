@@ -1,10 +1,9 @@
-"""Roles, the grants that give them in workspaces, and the principals who hold grants.
+"""Roles and the grants that give them in workspaces, the principals who hold grants, and the workspaces themselves.
 
-Workspaces: teams' parts of a platform, each a part of the store with everything that belongs to the team.
-
-The workspace `default` is the platform's store itself, so a store without workspaces is one with a single team.
-Any other one lies below `workspaces/{name}`: models, runs, features, invocations, predictions, labels, reports and
-schedules of different workspaces never meet, and a bucket's policy can hold them apart by prefix.
+A workspace is a team's part of a platform, a part of the store with everything that belongs to the team. The workspace
+`default` is the platform's store itself, so a store without workspaces is one with a single team. Any other one lies
+below `workspaces/{name}`: models, runs, features, invocations, predictions, labels, reports and schedules of different
+workspaces never meet, and a bucket's policy can hold them apart by prefix.
 """
 
 from __future__ import annotations
@@ -29,6 +28,10 @@ DEFAULT_WORKSPACE: Final = "default"
 EVERY_WORKSPACE: Final = "*"
 """Stands in a grant for all workspaces, those made later included."""
 _WORKSPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+_WORKSPACES_FOLDER = "workspaces"
+ServiceTier = Literal["flex", "default", "priority"]
+SERVICE_TIERS: Final[tuple[ServiceTier, ...]] = ("flex", "default", "priority")
+"""From the lowest: which of the requests that wait for a language model's engine goes first."""
 
 
 class Role(Enum):
@@ -154,11 +157,6 @@ def check_workspace(name: str) -> str:
     return name
 
 
-ServiceTier = Literal["flex", "default", "priority"]
-SERVICE_TIERS: Final[tuple[ServiceTier, ...]] = ("flex", "default", "priority")
-"""From the lowest: which of the requests that wait for a language model's engine goes first."""
-
-
 class Limits(BaseModel):
     """Bounds on the requests of a token or workspace at one replica of a door; None: no bound.
 
@@ -220,9 +218,6 @@ class Principal(BaseModel):
         return ", ".join(map(str, self.grants)) or "no grant"
 
 
-_FOLDER = "workspaces"
-
-
 class QueueShare(BaseModel):
     """What the experiments of a workspace may take of the cluster at a time; None: no limit.
 
@@ -253,7 +248,7 @@ class Workspace(BaseModel):
 def workspace_store(store: ObjectStore, name: str) -> ObjectStore:
     """Open the part of the platform's store that belongs to a workspace. Raises: InvalidInput."""
     check_workspace(name)
-    return store if name == DEFAULT_WORKSPACE else store.within(f"{_FOLDER}/{name}")
+    return store if name == DEFAULT_WORKSPACE else store.within(f"{_WORKSPACES_FOLDER}/{name}")
 
 
 def workspace_url(platform_url: str, name: str) -> str:
@@ -262,13 +257,13 @@ def workspace_url(platform_url: str, name: str) -> str:
     if name == DEFAULT_WORKSPACE:
         return platform_url
     parts = urlsplit(platform_url)
-    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{_FOLDER}/{name}"))
+    return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{_WORKSPACES_FOLDER}/{name}"))
 
 
 def split_workspace_url(url: str) -> tuple[str, str]:
     """Split a store's URL into that of the platform and the name of the workspace."""
     parts = urlsplit(url)
     above, _, name = parts.path.rstrip("/").rpartition("/")
-    if not above.endswith(f"/{_FOLDER}") or not name:
+    if not above.endswith(f"/{_WORKSPACES_FOLDER}") or not name:
         return url, DEFAULT_WORKSPACE
-    return urlunsplit(parts._replace(path=above.removesuffix(f"/{_FOLDER}"))), name
+    return urlunsplit(parts._replace(path=above.removesuffix(f"/{_WORKSPACES_FOLDER}"))), name

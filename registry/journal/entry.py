@@ -1,7 +1,4 @@
-"""One numbered entry of a journal, chained to the one before by its digest and, with audit keys, authenticated by a MAC.
-
-The error raised when another writer took the next number of a journal.
-"""
+"""A numbered entry of a journal, chained to the one before by its digest; with audit keys, authenticated by a MAC."""
 
 from __future__ import annotations
 

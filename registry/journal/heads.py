@@ -1,12 +1,8 @@
 """Heads of journals: how many entries each has, and the digest of the last, authenticated together by one MAC.
 
-Kept outside the store, heads show that a journal was cut or rewritten since; kept in it, that a journal is older than
-the store's audit keys.
-
-The record of what a store held when it got its audit keys: entries without a MAC are accepted up to there alone.
-
-It names each journal with its number of entries and the digest of the last, under a MAC, so that nothing can be added to
-that part or changed in it. Without the record, or beyond it, an entry without a MAC of the keys is damage.
+Kept outside the store, heads show that a journal was cut or rewritten since. Kept in it, they are the record of what
+the store held when it got its audit keys: entries without a MAC are accepted up to there alone, and nothing can be
+added to that part or changed in it. Without the record, or beyond it, an entry without a MAC of the keys is damage.
 """
 
 from __future__ import annotations
@@ -38,6 +34,10 @@ _SKIPPED = (
     "workspaces/",
     "checkpoints/",
 )  # no history of this store is there, and the tables have many objects
+PATH = "audit/adopted.json"  # of the record in the store
+_ADOPTED = "adopted"
+_ENTRY_KIND = "entry"
+_known_heads: WeakKeyDictionary[ObjectStore, Heads | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +127,9 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-PATH = "audit/adopted.json"
-_KIND = "adopted"
-_ENTRY = "entry"
-_read: WeakKeyDictionary[ObjectStore, Heads | None] = WeakKeyDictionary()
-
-
 def entry_mac(keys: AuditKeys, path: str, entry: Entry) -> str:
     """Authenticate an entry of the journal at `path`; "" without keys."""
-    return keys.mac(_ENTRY, path, entry.number, entry.digest) if keys else ""
+    return keys.mac(_ENTRY_KIND, path, entry.number, entry.digest) if keys else ""
 
 
 def authenticate(store: ObjectStore, path: str, entry: Entry) -> Head | None:
@@ -144,7 +138,7 @@ def authenticate(store: ObjectStore, path: str, entry: Entry) -> Head | None:
     Raises: Damaged for any other entry, unless the store has no keys here.
     """
     keys = store.audit_keys
-    problem = keys.problem(entry.mac, _ENTRY, path, entry.number, entry.digest) if keys else ""
+    problem = keys.problem(entry.mac, _ENTRY_KIND, path, entry.number, entry.digest) if keys else ""
     if not problem:
         return None
     head = adopted_head(store, path)
@@ -174,27 +168,27 @@ def adopt(store: ObjectStore, clock: Clock) -> Heads:
             authenticate(store, path, entry)
         snapshot.authenticate_again(store, path, trusted=first)
     heads = Heads(clock(), {path: Head(entry.number + 1, entry.digest) for path, entry in entries.items()})
-    store.put(PATH, heads.to_bytes(store.audit_keys, _KIND, PATH))
-    _read.pop(store, None)
+    store.put(PATH, heads.to_bytes(store.audit_keys, _ADOPTED, PATH))
+    _known_heads.pop(store, None)
     return heads
 
 
 def is_adopted(store: ObjectStore) -> bool:
     """Whether the store has audit keys, as somebody without them can tell; 1 read for each store."""
-    if store not in _read and store.find(PATH) is None:
-        _read[store] = None
-    return _read.get(store, True) is not None
+    if store not in _known_heads and store.find(PATH) is None:
+        _known_heads[store] = None
+    return _known_heads.get(store, True) is not None
 
 
 def adopted_head(store: ObjectStore, path: str) -> Head | None:
     """Head that the journal had when the store got its keys; None if it had none. Raises: Damaged for a forged record."""
-    known = _read.get(store)
+    known = _known_heads.get(store)
     if known is None or path not in known.journals:  # it may have been written since
-        known = _read[store] = find_adopted(store)
+        known = _known_heads[store] = find_adopted(store)
     return None if known is None else known.journals.get(path)
 
 
 def find_adopted(store: ObjectStore) -> Heads | None:
     """Read the record of the store, or None. Raises: Damaged if it is not of the keys."""
     data = store.find(PATH)
-    return None if data is None else parse_heads(data, store.audit_keys, _KIND, PATH, where=PATH)
+    return None if data is None else parse_heads(data, store.audit_keys, _ADOPTED, PATH, where=PATH)

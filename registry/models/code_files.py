@@ -1,4 +1,4 @@
-"""Which files of a version are data, by an allow list of formats and by content; all others can execute code when loaded.
+"""Which files of a version are data, by a list of formats and by content; all others can execute code when loaded.
 
 A suffix says what a file claims to be. The content may not say otherwise: no pickle that calls something, no program, script or
 library, nothing packed that cannot be looked into, no array of objects, no tag that has YAML make one. An archive is data if
@@ -9,13 +9,9 @@ sample inputs, payloads that a table marks as pickled, and custom objects; it ru
 graph's symbolic expressions. Here everything pickled is inspected, and all but plain tensors counts as code;
 expressions are not checked: load programs with a reader that checks them, as the predictor does.
 
-Opening of zip archives that strangers made, so that none takes more memory than its size warrants.
-
-Detection of pickles that can execute code, of any protocol and by content: protocols 0 and 1 have no header.
-
-The opcodes are walked as the unpickler would, with the depth of its stack and without the values: texts, tables and raw numbers
-meet an unknown opcode or an empty stack within a few bytes, where an unpickler fails too. What goes on for too long to be
-walked to its end counts as code.
+Pickles of any protocol are found by content: protocols 0 and 1 have no header. Their opcodes are walked as the unpickler
+would, with the depth of its stack and without the values: texts, tables and raw numbers meet an unknown opcode or an empty
+stack within a few bytes, where an unpickler fails too. What goes on for too long to be walked to its end counts as code.
 """
 
 from __future__ import annotations

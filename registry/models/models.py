@@ -1,8 +1,7 @@
-"""The part of the registry that creates models, and reads, verifies and deletes versions.
+"""The part of the registry that creates models, and reads, verifies, signs and deletes versions.
 
-Model cards in Markdown, rendered from what is recorded of a version.
-
-Cryptographic signatures of versions: stored beside the model and verified before files are downloaded.
+Signatures of versions are stored beside the model and verified before files are downloaded. Model cards are Markdown,
+rendered from what is recorded of a version.
 """
 
 from __future__ import annotations

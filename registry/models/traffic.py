@@ -1,17 +1,12 @@
-"""Preview of a traffic split before it is made: which share of the units would change arms, from where to where.
+"""Assignment of units to arms: 10,000 buckets, owned by arms; a unit's bucket never changes.
 
-Ordered traffic rules: requests with certain attributes go to one version whatever their unit.
+Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the champion only, and
+units of other arms do not move. Before arms are assigned, holdouts take their units out, and so does a layer with the
+units of other experiments: each by a salt of its own.
 
-A rule is not an experiment: it applies before holdouts, layer and split, to held-out units and others alike, so the
-remaining requests are still assigned at random; requests that match are logged under an arm of their own,
-`rule:{name}`, which nothing compares.
-
-Assignment of units to arms: 10,000 buckets, owned by arms; a unit's bucket never changes.
-
-Which buckets an arm owns is part of the recorded policy, so raising one share takes buckets from the
-champion only, and units of other arms do not move. Before arms are assigned, holdouts take their units out, and so does
-a layer with the units of other experiments: each by a salt of its own. Traffic rules come first of all; they look at a
-request's attributes and not at its unit.
+Traffic rules come first of all: they look at a request's attributes and not at its unit. A rule is not an experiment: it
+applies to held-out units and others alike, so the remaining requests are still assigned at random; requests that match
+are logged under an arm of their own, `rule:{name}`, which nothing compares.
 """
 
 from __future__ import annotations
@@ -29,66 +24,20 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from toque.registry.errors import InvalidInput
 
-
-class Move(BaseModel):
-    """Share of the units of a split that a change sends from one arm to another; an arm that stays has none."""
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str
-    source_version: int
-    target: str
-    target_version: int
-    share: float
-
-
-def moves(now: Traffic, arms: Mapping[str, tuple[int, float]]) -> tuple[Move, ...]:
-    """List who would change arms or versions if the arms were these; the largest share first.
-
-    arms: arm -> (version, share), beside the champion. Raises: InvalidInput for shares that cannot be.
-    """
-    wanted = {name: to_buckets(share, what=f"arm {name!r}") for name, (_, share) in arms.items()}
-    spans = allocate({arm.name: arm.buckets for arm in now.arms[1:]}, wanted)
-    before = _owners({arm.name: arm.buckets for arm in now.arms[1:]})
-    after = _owners(spans)
-    versions_now = _versions(now.arms)
-    versions_then = {CHAMPION: now.champion.version} | {name: version for name, (version, _) in arms.items()}
-    counted = Counter(zip(before, after, strict=True))
-    found = (
-        Move(
-            source=source,
-            source_version=versions_now[source],
-            target=target,
-            target_version=versions_then[target],
-            share=count / BUCKETS,
-        )
-        for (source, target), count in counted.items()
-        if source != target or versions_now[source] != versions_then[target]
-    )
-    return tuple(sorted(found, key=lambda move: -move.share))
-
-
-def _owners(spans: Mapping[str, Ranges]) -> list[str]:
-    """Name the arm of each bucket."""
-    owners = [CHAMPION] * BUCKETS
-    for name, ranges in spans.items():
-        for start, stop in ranges:
-            owners[start:stop] = [name] * (stop - start)
-    return owners
-
-
-def _versions(arms: tuple[Arm, ...]) -> dict[str, int]:
-    return {arm.name: arm.version for arm in arms}
-
-
-Named = Annotated[
-    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
-]  # the pattern of `toque.registry.names`, for schemas
-Text = Annotated[str, StringConstraints(max_length=256)]
+BUCKETS = 10_000
+CHAMPION = "champion"
+HOLDOUT = "holdout"  # the arm of held-out units
+OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
+RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
 BY_RULE = "rule:"
 """Prefix of the arms of requests that a rule sends; no arm of a split has a colon in its name."""
 MAX_RULES = 64
 _COMPARED = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+Named = Annotated[
+    str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+]  # the pattern of `toque.registry.names`, for schemas
+Text = Annotated[str, StringConstraints(max_length=256)]
+Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
 class Condition(BaseModel):
@@ -173,14 +122,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return nan
-
-
-BUCKETS = 10_000
-CHAMPION = "champion"
-HOLDOUT = "holdout"  # the arm of held-out units
-OUTSIDE = "outside"  # the arm of units that are not in the model's part of its layer
-RESERVED = frozenset({CHAMPION, HOLDOUT, OUTSIDE})
-Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
 class Arm(BaseModel):
@@ -439,3 +380,54 @@ def _merge(ranges: Sequence[tuple[int, int]]) -> Ranges:
         else:
             merged.append((start, stop))
     return tuple(merged)
+
+
+class Move(BaseModel):
+    """Share of the units of a split that a change sends from one arm to another; an arm that stays has none."""
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    source_version: int
+    target: str
+    target_version: int
+    share: float
+
+
+def moves(now: Traffic, arms: Mapping[str, tuple[int, float]]) -> tuple[Move, ...]:
+    """List who would change arms or versions if the arms were these; the largest share first.
+
+    arms: arm -> (version, share), beside the champion. Raises: InvalidInput for shares that cannot be.
+    """
+    wanted = {name: to_buckets(share, what=f"arm {name!r}") for name, (_, share) in arms.items()}
+    spans = allocate({arm.name: arm.buckets for arm in now.arms[1:]}, wanted)
+    before = _owners({arm.name: arm.buckets for arm in now.arms[1:]})
+    after = _owners(spans)
+    versions_now = _versions(now.arms)
+    versions_then = {CHAMPION: now.champion.version} | {name: version for name, (version, _) in arms.items()}
+    counted = Counter(zip(before, after, strict=True))
+    found = (
+        Move(
+            source=source,
+            source_version=versions_now[source],
+            target=target,
+            target_version=versions_then[target],
+            share=count / BUCKETS,
+        )
+        for (source, target), count in counted.items()
+        if source != target or versions_now[source] != versions_then[target]
+    )
+    return tuple(sorted(found, key=lambda move: -move.share))
+
+
+def _owners(spans: Mapping[str, Ranges]) -> list[str]:
+    """Name the arm of each bucket."""
+    owners = [CHAMPION] * BUCKETS
+    for name, ranges in spans.items():
+        for start, stop in ranges:
+            owners[start:stop] = [name] * (stop - start)
+    return owners
+
+
+def _versions(arms: tuple[Arm, ...]) -> dict[str, int]:
+    return {arm.name: arm.version for arm in arms}

@@ -1,12 +1,8 @@
-"""Values of a model's journal: versions, approvals, gate outcomes and overrides.
+"""Values of a model's journal: versions with their signatures and lineage, approvals, gate outcomes and overrides.
 
-Lineage of versions: the data, code and run they were made from, and their dependents.
-
-The tags of a version that change how it is served: signed with its files, and frozen once it is approved.
-
-Serving reads a version's tags through `serving_tags`, so that a tag which is not listed here can have no effect.
-
-Tensor signatures: a model's named inputs and outputs in terms of the Open Inference Protocol.
+Signatures are in terms of the Open Inference Protocol. The tags of a version that change how it is served are signed
+with its files, and frozen once it is approved. Serving reads a version's tags through `serving_tags`, so that a tag
+which is not listed here can have no effect.
 """
 
 from __future__ import annotations
@@ -42,6 +38,7 @@ Datatype = Literal[
 ]
 _FLOATS = {"FP16", "BF16", "FP32", "FP64"}
 _TEXTS = {"BYTES"}
+_SEVERAL_LABELS = "label_probability"  # output of a model of which several classes may be true
 
 
 class TensorSpec(BaseModel):
@@ -98,9 +95,6 @@ class TensorSpec(BaseModel):
         if self.datatype in _FLOATS:
             return isinstance(value, int | float) and not isinstance(value, bool)
         return isinstance(value, int) and not isinstance(value, bool)
-
-
-_SEVERAL_LABELS = "label_probability"  # output of a model of which several classes may be true
 
 
 class Signature(BaseModel):

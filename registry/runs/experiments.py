@@ -1,10 +1,7 @@
-"""Notes about experiments: a free title, tags, and whether an experiment is deleted.
+"""Experiments and their runs: start, find, search and compare them, and keep notes about experiments.
 
-An experiment exists as soon as it has a run, with or without a note. One journal keeps the notes of all experiments.
-
-Experiments and their runs: start, find, search and compare them.
-
-Comparison of runs: a table of what differs, and a plot of a metric's series.
+An experiment exists as soon as it has a run, with or without a note of its title, tags, and whether it is deleted. One
+journal keeps the notes of all experiments. A comparison is a table of what differs, or a plot of a metric's series.
 """
 
 from __future__ import annotations

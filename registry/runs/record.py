@@ -1,6 +1,6 @@
-"""Records of runs: segments of logged events, and the experiment's index folded from its journal.
+"""Records of runs and their storage: an index journal for each experiment, and segments and artifacts for each run.
 
-Storage of runs: an index journal for each experiment, and segments and artifacts for each run.
+A record is folded from the index, and from the segments of logged events that are stored since.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from toque.registry.times import Clock, from_text, to_text, utc_now
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]
 SCHEMA = "1"
+_READ_AT_ONCE = 16  # segments
+LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten
 
 
 class Point(NamedTuple):
@@ -204,10 +206,6 @@ def decode(data: list[dict[str, Any]]) -> Index:
     return {item["id"]: RunRecord.from_json(item) for item in data}
 
 
-_BATCH = 16  # segments read at once
-LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten
-
-
 class RunStore(ModelJournals):
     """Reads and writes the records of runs, for `Runs`, `Run` and `RunLog`.
 
@@ -277,7 +275,7 @@ class RunStore(ModelJournals):
         Reads until one is missing: one by one first, then in ever larger parallel batches.
         """
         number, batch = start, 1
-        with ThreadPoolExecutor(_BATCH) as pool:
+        with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
             while True:
                 keys = [_segment_key(run_id, each) for each in range(number, number + batch)]
                 for key, data in zip(keys, pool.map(self.store.find, keys), strict=True):
@@ -285,7 +283,7 @@ class RunStore(ModelJournals):
                         return
                     yield Segment.from_bytes(data, key)
                 number += batch
-                batch = min(_BATCH, number - start)
+                batch = min(_READ_AT_ONCE, number - start)
 
     def store_segment(self, run_id: str, number: int, data: bytes) -> int:
         """Store a segment's bytes at the first free number from `number` on; returns the number after it.

@@ -1,11 +1,8 @@
-"""Handle to a run of a training: logs are buffered and stored as segments.
+"""Handle to a run of a training, its environment, and the log of a run that another program logs through a protocol.
 
-Environment of a run: interpreter, machine, packages and code state; and resources used.
-
-Runs that another program logs through a protocol; each call is stored before it returns.
-
-Such a run has no owner process here and no heartbeat: it is running until the program ends it. Events logged to an
-ended run (a tag of a later review) are written to the experiment's index at once.
+A handle buffers logs and stores them as segments; each call of a protocol is stored before it returns. A run of another
+program has no owner process here and no heartbeat: it is running until the program ends it. Events logged to an ended
+run (a tag of a later review) are written to the experiment's index at once.
 """
 
 from __future__ import annotations
@@ -42,6 +39,10 @@ if TYPE_CHECKING:
 FLUSH_EVERY_S = 2.0
 BEAT_EVERY_S = 10.0
 _MAX_POINTS = 20_000
+_GIT_TIMEOUT_S = 2.0
+_BROUGHT = "TOQUE_RUN_ENVIRONMENT"  # what the executor starts a run's processes with, as JSON
+_PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "deltalake")
+_COUNTED = "segments"  # a fact: how many segments the index's record contains
 _logger = logging.getLogger(__name__)
 
 
@@ -265,11 +266,6 @@ def _attach(runs: RunStore, record: RunRecord, segments: int) -> Run:
     return Run(runs, record, segments=segments)
 
 
-_GIT_TIMEOUT_S = 2.0
-_BROUGHT = "TOQUE_RUN_ENVIRONMENT"  # what the executor starts a run's processes with, as JSON
-_PACKAGES = ("ray", "torch", "numpy", "pyarrow", "polars", "scikit-learn", "deltalake")
-
-
 @lru_cache(maxsize=1)
 def environment() -> dict[str, Any]:
     """Collect facts about this process as JSON, once a process."""
@@ -332,9 +328,6 @@ def _git(*arguments: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
-
-
-_COUNTED = "segments"  # a fact: how many segments the index's record contains
 
 
 class RunLog:

@@ -1,8 +1,6 @@
 """An object store in an S3 bucket, through boto3: `create` is PutObject with `If-None-Match: *`.
 
-Sessions of boto3, each with credentials of its own, that share the descriptions of AWS's interfaces.
-
-Errors of an S3 server as the registry's: which answer of the server means what to a caller.
+Sessions of boto3 have credentials of their own, and share the descriptions of AWS's interfaces.
 """
 
 from __future__ import annotations
@@ -54,6 +52,7 @@ SSE = ("", "aws:kms", "aws:kms:dsse", "AES256")
 
 
 _Opened = tuple[int, Any, Any]  # process, session, client
+_HTTP_SERVER_ERROR = 500
 
 
 class S3Store:
@@ -385,9 +384,6 @@ def new_session() -> Any:
     core = botocore.session.Session()
     core.register_component("data_loader", _descriptions(core.get_config_variable("data_path")))
     return boto3.session.Session(botocore_session=core)
-
-
-_HTTP_SERVER_ERROR = 500
 
 
 @contextmanager

@@ -3,14 +3,9 @@
 What was written up to that moment is copied and nothing later. A writer writes what an entry names before the entry, and
 reads an entry before it writes one that answers it; so nothing in the copy refers to what was not copied. The order of the
 writes keeps that true when the copy is killed: content first, then entries and commits by the time of their writing, then
-what is rewritten in place, and last the removal of what the source no longer has.
-
-Marker in a copy: what it is a copy of, up to when it is whole, and what was being written when it stopped.
-
-Objects that are rewritten in place, read before the moment of a copy and written after everything they refer to.
-
-Read later, a cursor could be ahead of the entries that are copied, and what lies between would be passed over for good.
-One that is older than the entries only has work done again, as after a crash.
+what is rewritten in place, and last the removal of what the source no longer has. What is rewritten in place is read
+before the moment: read later, a cursor could be ahead of the entries that are copied, and what lies between would be passed
+over for good. One that is older than the entries only has work done again, as after a crash.
 """
 
 from __future__ import annotations
@@ -53,6 +48,10 @@ _POLL_S = 0.05
 _FIRST_ENTRY = "/entries/00000000.json"
 _NOTHING: Mapping[str, bytes] = MappingProxyType({})
 Report = Callable[[str], None]
+FOLDER: Final = "copies/"
+_MARKER = f"{FOLDER}marker.json"
+_IN_FLIGHT = f"{FOLDER}in-flight.json"
+_MARKER_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +233,6 @@ def _check_places(source: ObjectStore, target: ObjectStore) -> None:
         raise InvalidInput(f"{source.url} and {target.url} lie in each other; copy to another place")
 
 
-FOLDER: Final = "copies/"
-_KEY = f"{FOLDER}marker.json"
-_IN_FLIGHT = f"{FOLDER}in-flight.json"
-_FORMAT = 1
-
-
 class CopyMarker(BaseModel):
     """Record of a copy, in the copy.
 
@@ -250,7 +243,7 @@ class CopyMarker(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format: int = _FORMAT
+    format: int = _MARKER_FORMAT
     source: str
     whole_at: datetime | None = None
     under_way: bool = False
@@ -269,26 +262,26 @@ def address(store: ObjectStore) -> str:
 
 def find_marker(store: ObjectStore) -> CopyMarker | None:
     """Find the marker of a copy; None in a store that is none. Raises: Damaged; NewerFormat."""
-    data = store.find(_KEY)
+    data = store.find(_MARKER)
     if data is None:
         return None
     try:
         marker = CopyMarker.model_validate_json(data)
     except ValidationError as error:
-        raise Damaged(f"{_KEY} in {store.url} is not readable: {error}") from error
-    if marker.format > _FORMAT:
-        raise NewerFormat(f"{_KEY} in {store.url}", marker.format, _FORMAT)
+        raise Damaged(f"{_MARKER} in {store.url} is not readable: {error}") from error
+    if marker.format > _MARKER_FORMAT:
+        raise NewerFormat(f"{_MARKER} in {store.url}", marker.format, _MARKER_FORMAT)
     return marker
 
 
 def put_marker(store: ObjectStore, marker: CopyMarker) -> None:
     """Write the marker of a copy."""
-    store.put(_KEY, marker.model_dump_json().encode())
+    store.put(_MARKER, marker.model_dump_json().encode())
 
 
 def forget_marker(store: ObjectStore) -> None:
     """Remove the marker: the copy is a store of its own from now on."""
-    for key in (_IN_FLIGHT, _KEY):
+    for key in (_IN_FLIGHT, _MARKER):
         store.delete(key)
 
 

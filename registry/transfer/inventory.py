@@ -1,8 +1,8 @@
-"""Lists of what two stores hold, compared on disk: a store may have more keys than memory has room for.
+"""What two stores hold, by kinds of objects, and the copying of single objects from one to the other.
 
-Kinds of stored objects by what may happen to them while a store is copied, told from their keys.
-
-Copies single objects, several at once with bounded memory, and compares what arrived with what was read.
+Lists are compared on disk: a store may have more keys than memory has room for. A kind, told from the key, says what may
+happen to an object while its store is copied. Several objects are copied at once with bounded memory, and what arrived
+is compared with what was read.
 """
 
 from __future__ import annotations
@@ -38,6 +38,11 @@ _LEFT_OUT = re.compile(
 _CONTENT = re.compile(
     r"tables/.+\.parquet\Z|models/[^/]+/(?:blobs|signatures)/|values/|runs/[^/]+/(?:run\.json\Z|segments/|artifacts/)"
 )
+WORKERS = 16
+IN_MEMORY_BYTES = 4 << 20
+_LARGE_AT_ONCE = 4
+_ITEMS_AT_ONCE = 256
+T = TypeVar("T")
 
 
 class Kind(StrEnum):
@@ -88,14 +93,6 @@ def _inside(key: str) -> str:
     return key[found.end() :] if found else key
 
 
-_SCHEMA = """
-CREATE TABLE source (
-    key TEXT PRIMARY KEY, size INTEGER, modified INTEGER, kind TEXT, series TEXT, number INTEGER, meant INTEGER
-) WITHOUT ROWID;
-CREATE TABLE target (key TEXT PRIMARY KEY, size INTEGER, kind TEXT, series TEXT) WITHOUT ROWID;
-"""
-
-
 @dataclass(frozen=True, slots=True)
 class Item:
     """Object that is to be copied. modified_us: microseconds since 1970, by the source's clock."""
@@ -109,6 +106,14 @@ class Item:
 def as_us(at: datetime | None) -> int:
     """Convert a time to microseconds since 1970; 0 for None."""
     return 0 if at is None else epoch_us(at)
+
+
+_SCHEMA = """
+CREATE TABLE source (
+    key TEXT PRIMARY KEY, size INTEGER, modified INTEGER, kind TEXT, series TEXT, number INTEGER, meant INTEGER
+) WITHOUT ROWID;
+CREATE TABLE target (key TEXT PRIMARY KEY, size INTEGER, kind TEXT, series TEXT) WITHOUT ROWID;
+"""
 
 
 class Inventory:
@@ -252,13 +257,6 @@ def _series(key: str, kind: Kind) -> str:
     return numbered(key)[0] if kind in {Kind.ENTRY, Kind.COMMIT} else ""
 
 
-WORKERS = 16
-IN_MEMORY_BYTES = 4 << 20
-_LARGE_AT_ONCE = 4
-_BATCH = 256
-T = TypeVar("T")
-
-
 class SourceChangedError(Exception):
     """The source changed under the copy in a way that only another moment of it can settle."""
 
@@ -285,7 +283,7 @@ class Mover:
 
     def run(self, work: Callable[[T], int], items: Iterable[T]) -> None:
         """Run `work`, which returns the bytes it wrote, on each item; several at a time, few in memory."""
-        for batch in batches(items, _BATCH):
+        for batch in batches(items, _ITEMS_AT_ONCE):
             for size_bytes in self._pool.map(work, batch):
                 self.copied += 1
                 self.copied_bytes += size_bytes
@@ -294,7 +292,7 @@ class Mover:
 
     def each(self, work: Callable[[T], None], items: Iterable[T]) -> None:
         """Run `work` on each item, several at a time."""
-        for batch in batches(items, _BATCH):
+        for batch in batches(items, _ITEMS_AT_ONCE):
             list(self._pool.map(work, batch))
 
     def move(self, item: Item) -> int:

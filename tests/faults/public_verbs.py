@@ -195,8 +195,8 @@ def writing_routes() -> set[str]:
     """Routes of the gateway, with their method, but those that are got."""
     return {
         f"{method} {getattr(route, 'path', '')}"
-        for module in app._ROUTES
-        for route in module.router.routes
+        for router in app._ROUTERS
+        for route in router.routes
         for method in getattr(route, "methods", ())
         if method not in {"GET", "HEAD"}
     }

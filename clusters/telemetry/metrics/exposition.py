@@ -1,15 +1,10 @@
-"""Prometheus's text of one node, and of several nodes together.
-
-Gauges that one process measures for all, such as the age of a feature, replaced as a whole each time.
-
-Series in `values` cannot be taken back, and a measured view or model may be gone the next time.
-
-All series of a node: the sums over its processes, those that died included.
+"""All series of a node, the sums over its processes, in Prometheus's text; and that of several nodes together.
 
 Dead processes' files are folded into one. The fold is committed by the rename of a file that says which files it has
 taken in: whoever is killed before that has changed nothing, and after it those files no longer count.
 
-Entry of a process among those whose series a node keeps.
+Gauges that one process measures for all, such as the age of a feature, are published as a whole each time: series in
+`values` cannot be taken back, and a measured view or model may be gone the next time.
 """
 
 from __future__ import annotations
@@ -50,8 +45,18 @@ from toque.clusters.telemetry.metrics.values import (
 )
 
 FOLDED_FROM = 300
-
 """Number of files from which a process that starts folds those of dead ones, as nobody seems to read them."""
+STALE_S = 180.0
+"""Age from which what was published says nothing about now."""
+FOLDED = "folded.json"
+KEPT_S = 7 * 24 * 3600.0
+"""How long a series that nobody counts any more is kept."""
+_SUMMED = ("counter", "histogram", "summary")
+_GAUGES: dict[str, Callable[[float, float], float]] = {"livemax": max, "livemin": min}
+"""How the values of two processes become one, where they are not added."""
+_NO_DISKS: Mapping[str, Path] = {}
+Values = dict[str, float]
+_logger = logging.getLogger(__name__)
 
 _BUILD = Gauge(
     "toque_build_info",
@@ -82,9 +87,6 @@ def _version(distribution: str) -> str:
         return version(distribution)
     except PackageNotFoundError:  # the code came as a folder
         return "unknown"
-
-
-_NO_DISKS: Mapping[str, Path] = {}
 
 
 def node_metrics(
@@ -147,11 +149,6 @@ def _labelled(metrics: Iterable[Metric], node: str) -> list[Metric]:
     return found
 
 
-STALE_S = 180.0
-
-"""Age from which what was published says nothing about now."""
-
-
 class _Given(Collector):
     """Collector of metrics that are there already."""
 
@@ -203,23 +200,6 @@ def read_published(folder: Path, alive: set[str], *, clock: Callable[[], float] 
         with suppress(FileNotFoundError):
             found += text_string_to_metric_families(path.read_text())
     return found
-
-
-FOLDED = "folded.json"
-
-KEPT_S = 7 * 24 * 3600.0
-
-"""How long a series that nobody counts any more is kept."""
-
-_SUMMED = ("counter", "histogram", "summary")
-
-_GAUGES: dict[str, Callable[[float, float], float]] = {"livemax": max, "livemin": min}
-
-"""How the values of two processes become one, where they are not added."""
-
-_logger = logging.getLogger(__name__)
-
-Values = dict[str, float]
 
 
 @dataclass

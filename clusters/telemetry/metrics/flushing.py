@@ -1,9 +1,7 @@
 """Series of hot paths: counted in plain numbers there, and moved to the process's files a few times a second.
 
-An increment of a series in a file takes two microseconds; of a number of the event loop's own, a fiftieth of that. What
-was counted since the last flush is lost with the process.
-
-Bounds of labels: the first so many values of a label count by name, all further ones as `other`.
+An increment of a series in a file takes two microseconds; of a number of the event loop's own, a fiftieth of that.
+What was counted since the last flush is lost with the process. `Bounded` holds the number of a label's values down.
 """
 
 from __future__ import annotations
@@ -18,7 +16,9 @@ from typing import Any, Protocol
 
 from prometheus_client import Counter, Histogram
 
-EVERY_S = 0.5
+EVERY_S = 0.5  # from one flush to the next
+OTHER = "other"
+MOST = 200  # values of a label that count by name
 _logger = logging.getLogger(__name__)
 
 
@@ -138,10 +138,6 @@ def flush_regularly(owner: Flushed) -> None:
 def flush_now() -> None:
     """Flush the numbers of all owners, as before a scrape of this process or its end."""
     _flusher.flush()
-
-
-OTHER = "other"
-MOST = 200
 
 
 class Bounded:

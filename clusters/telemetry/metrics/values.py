@@ -1,13 +1,11 @@
 """Values of Prometheus series that live in files of this process, so that its death loses none of them.
 
-A process maps one file for each kind of series; an increment is a write to that memory, which the kernel keeps whatever
-becomes of the process. prometheus_client has such values, too, but chooses them once, by an environment variable that
-Ray's processes would inherit; and it maps files with holes, so that a full disk kills the process.
+A process maps one file for each kind of series; an increment is a write to that memory, which the kernel keeps
+whatever becomes of the process. prometheus_client has such values, too, but chooses them once, by an environment
+variable that Ray's processes would inherit; and it maps files with holes, so that a full disk kills the process.
 
-Processes that keep series in a node's folder: which live, told by a lock that ends with its holder.
-
-A process holds a lock on a file that bears its name. The kernel lets go of it when the process dies, however it does, so
-nobody compares process numbers, which are used again.
+A process lives as long as it holds a lock on a file that bears its name. The kernel lets go of it when the process
+dies, however it does, so nobody compares process numbers, which are used again.
 """
 
 from __future__ import annotations
@@ -31,7 +29,11 @@ from prometheus_client.mmap_dict import MmapedDict, mmap_key
 
 PREFIX = "toque_"
 SUFFIX = ".db"
-_FIRST_BYTES = 1 << 16
+PUBLISHED = ".prom"
+"""Suffix of files of gauges that a process replaces as a whole."""
+_LOCK_SUFFIX = ".lock"
+_FOLDER_LOCK = "folder.flock"
+_FIRST_BYTES = 1 << 16  # of a file
 _logger = logging.getLogger(__name__)
 
 
@@ -226,12 +228,6 @@ def _numbers(metric: Any) -> list[Any]:
     raise TypeError(f"{metric}: only counters, gauges, histograms and summaries are kept in files")
 
 
-PUBLISHED = ".prom"
-"""Suffix of files of gauges that a process replaces as a whole."""
-_LOCK = ".lock"
-_FOLDER_LOCK = "folder.flock"
-
-
 @dataclass(frozen=True, slots=True)
 class Member:
     """Process that keeps series in a folder. name: its own among all that ever were; role: like "gateway"."""
@@ -268,7 +264,7 @@ def join(folder: Path, role: str) -> Member:
     """Make this process known in a folder, until it ends."""
     name = f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
     with folder_held(folder, alone=False):  # nobody takes the file for a dead process's before it is locked
-        handle = os.open(folder / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(folder / f"{name}{_LOCK_SUFFIX}", os.O_RDWR | os.O_CREAT, 0o600)
         os.write(handle, json.dumps({"role": role, "pid": os.getpid()}).encode())
         fcntl.flock(handle, fcntl.LOCK_EX)
     return Member(name, role, os.getpid(), handle)
@@ -277,7 +273,7 @@ def join(folder: Path, role: str) -> Member:
 def living(folder: Path) -> list[Member]:
     """List the processes that live; the folder must be held."""
     found = []
-    for path in folder.glob(f"*{_LOCK}"):
+    for path in folder.glob(f"*{_LOCK_SUFFIX}"):
         with suppress(FileNotFoundError):
             handle = os.open(path, os.O_RDONLY)
             try:
@@ -285,7 +281,9 @@ def living(folder: Path) -> list[Member]:
             except BlockingIOError:
                 content = json.loads(path.read_text() or "{}")
                 found.append(
-                    Member(path.name.removesuffix(_LOCK), content.get("role", ""), content.get("pid", 0))
+                    Member(
+                        path.name.removesuffix(_LOCK_SUFFIX), content.get("role", ""), content.get("pid", 0)
+                    )
                 )
             finally:
                 os.close(handle)
@@ -294,6 +292,6 @@ def living(folder: Path) -> list[Member]:
 
 def forget(folder: Path, alive: set[str]) -> None:
     """Remove the locks, and what was published, of all others than `alive`; the folder must be held alone."""
-    for path in (*folder.glob(f"*{_LOCK}"), *folder.glob(f"*{PUBLISHED}")):
+    for path in (*folder.glob(f"*{_LOCK_SUFFIX}"), *folder.glob(f"*{PUBLISHED}")):
         if path.stem.rpartition("_")[2] not in alive:
             path.unlink(missing_ok=True)

@@ -1,13 +1,8 @@
-"""The tracing of this process: what decides, and where spans go. Until it is set up, nothing is kept and nothing is sent.
+"""The tracing of this process: what decides, and where spans go. Until it is set up, nothing is kept or sent.
 
-Settings of a process's traces, as its environment has them.
-
-Tail sampling in the process that answered: failed and slow requests are kept, and a share of the rest.
-
-The share is decided by the trace id alone, so all processes keep the same traces. How many are kept each second is bounded:
-when everything fails, the first of them tell why, and a failure must not cost more than an answer.
-
-Series of what becomes of traces: why requests were kept, how many were dropped, and whether the collector took the spans.
+Tail sampling in the process that answered: failed and slow requests are kept, and a share of the rest. The share is
+decided by the trace id alone, so all processes keep the same traces. How many are kept each second is bounded: when
+everything fails, the first of them tell why, and a failure must not cost more than an answer.
 """
 
 from __future__ import annotations
@@ -34,12 +29,27 @@ if TYPE_CHECKING:
 
     from toque.clusters.telemetry.tracing.request_trace import RequestTrace
 
-
 EXPORT_EVERY_MS = 5_000  # an export costs milliseconds, however few its spans
 QUEUE_SPANS, BATCH_SPANS = 4_096, 512
 SEND_WITHIN_S = 2.0  # the first one opens a connection, on a busy machine in more than half a second
-_MAX_PATH = 200
-_FAULT = 500
+_MAX_PATH = 200  # characters of it in a span
+_FAULT = 500  # the status from which on the server failed
+DEFAULT_SHARE, DEFAULT_SLOW_MS = 0.01, 500.0
+KEPT_PER_S: Final = 50.0
+"""Requests that one process keeps a second, on average; twice as many at once."""
+_RANDOM_DIGITS: Final = 14
+"""Last digits of a trace id, which are random by W3C's Trace Context, level 2."""
+Kept = Literal["failed", "slow", "sampled", "caller"]
+"""Why a request is kept; "caller": the process that sent it keeps its own part of the trace."""
+
+REQUESTS = Counter(
+    "toque_traced_requests",
+    "Requests that were kept, by why (failed, slow, caller, sampled), and `dropped`, those beyond what a process keeps a second.",
+    ("kept",),
+)
+SPANS = Counter(
+    "toque_spans", "Spans that the collector took (`sent`), and that it did not (`lost`).", ("outcome",)
+)
 
 
 class Tracing:
@@ -184,9 +194,6 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     return provider
 
 
-DEFAULT_SHARE, DEFAULT_SLOW_MS = 0.01, 500.0
-
-
 @dataclass(frozen=True, slots=True)
 class TraceSettings:
     """Which requests are kept, and where their spans go.
@@ -235,15 +242,6 @@ def _headers(text: str) -> list[tuple[str, str]]:
     """Parse headers as OpenTelemetry writes them: `name=value`, by commas or lines, percent-encoded."""
     pairs = (item.partition("=") for item in text.replace("\n", ",").split(",") if item.strip())
     return [(unquote(name.strip()).lower(), unquote(value.strip())) for name, _, value in pairs]
-
-
-Kept = Literal["failed", "slow", "sampled", "caller"]
-"""Why a request is kept; "caller": the process that sent it keeps its own part of the trace."""
-
-KEPT_PER_S: Final = 50.0
-"""Requests that one process keeps a second, on average; twice as many at once."""
-_RANDOM_DIGITS: Final = 14
-"""Last digits of a trace id, which are random by W3C's Trace Context, level 2."""
 
 
 class Keeper:
@@ -297,15 +295,6 @@ class Keeper:
         self._room -= 1
         return True
 
-
-REQUESTS = Counter(
-    "toque_traced_requests",
-    "Requests that were kept, by why (failed, slow, caller, sampled), and `dropped`, those beyond what a process keeps a second.",
-    ("kept",),
-)
-SPANS = Counter(
-    "toque_spans", "Spans that the collector took (`sent`), and that it did not (`lost`).", ("outcome",)
-)
 
 __all__ = [
     "DEFAULT_SHARE",

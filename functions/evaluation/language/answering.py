@@ -1,6 +1,6 @@
-"""Answers of a registered version to many requests, by an engine of its own that ends with them.
+"""Answers of a registered version to many requests, and a judge's verdicts on pairs of answers, each in both orders.
 
-Asks a judge for its verdicts on pairs of answers, each in both orders.
+A version is asked through an engine of its own, which ends with the requests.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ from toque.functions.generative.engines import (
 from toque.registry import ModelVersion, Registry
 
 _OK, _FAULT = 200, 500
-_START_S: Final = 300.0
+_START_S: Final = 300.0  # for an engine to be ready
 _ATTEMPTS: Final = 3
+_JUDGE_VARIABLES: Final = frozenset({"question", "first", "second"})  # of a judge's prompt
 _HUNG_S: Final = 300.0
 """Nobody waits for these answers: an engine that is silent for less is on a busy machine, and would lose what it is at."""
 
@@ -236,9 +237,6 @@ async def _asked(process: EngineProcess, body: Mapping[str, Any]) -> EngineAnswe
     )
 
 
-_VARIABLES: Final = frozenset({"question", "first", "second"})
-
-
 @dataclass(frozen=True, slots=True)
 class Pair:
     """Two answers to a question."""
@@ -278,7 +276,7 @@ def choices_of(
     Raises: EvaluationError if its prompt is not a judge's, or a text is longer than it takes; EngineDown.
     """
     version = fetched(registry, registry.get_version(judge.model, judge.version), folder, threads=threads)
-    if lacking := sorted(_VARIABLES - version.prompt.variables.keys()):
+    if lacking := sorted(_JUDGE_VARIABLES - version.prompt.variables.keys()):
         raise EvaluationError(
             f"judge {judge.name}: its prompt has no variables {lacking}; a judge's has them"
         )

@@ -1,6 +1,6 @@
-"""The functions that judge a version of a language model, by its answers or by likelihoods, and record the verdict with it.
+"""The functions that judge a version of a language model, and record the verdict with it.
 
-Scores of versions by likelihoods: of texts, or of the right choice and whether it was chosen.
+They judge by answers, or by likelihoods: of texts, or of the right choice and whether it was chosen.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ from toque.functions.runtime.declaration import Resources
 from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, Table, TableSnapshot
 
-_CHAMPION = "champion"
 Measure = Callable[[Sequence[ModelVersion], pa.Table, AnswerGate], tuple[Judged, int]]
 """Judges a version, and the champion if there is one, by the rows of a table; returns what was found, and of how many rows."""
+_CHAMPION = "champion"
+_TEXT_COLUMN = "text"
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
@@ -233,9 +234,6 @@ def calibrate_judge(judge: Judge, dataset: TableSnapshot, threads: int = 1) -> J
     return found
 
 
-_TEXT = "text"
-
-
 @dataclass(frozen=True, slots=True)
 class _Scored:
     """Scores of a version by scorer, (rows,) each, and further metrics."""
@@ -253,7 +251,7 @@ def judged_by_likelihood(
     """
     if not table.num_rows:
         raise EvaluationError("the evaluation set has no rows")
-    whole = _TEXT in table.column_names
+    whole = _TEXT_COLUMN in table.column_names
     _check_scorers(gate, whole=whole)
     texts, rows = _texts(table, gate.seed) if whole else [], [] if whole else _rows(table, label, gate.seed)
     found = []
@@ -316,9 +314,9 @@ def _check_scorers(gate: AnswerGate, *, whole: bool) -> None:
 
 def _texts(table: pa.Table, seed: int) -> list[str]:
     """Texts of a table, in a random order. Raises: EvaluationError if one is null."""
-    column = named_column(table, _TEXT)
+    column = named_column(table, _TEXT_COLUMN)
     if column.null_count:
-        raise EvaluationError(f"column {_TEXT!r} has {column.null_count} nulls; leave such rows out")
+        raise EvaluationError(f"column {_TEXT_COLUMN!r} has {column.null_count} nulls; leave such rows out")
     texts = [str(text) for text in column.to_pylist()]
     return [texts[at] for at in order_of(len(texts), seed)]
 
@@ -327,7 +325,7 @@ def _rows(table: pa.Table, label: str, seed: int) -> list[EvaluationRow]:
     rows = read_rows(table, label=label, needs_expected=True, seed=seed)
     if missing := [row.number for row in rows if not row.choices]:
         raise EvaluationError(
-            f"rows {missing[:5]} have no choices: likelihoods are of a column {_TEXT!r}, or of `choices` after a prompt"
+            f"rows {missing[:5]} have no choices: likelihoods are of a column {_TEXT_COLUMN!r}, or of `choices` after a prompt"
         )
     return rows
 

@@ -1,7 +1,4 @@
-"""Scores of an answer against a row of an evaluation set, each a number from 0 to 1.
-
-Scores of answers by any scorer, those by a registered classifier of texts among them.
-"""
+"""Scores of an answer against a row of an evaluation set, from 0 to 1: by a rule or a registered classifier."""
 
 from __future__ import annotations
 
@@ -36,12 +33,11 @@ _NEEDED: Final = (
     ("classifier", "classifier"),
     ("classifier", "wanted"),
 )
-
-
 _BY_A_MODEL: Final = {
     "likelihood": "is not a score of answers: judge the version by evaluate_likelihoods",
     "classifier": "needs a registered version: score by scores_of",
 }
+_BINARY_CLASSES = ("0", "1")
 
 
 class Scorer(BaseModel):
@@ -149,9 +145,6 @@ def _last_number(text: str) -> float:
     return float(found[-1].replace(",", "")) if found else math.nan
 
 
-_BINARY = ("0", "1")
-
-
 def scores_of(
     registry: Registry,
     scorer: Scorer,
@@ -214,7 +207,7 @@ def _classes(version: ModelVersion, scorer: Scorer) -> tuple[list[str], TensorSp
             f"scorer {scorer.label!r}: {scorer.classifier} answers no probabilities of classes"
         )
     columns = output.columns or []
-    return (list(columns) if len(columns) > 1 else list(_BINARY)), output
+    return (list(columns) if len(columns) > 1 else list(_BINARY_CLASSES)), output
 
 
 def _checked(scorer: Scorer, scores: np.ndarray) -> list[float]:

@@ -1,15 +1,11 @@
-"""Metrics of predicted numbers, as pure functions of labels and predictions, both (rows,) and within `LARGEST`.
+"""Metrics of predicted numbers, rates, vectors and texts, as pure functions of labels and predictions.
 
-Metrics of predicted rates against counts, as pure functions of labels and predictions, both (rows,).
+Numbers: both (rows,) and within `LARGEST`. Rates: labels are integers from 0 on, the rate is their mean, not
+negative; it is held above `RATE_FLOOR` before its logarithm. Vectors: (rows, size) each and finite.
 
-label: integers from 0 on; rate: their mean, not negative. A rate is held above `RATE_FLOOR` before its logarithm.
-
-Distances of predicted vectors from label vectors, as pure functions of both, (rows, size) each and finite.
-
-Distances of answered texts from label texts, from 0 for the same to 1, as pure functions of both, (rows,) each.
-
-Exact: the same but for spaces at both ends. By edits: Levenshtein's distance over the length of the longer text. By tokens:
-1 − F1 of the words that both have, whatever their case and order, as reading comprehension is scored.
+Texts: (rows,) each; a distance is from 0 for the same to 1. Exact: the same but for spaces at both ends. By edits:
+Levenshtein's distance over the length of the longer text. By tokens: 1 − F1 of the words that both have, whatever
+their case and order, as reading comprehension is scored.
 """
 
 from __future__ import annotations
@@ -26,55 +22,72 @@ from scipy import special
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.stats import LARGEST
 
-_SHORTEST = 1e-12  # a vector of nothing has no direction: it is as far from any other as an unrelated one
-
-
-def cosine_of(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
-    """Half of 1 − cosine of each pair of rows, without checks: 0 of one direction, one half unrelated, 1 opposite."""
-    lengths = np.linalg.norm(label, axis=1) * np.linalg.norm(vector, axis=1)
-    cosine = np.where(lengths > _SHORTEST, (label * vector).sum(axis=1) / np.maximum(lengths, _SHORTEST), 0.0)
-    distance: npt.NDArray[np.float64] = (1.0 - np.clip(cosine, -1.0, 1.0)) / 2.0
-    return distance
-
-
-def euclidean_of(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
-    """Euclidean distance of each pair of rows, without checks."""
-    distance: npt.NDArray[np.float64] = np.linalg.norm(label - vector, axis=1)
-    return distance
-
-
-def cosine_distance(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
-    """Distance of direction of each row, from 0 to 1. Raises: EvaluationError for no rows, or values that are not finite."""
-    return cosine_of(*_checked_vectors(label, vector))
-
-
-def mean_cosine_distance(label: Floats, vector: Floats) -> float:
-    """Mean distance of direction, from 0 to 1. Raises: EvaluationError as `cosine_distance`."""
-    return float(cosine_distance(label, vector).mean())
-
-
-def mean_euclidean_distance(label: Floats, vector: Floats) -> float:
-    """Mean Euclidean distance, in the label's unit. Raises: EvaluationError as `cosine_distance`."""
-    return float(euclidean_of(*_checked_vectors(label, vector)).mean())
-
-
-def _checked_vectors(
-    label: Floats, vector: Floats
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    y, v = np.asarray(label, dtype=np.float64), np.asarray(vector, dtype=np.float64)
-    if y.shape != v.shape or y.ndim != 2 or y.size == 0:  # noqa: PLR2004 - rows and their values
-        raise EvaluationError(
-            f"need as many label vectors as answers, of one size, got {y.shape} and {v.shape}"
-        )
-    bad = ~(np.isfinite(y) & np.isfinite(v)).all(axis=1)
-    if bad.any():
-        raise EvaluationError(f"{int(bad.sum())} of {len(y)} rows hold a value that is no finite number")
-    return y, v
-
+Floats = npt.NDArray[np.floating]
+Texts = npt.NDArray[np.object_]
+_Distances = npt.NDArray[np.float64]
 
 RATE_FLOOR = 1e-6
-
 """Smallest rate that is taken as it is: one event at a rate of nothing costs 26, not infinity."""
+MOST_CHARACTERS = 10_000
+"""Characters at the start of a text by which edits are counted; 20 ms for two such texts."""
+_SHORTEST = 1e-12  # a vector of nothing has no direction: it is as far from any other as an unrelated one
+_WORD = re.compile(r"\w+")
+
+
+def squared_error(label: Floats, value: Floats) -> npt.NDArray[np.float64]:
+    """Squared error of each row. Raises: EvaluationError if there are no rows, or a value is not within `LARGEST`."""
+    y, v = _checked(label, value)
+    errors: npt.NDArray[np.float64] = (v - y) ** 2
+    return errors
+
+
+def mse(label: Floats, value: Floats) -> float:
+    """Mean squared error, in the label's unit squared. Raises: EvaluationError as `squared_error`."""
+    return float(squared_error(label, value).mean())
+
+
+def rmse(label: Floats, value: Floats) -> float:
+    """Root mean squared error, in the label's unit. Raises: EvaluationError as `squared_error`."""
+    return float(np.sqrt(squared_error(label, value).mean()))
+
+
+def mae(label: Floats, value: Floats) -> float:
+    """Mean absolute error, in the label's unit. Raises: EvaluationError as `squared_error`."""
+    y, v = _checked(label, value)
+    return float(np.mean(np.abs(v - y)))
+
+
+def r2(label: Floats, value: Floats) -> float:
+    """Share of the labels' variance that is explained: 1 is all, 0 what their mean explains.
+
+    Raises: EvaluationError as `squared_error`, and if all labels are equal.
+    """
+    y, v = _checked(label, value)
+    spread = float(np.mean((y - y.mean()) ** 2))
+    if spread == 0.0:
+        raise EvaluationError(f"r2 needs labels that differ, got {len(y)} rows of {y[0]}")
+    return 1.0 - float(np.mean((v - y) ** 2)) / spread
+
+
+NUMBER_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
+    "rmse": rmse,
+    "mae": mae,
+    "r2": r2,
+    "mse": mse,
+}
+
+
+def _checked(label: Floats, value: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    y, v = np.asarray(label, dtype=np.float64), np.asarray(value, dtype=np.float64)
+    if y.shape != v.shape or y.ndim != 1 or y.size == 0:
+        raise EvaluationError(f"need as many labels as answers and at least one, got {y.shape} and {v.shape}")
+    bad = ~((np.abs(y) <= LARGEST) & (np.abs(v) <= LARGEST))
+    if bad.any():
+        first = int(np.flatnonzero(bad)[0])
+        raise EvaluationError(
+            f"{int(bad.sum())} of {y.size} rows are no numbers, first {y[first]}, {v[first]} in row {first}"
+        )
+    return y, v
 
 
 def unit_deviance(label: Floats, rate: Floats) -> npt.NDArray[np.float64]:
@@ -119,6 +132,14 @@ def dispersion(label: Floats, rate: Floats) -> float:
     return float(np.mean((y - held) ** 2 / held))
 
 
+COUNT_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
+    "deviance": deviance,
+    "mae": mae,
+    "calibration": calibration_in_the_large,
+    "dispersion": dispersion,
+}
+
+
 def _checked_rates(label: Floats, rate: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     y, mu = np.asarray(label, dtype=np.float64), np.asarray(rate, dtype=np.float64)
     if y.shape != mu.shape or y.ndim != 1 or y.size == 0:
@@ -138,7 +159,33 @@ def _checked_rates(label: Floats, rate: Floats) -> tuple[npt.NDArray[np.float64]
     return y, mu
 
 
-Floats = npt.NDArray[np.floating]
+def cosine_of(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
+    """Half of 1 − cosine of each pair of rows, without checks: 0 of one direction, one half unrelated, 1 opposite."""
+    lengths = np.linalg.norm(label, axis=1) * np.linalg.norm(vector, axis=1)
+    cosine = np.where(lengths > _SHORTEST, (label * vector).sum(axis=1) / np.maximum(lengths, _SHORTEST), 0.0)
+    distance: npt.NDArray[np.float64] = (1.0 - np.clip(cosine, -1.0, 1.0)) / 2.0
+    return distance
+
+
+def euclidean_of(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
+    """Euclidean distance of each pair of rows, without checks."""
+    distance: npt.NDArray[np.float64] = np.linalg.norm(label - vector, axis=1)
+    return distance
+
+
+def cosine_distance(label: Floats, vector: Floats) -> npt.NDArray[np.float64]:
+    """Distance of direction of each row, from 0 to 1. Raises: EvaluationError for no rows, or values that are not finite."""
+    return cosine_of(*_checked_vectors(label, vector))
+
+
+def mean_cosine_distance(label: Floats, vector: Floats) -> float:
+    """Mean distance of direction, from 0 to 1. Raises: EvaluationError as `cosine_distance`."""
+    return float(cosine_distance(label, vector).mean())
+
+
+def mean_euclidean_distance(label: Floats, vector: Floats) -> float:
+    """Mean Euclidean distance, in the label's unit. Raises: EvaluationError as `cosine_distance`."""
+    return float(euclidean_of(*_checked_vectors(label, vector)).mean())
 
 
 VECTOR_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
@@ -147,75 +194,18 @@ VECTOR_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
 }
 
 
-def squared_error(label: Floats, value: Floats) -> npt.NDArray[np.float64]:
-    """Squared error of each row. Raises: EvaluationError if there are no rows, or a value is not within `LARGEST`."""
-    y, v = _checked(label, value)
-    errors: npt.NDArray[np.float64] = (v - y) ** 2
-    return errors
-
-
-def mse(label: Floats, value: Floats) -> float:
-    """Mean squared error, in the label's unit squared. Raises: EvaluationError as `squared_error`."""
-    return float(squared_error(label, value).mean())
-
-
-def rmse(label: Floats, value: Floats) -> float:
-    """Root mean squared error, in the label's unit. Raises: EvaluationError as `squared_error`."""
-    return float(np.sqrt(squared_error(label, value).mean()))
-
-
-def mae(label: Floats, value: Floats) -> float:
-    """Mean absolute error, in the label's unit. Raises: EvaluationError as `squared_error`."""
-    y, v = _checked(label, value)
-    return float(np.mean(np.abs(v - y)))
-
-
-COUNT_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
-    "deviance": deviance,
-    "mae": mae,
-    "calibration": calibration_in_the_large,
-    "dispersion": dispersion,
-}
-
-
-def r2(label: Floats, value: Floats) -> float:
-    """Share of the labels' variance that is explained: 1 is all, 0 what their mean explains.
-
-    Raises: EvaluationError as `squared_error`, and if all labels are equal.
-    """
-    y, v = _checked(label, value)
-    spread = float(np.mean((y - y.mean()) ** 2))
-    if spread == 0.0:
-        raise EvaluationError(f"r2 needs labels that differ, got {len(y)} rows of {y[0]}")
-    return 1.0 - float(np.mean((v - y) ** 2)) / spread
-
-
-NUMBER_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
-    "rmse": rmse,
-    "mae": mae,
-    "r2": r2,
-    "mse": mse,
-}
-
-
-def _checked(label: Floats, value: Floats) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    y, v = np.asarray(label, dtype=np.float64), np.asarray(value, dtype=np.float64)
-    if y.shape != v.shape or y.ndim != 1 or y.size == 0:
-        raise EvaluationError(f"need as many labels as answers and at least one, got {y.shape} and {v.shape}")
-    bad = ~((np.abs(y) <= LARGEST) & (np.abs(v) <= LARGEST))
-    if bad.any():
-        first = int(np.flatnonzero(bad)[0])
+def _checked_vectors(
+    label: Floats, vector: Floats
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    y, v = np.asarray(label, dtype=np.float64), np.asarray(vector, dtype=np.float64)
+    if y.shape != v.shape or y.ndim != 2 or y.size == 0:  # noqa: PLR2004 - rows and their values
         raise EvaluationError(
-            f"{int(bad.sum())} of {y.size} rows are no numbers, first {y[first]}, {v[first]} in row {first}"
+            f"need as many label vectors as answers, of one size, got {y.shape} and {v.shape}"
         )
+    bad = ~(np.isfinite(y) & np.isfinite(v)).all(axis=1)
+    if bad.any():
+        raise EvaluationError(f"{int(bad.sum())} of {len(y)} rows hold a value that is no finite number")
     return y, v
-
-
-Texts = npt.NDArray[np.object_]
-_Distances = npt.NDArray[np.float64]
-MOST_CHARACTERS = 10_000
-"""Characters at the start of a text by which edits are counted; 20 ms for two such texts."""
-_WORD = re.compile(r"\w+")
 
 
 def edits(one: str, other: str) -> int:

@@ -1,18 +1,8 @@
-"""Metrics of probabilities of two classes, as pure functions of labels and predictions.
+"""Metrics of probabilities of two classes, several classes, and several yes-or-no answers, as pure functions.
 
-label: (rows,) of 0 and 1; probability: (rows,) of label 1. No function returns a number for no rows or for NaN.
-
-Metrics of probabilities of several classes, as pure functions of labels and predictions.
-
-label: (rows,) class indices; probability: (rows, classes), each row of sum 1. No function returns a number for no rows or
-for NaN.
-
-Metrics of several yes-or-no answers a row, as pure functions of labels and predictions.
-
-label: (rows, labels) of 0 and 1; probability: (rows, labels), each of its own label. No function returns a number for no rows or
-for NaN.
-
-Points of a reliability plot, each with its uncertainty: do answers of .3 come true three times in ten?
+Two: label (rows,) of 0 and 1, probability (rows,) of label 1. Several: label (rows,) class indices, probability
+(rows, classes), each row of sum 1. Yes or no: label (rows, labels) of 0 and 1, probability (rows, labels), each of
+its own label. No function returns a number for no rows or for NaN.
 """
 
 from __future__ import annotations
@@ -26,100 +16,15 @@ from scipy import special
 
 from toque.functions.evaluation.errors import EvaluationError
 
-_THRESHOLD = 0.5
-
-
-def label_row_log_loss(label: Floats, probability: Floats) -> npt.NDArray[np.float64]:
-    """Mean log loss over the labels of each row, in nats. Raises: EvaluationError for no rows, or values out of range."""
-    y, p = _checked_labels(label, probability)
-    p = np.clip(p, CLIP, 1.0 - CLIP)
-    losses: npt.NDArray[np.float64] = -(y * np.log(p) + (1.0 - y) * np.log1p(-p)).mean(axis=1)
-    return losses
-
-
-def label_log_loss(label: Floats, probability: Floats) -> float:
-    """Mean log loss over rows and labels, in nats. Raises: EvaluationError as `label_row_log_loss`."""
-    return float(label_row_log_loss(label, probability).mean())
-
-
-def macro_f1(label: Floats, probability: Floats) -> float:
-    """Mean of the labels' F1 at a threshold of one half; a label that nobody has and nothing names counts 1.
-
-    Raises: EvaluationError as `label_row_log_loss`.
-    """
-    hits, wrong = _hits_and_errors(*_checked_labels(label, probability))
-    return float(np.mean(_f1(hits, wrong)))
-
-
-def micro_f1(label: Floats, probability: Floats) -> float:
-    """F1 of all labels of all rows taken together, at a threshold of one half. Raises: EvaluationError as `label_row_log_loss`."""
-    hits, wrong = _hits_and_errors(*_checked_labels(label, probability))
-    return float(_f1(hits.sum(), wrong.sum()))
-
-
-def mean_ece(label: Floats, probability: Floats) -> float:
-    """Mean of the labels' calibration errors (see `ece`). Raises: EvaluationError as `label_row_log_loss`."""
-    y, p = _checked_labels(label, probability)
-    return float(np.mean([ece(y[:, place], p[:, place]) for place in range(y.shape[1])]))
-
-
-def by_label(label: Floats, probability: Floats, names: Sequence[str]) -> dict[str, float]:
-    """Measure each label by itself: "log_loss of rain", "f1 of rain", "ece of rain", and "auc of rain" where rows of both kinds are.
-
-    Raises: EvaluationError as `label_row_log_loss`.
-    """
-    y, p = _checked_labels(label, probability)
-    hits, wrong = _hits_and_errors(y, p)
-    f1 = _f1(hits, wrong)
-    found: dict[str, float] = {}
-    for place, name in enumerate(names):
-        own, answers = y[:, place], p[:, place]
-        found[f"log_loss of {name}"] = label_log_loss(own[:, None], answers[:, None])
-        found[f"f1 of {name}"] = float(f1[place])
-        found[f"ece of {name}"] = ece(own, answers)
-        if 0 < own.sum() < len(own):
-            found[f"auc of {name}"] = auc(own, answers)
-    return found
-
-
-def _hits_and_errors(y: Floats, p: Floats) -> tuple[Floats, Floats]:
-    """Count by label the rows that rightly have it, and those that wrongly have it or lack it, (labels,) each."""
-    said, true = p >= _THRESHOLD, y > 0
-    return (said & true).sum(axis=0).astype(np.float64), (said != true).sum(axis=0).astype(np.float64)
-
-
-def _f1(hits: Floats, wrong: Floats) -> Floats:
-    both = 2.0 * hits + wrong
-    f1: Floats = np.where(both > 0, 2.0 * hits / np.maximum(both, 1.0), 1.0)
-    return f1
-
-
-def _checked_labels(
-    label: Floats, probability: Floats
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    y, p = np.asarray(label, dtype=np.float64), np.asarray(probability, dtype=np.float64)
-    if y.shape != p.shape or y.ndim != 2 or y.size == 0:  # noqa: PLR2004 - rows and labels
-        raise EvaluationError(
-            f"need a row of labels and one of probabilities for each row and at least one, got {y.shape} and {p.shape}"
-        )
-    if not np.isin(y, (0.0, 1.0)).all():
-        raise EvaluationError(f"labels must be 0 or 1, found {np.unique(y)[:5].tolist()}")
-    bad = ~((p >= 0.0) & (p <= 1.0))
-    if bad.any():
-        row, column = np.argwhere(bad)[0].tolist()
-        raise EvaluationError(
-            f"{int(bad.sum())} of {p.size} probabilities are no numbers in [0, 1], first {p[row, column]} in row {row}"
-        )
-    return y, p
-
-
-Array = npt.NDArray[np.floating]
-
-Metric = Callable[[Array, Array], float]
+Floats = npt.NDArray[np.floating]
+ClassIndices = npt.NDArray[np.integer]
+Metric = Callable[[Floats, Floats], float]
+Draw = Callable[[np.random.Generator], npt.NDArray[np.int64]]
 
 CLIP = 1e-7
-
 """Probabilities are held in [CLIP, 1 - CLIP] before a logarithm: one certain error costs 16 nats, not infinity."""
+_THRESHOLD = 0.5  # from which on an answer is yes
+_SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
 
 
 class Interval(BaseModel):
@@ -132,25 +37,25 @@ class Interval(BaseModel):
     high: float
 
 
-def row_log_loss(label: Array, probability: Array) -> npt.NDArray[np.float64]:
+def row_log_loss(label: Floats, probability: Floats) -> npt.NDArray[np.float64]:
     """Log loss of each row, in nats. Raises: EvaluationError as `check_predictions`."""
     y, p = check_predictions(label, probability)
     p = np.clip(p, CLIP, 1.0 - CLIP)
     return -(y * np.log(p) + (1.0 - y) * np.log1p(-p))
 
 
-def log_loss(label: Array, probability: Array) -> float:
+def log_loss(label: Floats, probability: Floats) -> float:
     """Mean log loss, in nats. Raises: EvaluationError as `check_predictions`."""
     return float(row_log_loss(label, probability).mean())
 
 
-def brier(label: Array, probability: Array) -> float:
+def brier(label: Floats, probability: Floats) -> float:
     """Mean squared error of the probability. Raises: EvaluationError as `check_predictions`."""
     y, p = check_predictions(label, probability)
     return float(np.mean((p - y) ** 2))
 
 
-def auc(label: Array, probability: Array) -> float:
+def auc(label: Floats, probability: Floats) -> float:
     """Area under the ROC curve: how often a positive row ranks above a negative one, ties counting half.
 
     Raises: EvaluationError as `check_predictions`, and if there is one class only.
@@ -168,7 +73,7 @@ def auc(label: Array, probability: Array) -> float:
     return float((ranks[y == 1].sum() - positives * (positives + 1) / 2.0) / (positives * negatives))
 
 
-def ece(label: Array, probability: Array, *, bins: int = 15) -> float:
+def ece(label: Floats, probability: Floats, *, bins: int = 15) -> float:
     """Expected calibration error over bins of equal mass: mean |observed rate - mean probability|, by rows.
 
     Raises: EvaluationError as `check_predictions`.
@@ -186,8 +91,8 @@ METRICS: dict[str, Metric] = {"log_loss": log_loss, "auc": auc, "ece": ece, "bri
 
 def bootstrap(
     metric: Metric,
-    label: Array,
-    probability: Array,
+    label: Floats,
+    probability: Floats,
     *,
     entity: npt.NDArray[np.generic] | None = None,
     rounds: int = 200,
@@ -220,9 +125,6 @@ def bootstrap(
     return Interval(estimate=estimate, low=float(low), high=float(high))
 
 
-Draw = Callable[[np.random.Generator], npt.NDArray[np.int64]]
-
-
 def _by_row(rows: int) -> Draw:
     return lambda generator: generator.integers(0, rows, rows)
 
@@ -243,7 +145,7 @@ def _by_entity(entity: npt.NDArray[np.generic]) -> Draw:
 
 
 def check_predictions(
-    label: Array, probability: Array
+    label: Floats, probability: Floats
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Check labels and probabilities, and convert them to float64.
 
@@ -264,21 +166,6 @@ def check_predictions(
             f"{int(bad.sum())} of {p.size} probabilities are no numbers in [0, 1], first {p[first]} in row {first}"
         )
     return y, p
-
-
-_SUM_ATOL = 1e-3  # float32 softmax over a thousand classes
-
-ClassIndices = npt.NDArray[np.integer]
-
-Floats = npt.NDArray[np.floating]
-
-
-LABEL_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
-    "log_loss": label_log_loss,
-    "macro_f1": macro_f1,
-    "micro_f1": micro_f1,
-    "ece": mean_ece,
-}
 
 
 def class_row_log_loss(label: ClassIndices, probability: Floats) -> npt.NDArray[np.float64]:
@@ -343,6 +230,98 @@ def _checked(
     return y.astype(np.int64), p
 
 
+def label_row_log_loss(label: Floats, probability: Floats) -> npt.NDArray[np.float64]:
+    """Mean log loss over the labels of each row, in nats. Raises: EvaluationError for no rows, or values out of range."""
+    y, p = _checked_labels(label, probability)
+    p = np.clip(p, CLIP, 1.0 - CLIP)
+    losses: npt.NDArray[np.float64] = -(y * np.log(p) + (1.0 - y) * np.log1p(-p)).mean(axis=1)
+    return losses
+
+
+def label_log_loss(label: Floats, probability: Floats) -> float:
+    """Mean log loss over rows and labels, in nats. Raises: EvaluationError as `label_row_log_loss`."""
+    return float(label_row_log_loss(label, probability).mean())
+
+
+def macro_f1(label: Floats, probability: Floats) -> float:
+    """Mean of the labels' F1 at a threshold of one half; a label that nobody has and nothing names counts 1.
+
+    Raises: EvaluationError as `label_row_log_loss`.
+    """
+    hits, wrong = _hits_and_errors(*_checked_labels(label, probability))
+    return float(np.mean(_f1(hits, wrong)))
+
+
+def micro_f1(label: Floats, probability: Floats) -> float:
+    """F1 of all labels of all rows taken together, at a threshold of one half. Raises: EvaluationError as `label_row_log_loss`."""
+    hits, wrong = _hits_and_errors(*_checked_labels(label, probability))
+    return float(_f1(hits.sum(), wrong.sum()))
+
+
+def mean_ece(label: Floats, probability: Floats) -> float:
+    """Mean of the labels' calibration errors (see `ece`). Raises: EvaluationError as `label_row_log_loss`."""
+    y, p = _checked_labels(label, probability)
+    return float(np.mean([ece(y[:, place], p[:, place]) for place in range(y.shape[1])]))
+
+
+LABEL_METRICS: dict[str, Callable[[Floats, Floats], float]] = {
+    "log_loss": label_log_loss,
+    "macro_f1": macro_f1,
+    "micro_f1": micro_f1,
+    "ece": mean_ece,
+}
+
+
+def by_label(label: Floats, probability: Floats, names: Sequence[str]) -> dict[str, float]:
+    """Measure each label by itself: "log_loss of rain", "f1 of rain", "ece of rain", and "auc of rain" where rows of both kinds are.
+
+    Raises: EvaluationError as `label_row_log_loss`.
+    """
+    y, p = _checked_labels(label, probability)
+    hits, wrong = _hits_and_errors(y, p)
+    f1 = _f1(hits, wrong)
+    found: dict[str, float] = {}
+    for place, name in enumerate(names):
+        own, answers = y[:, place], p[:, place]
+        found[f"log_loss of {name}"] = label_log_loss(own[:, None], answers[:, None])
+        found[f"f1 of {name}"] = float(f1[place])
+        found[f"ece of {name}"] = ece(own, answers)
+        if 0 < own.sum() < len(own):
+            found[f"auc of {name}"] = auc(own, answers)
+    return found
+
+
+def _hits_and_errors(y: Floats, p: Floats) -> tuple[Floats, Floats]:
+    """Count by label the rows that rightly have it, and those that wrongly have it or lack it, (labels,) each."""
+    said, true = p >= _THRESHOLD, y > 0
+    return (said & true).sum(axis=0).astype(np.float64), (said != true).sum(axis=0).astype(np.float64)
+
+
+def _f1(hits: Floats, wrong: Floats) -> Floats:
+    both = 2.0 * hits + wrong
+    f1: Floats = np.where(both > 0, 2.0 * hits / np.maximum(both, 1.0), 1.0)
+    return f1
+
+
+def _checked_labels(
+    label: Floats, probability: Floats
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    y, p = np.asarray(label, dtype=np.float64), np.asarray(probability, dtype=np.float64)
+    if y.shape != p.shape or y.ndim != 2 or y.size == 0:  # noqa: PLR2004 - rows and labels
+        raise EvaluationError(
+            f"need a row of labels and one of probabilities for each row and at least one, got {y.shape} and {p.shape}"
+        )
+    if not np.isin(y, (0.0, 1.0)).all():
+        raise EvaluationError(f"labels must be 0 or 1, found {np.unique(y)[:5].tolist()}")
+    bad = ~((p >= 0.0) & (p <= 1.0))
+    if bad.any():
+        row, column = np.argwhere(bad)[0].tolist()
+        raise EvaluationError(
+            f"{int(bad.sum())} of {p.size} probabilities are no numbers in [0, 1], first {p[row, column]} in row {row}"
+        )
+    return y, p
+
+
 class ReliabilityPoint(BaseModel):
     """Point of a reliability plot: rows of similar answers, their mean, the share of label 1 and its interval."""
 
@@ -356,7 +335,7 @@ class ReliabilityPoint(BaseModel):
 
 
 def reliability(
-    label: Array, probability: Array, *, bins: int = 10, level: float = 0.95
+    label: Floats, probability: Floats, *, bins: int = 10, level: float = 0.95
 ) -> list[ReliabilityPoint]:
     """Compute points of equal mass, in order of the answer; a diagonal through their intervals is good calibration.
 
@@ -369,7 +348,7 @@ def reliability(
     return [_point(y[rows], p[rows], (1 - level) / 2) for rows in np.array_split(order, min(bins, len(p)))]
 
 
-def _point(y: Array, p: Array, tail: float) -> ReliabilityPoint:
+def _point(y: Floats, p: Floats, tail: float) -> ReliabilityPoint:
     n, hits = len(y), float(y.sum())
     low = float(special.betaincinv(hits, n - hits + 1, tail)) if hits else 0.0
     high = float(special.betaincinv(hits + 1, n - hits, 1 - tail)) if hits < n else 1.0

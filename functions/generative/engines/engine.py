@@ -1,8 +1,7 @@
 """What every engine is: a program that serves weights over OpenAI's API, what starts it, and what it is asked.
 
-Adapters of one running engine: those that somebody holds are loaded into it, again after each of its starts, and no others stay.
-
-Environment of an engine: where programs and devices are, and nothing of the platform's.
+Of adapters, those that somebody holds are loaded into it, again after each of its starts, and no others stay. Of the
+environment it sees where programs and devices are, and nothing of the platform's.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ NO_PLACE: Final = (
 )
 """Why tools would not reach a model."""
 _OK, _NO_ANSWER = 200, 502
+_log = logging.getLogger("ray.serve")
 
 
 class EngineDown(Exception):  # noqa: N818  # an answer to the caller, who may try again
@@ -124,9 +124,6 @@ class Engine(Protocol):
     async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
         """Say why tools would not reach the model, or its calls not the caller; None if they do. Raises: aiohttp.ClientError."""
         ...
-
-
-_log = logging.getLogger("ray.serve")
 
 
 class RunningAdapters:

@@ -1,8 +1,7 @@
 """A supervised engine: started, known to be ready by a real answer, watched, and started anew when it dies or hangs.
 
-Slots of an engine, and the requests that wait for one: by service tier, and within a tier in the order in which they came.
-
-Asks an engine for embeddings, of one text at a time where it makes no others rightly.
+Requests wait for its slots by service tier, and within a tier in the order in which they came. Embeddings are asked
+for one text at a time where it makes no others rightly.
 """
 
 from __future__ import annotations
@@ -33,69 +32,26 @@ from toque.functions.generative.engines.engine import (
 )
 from toque.registry import SERVICE_TIERS, ServiceTier
 
-_HEADERS: Final = {"content-type": "application/json"}
-
-
-async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
-    """Ask for the embeddings of `input`; returns the status, and the document of all texts, or what the engine said instead.
-
-    asked: body of `POST /v1/embeddings`, whose `input` is a list of texts or of the token ids of each; without a model that of the
-    weights. Raises: aiohttp.ClientError.
-    """
-    if process.engine.embedding_bounds(process.spec).together:
-        return await _post(process, asked)
-    found: list[dict[str, Any]] = []
-    for text in asked["input"]:
-        async with process.embedding:
-            status, document = await _post(process, asked | {"input": text})
-        if not isinstance(document, dict):
-            return status, document
-        found.append(document)
-    return _OK, _joined(found) if found else {"object": "list", "data": []}
-
-
-async def _post(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
-    body = orjson.dumps({"model": MODEL_NAME, **asked})
-    async with process.client.post(f"{process.base}/v1/embeddings", data=body, headers=_HEADERS) as answer:
-        content = await answer.read()
-        return answer.status, orjson.loads(content) if answer.status == _OK else content
-
-
-def _joined(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    """Join the documents of single texts into that of all."""
-    data = [each["data"][0] | {"index": number} for number, each in enumerate(documents)]
-    names = {name for each in documents for name in each.get("usage") or {}}
-    usage = {
-        name: sum((each.get("usage") or {}).get(name) or 0 for each in documents) for name in sorted(names)
-    }
-    return documents[0] | {"data": data, "usage": usage}
-
-
-_CHILD: Final = str(Path(__file__).with_name("child.py"))
-
-_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 30.0
-
-_LONG_LIVED_S = 60.0
-
-"""An engine that lived longer than this starts anew at once when it dies."""
-
-_STARTS: Final = 3
-
-"""Starts that failed one after the other, from which on nobody waits: the weights are spoilt, or there is no memory for them."""
-
 MOST_WAITING: Final = 256
-
-_TAIL_BYTES: Final = 4_096
-
+AHEAD_S: Final = 60.0
+"""How much earlier a request of a tier counts as come than one of the tier below: the longest that it may overtake by."""
+_LONGEST_RETRY_AFTER_S: Final = 60.0
+_LAST_HELD_WEIGHT: Final = 0.2
+"""Of the last slot that was given back, in the average of how long they are held."""
+_FIRST_BACKOFF_S, _LONGEST_BACKOFF_S = 0.25, 30.0
+_LONG_LIVED_S = 60.0
+"""An engine that lived longer than this starts anew at once when it dies."""
+_STARTS: Final = 3
+"""Starts that failed one after the other, from which on nobody waits: the weights are spoilt, or there is no memory for them."""
+_TAIL_BYTES: Final = 4_096  # of the log, which say why it ended
 _OK: Final = 200
-
+_JSON_HEADERS: Final = {"content-type": "application/json"}
+_CHILD: Final = str(Path(__file__).with_name("child.py"))
 _PROBES: Final[dict[str, tuple[str, dict[str, Any], str]]] = {
     "generate": ("/v1/completions", {"prompt": "1", "max_tokens": 1, "temperature": 0}, "choices"),
     "embed": ("/v1/embeddings", {"input": "1"}, "data"),
 }
-
 """By task: the path of a small request, its body, and the field of the answer that has what was made."""
-
 _log = logging.getLogger("ray.serve")
 
 
@@ -323,17 +279,6 @@ def _free_port() -> int:
         return port
 
 
-AHEAD_S: Final = 60.0
-
-"""How much earlier a request of a tier counts as come than one of the tier below: the longest that it may overtake by."""
-
-_LONGEST_RETRY_S: Final = 60.0
-
-_WEIGHT: Final = 0.2
-
-"""Of the last slot that was given back, in the average of how long they are held."""
-
-
 class QueueFull(Exception):  # noqa: N818  # an answer to the caller, who may try again
     """As many requests wait for the engine as may. retry_after_s: when about so many have had their slot."""
 
@@ -402,7 +347,7 @@ class SlotQueue:
     def given_back(self, begin_s: float) -> None:
         """Take a slot back that was held since then, and give it to the next request."""
         held_s = self._clock() - begin_s
-        self._held_s += _WEIGHT * (held_s - self._held_s) if self._held_s else held_s
+        self._held_s += _LAST_HELD_WEIGHT * (held_s - self._held_s) if self._held_s else held_s
         self._pass_on()
 
     def _enqueue(self, tier: ServiceTier) -> _Waiter:
@@ -422,7 +367,9 @@ class SlotQueue:
         refusal = QueueFull(
             f"{len(self._waiting)} requests wait for this model's engine, as many as may, and this one is the newest of the lowest "
             f"service_tier ({SERVICE_TIERS[lowest]}); send it later",
-            retry_after_s=min(_LONGEST_RETRY_S, max(1.0, self._held_s * len(self._waiting) / self._slots)),
+            retry_after_s=min(
+                _LONGEST_RETRY_AFTER_S, max(1.0, self._held_s * len(self._waiting) / self._slots)
+            ),
         )
         if lowest == rank:
             raise refusal
@@ -439,6 +386,43 @@ class SlotQueue:
                 given.set_result(None)
                 return
         self._free += 1
+
+
+async def ask_embeddings(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
+    """Ask for the embeddings of `input`; returns the status, and the document of all texts, or what the engine said instead.
+
+    asked: body of `POST /v1/embeddings`, whose `input` is a list of texts or of the token ids of each; without a model that of the
+    weights. Raises: aiohttp.ClientError.
+    """
+    if process.engine.embedding_bounds(process.spec).together:
+        return await _post(process, asked)
+    found: list[dict[str, Any]] = []
+    for text in asked["input"]:
+        async with process.embedding:
+            status, document = await _post(process, asked | {"input": text})
+        if not isinstance(document, dict):
+            return status, document
+        found.append(document)
+    return _OK, _joined(found) if found else {"object": "list", "data": []}
+
+
+async def _post(process: EngineProcess, asked: dict[str, Any]) -> tuple[int, dict[str, Any] | bytes]:
+    body = orjson.dumps({"model": MODEL_NAME, **asked})
+    async with process.client.post(
+        f"{process.base}/v1/embeddings", data=body, headers=_JSON_HEADERS
+    ) as answer:
+        content = await answer.read()
+        return answer.status, orjson.loads(content) if answer.status == _OK else content
+
+
+def _joined(documents: list[dict[str, Any]]) -> dict[str, Any]:
+    """Join the documents of single texts into that of all."""
+    data = [each["data"][0] | {"index": number} for number, each in enumerate(documents)]
+    names = {name for each in documents for name in each.get("usage") or {}}
+    usage = {
+        name: sum((each.get("usage") or {}).get(name) or 0 for each in documents) for name in sorted(names)
+    }
+    return documents[0] | {"data": data, "usage": usage}
 
 
 __all__ = ["AHEAD_S", "EngineProcess", "Patience", "QueueFull", "Slot", "SlotQueue", "ask_embeddings"]

@@ -1,9 +1,4 @@
-"""Engines by their names, and where their programs are.
-
-llama.cpp as an engine: its command line, and how its prompts are counted.
-
-vLLM as an engine: its command line, the adapters that it loads while it runs, and how its prompts are counted.
-"""
+"""Engines by their names: llama.cpp and vLLM, their command lines, adapters and counts of prompts."""
 
 from __future__ import annotations
 
@@ -29,6 +24,9 @@ from toque.functions.generative.engines.engine import (
 )
 from toque.functions.generative.version_files import check_shapes
 
+_OK: Final = 200
+_ASKED_WRONGLY: Final = 400
+
 
 def engine_of(name: str, program: str | None = None) -> Engine:
     """Make an engine by its name. program: Python of llama.cpp's environment, or the command `vllm`; None: where it is found.
@@ -45,10 +43,9 @@ def engine_of(name: str, program: str | None = None) -> Engine:
     return Vllm(found)
 
 
-_ASKED_WRONGLY: Final = 400
-_BATCH: Final = 512
+_LLAMA_BATCH: Final = 512
 """Tokens that it computes at once unless it is told otherwise."""
-_SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
+_LLAMA_SERVER: Final = Path(__file__).with_name("llama_cpp_server.py")
 
 
 class LlamaCpp:
@@ -85,7 +82,7 @@ class LlamaCpp:
         """Build the command line; see `llama_cpp_server`."""
         settings = spec.settings
         line = [
-            self._python, "-I", str(_SERVER), "--weights", str(spec.weights), "--port", str(port),
+            self._python, "-I", str(_LLAMA_SERVER), "--weights", str(spec.weights), "--port", str(port),
             "--name", MODEL_NAME, "--context", str(settings.context_length), "--slots", str(settings.slots),
         ]  # fmt: skip
         if settings.task == "embed":
@@ -114,7 +111,7 @@ class LlamaCpp:
         length = spec.settings.context_length
         if spec.settings.task == "embed":
             return EmbeddingBounds(together=True, tokens=length)
-        return EmbeddingBounds(together=False, tokens=min(length, _BATCH))
+        return EmbeddingBounds(together=False, tokens=min(length, _LLAMA_BATCH))
 
     async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
         """Count the tokens of a prompt, after the model's own chat template if it is a chat."""
@@ -151,7 +148,6 @@ _ADAPTERS_AT_ONCE: Final = 8
 """Adapters in one step of computing, for each of which a card has room for one of the largest rank; requests of others wait."""
 _ADAPTERS_KEPT: Final = 256
 """Adapters in the machine's memory; others are read again from their files when they are asked for."""
-_OK: Final = 200
 
 
 class Vllm:

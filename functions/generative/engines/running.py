@@ -1,8 +1,7 @@
 """The engines of one process of the door: one for each weights and settings, shared by all versions that have these.
 
 The adapters of its versions are loaded into it, where the engine takes them while it runs; else each adapter has an engine.
-
-Folder for the files that engines of one process read, which goes with the process even if that is killed.
+The files that they read lie in a folder that goes with the process even if that is killed.
 """
 
 from __future__ import annotations
@@ -22,67 +21,6 @@ from typing import Any
 from toque.functions.generative.engines.engine import Engine, EngineDown, EngineSpec, RunningAdapters
 from toque.functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
 from toque.registry.store import temporary_folder
-
-
-class Lease:
-    """Hold on an engine, and on its adapter: both stay as long as somebody has one; a running answer has its own."""
-
-    def __init__(self, shared: _Shared, *, answers: bool = False) -> None:
-        self._shared, self._answers = shared, answers
-        if answers:
-            shared.process.begin_use()
-        self._held = True
-        shared.holders += 1
-
-    @property
-    def process(self) -> EngineProcess:
-        """The process of the engine that is held."""
-        return self._shared.process
-
-    @property
-    def model(self) -> str:
-        """Name by which requests ask the engine for what is held."""
-        return self._shared.model
-
-    async def ready(self, within_s: float) -> None:
-        """Wait until the engine answers, with the adapter. Raises: EngineDown, with the reason, if it does not in time."""
-        self.process.begin_use()
-        try:
-            await self._ready(within_s)
-        finally:
-            self.process.end_use()
-
-    async def _ready(self, within_s: float) -> None:
-        process, adapters = self.process, self.process.adapters
-        await process.ready(within_s)
-        if adapters is not None and adapters.holds(self.model):
-            try:
-                await asyncio.wait_for(adapters.load(process.base, self.model), within_s)
-            except TimeoutError:
-                raise EngineDown(
-                    f"adapter: {process.engine.name} has not loaded it within {within_s:g} s"
-                ) from None
-
-    def again(self) -> Lease:
-        """Take a hold for an answer, for which an idle engine starts. Raises: EngineDown if it was ended since."""
-        if not self._shared.holders:
-            raise EngineDown("its version is not served any more")
-        return Lease(self._shared, answers=True)
-
-    def release(self) -> None:
-        """Give the hold back; the last one takes the adapter out, and ends the engine if nobody holds that otherwise."""
-        if self._held:
-            self._held = False
-            if self._answers:
-                self.process.end_use()
-            self._shared.holders -= 1
-            if not self._shared.holders:
-                self._shared.unused()
-
-
-class _Shared:
-    def __init__(self, process: EngineProcess, model: str, unused: Callable[[], None]) -> None:
-        self.process, self.model, self.unused, self.holders = process, model, unused, 0
 
 
 class EngineProcesses:
@@ -178,6 +116,67 @@ class EngineProcesses:
         task = asyncio.get_running_loop().create_task(work)
         self._ending.add(task)
         task.add_done_callback(self._ending.discard)
+
+
+class Lease:
+    """Hold on an engine, and on its adapter: both stay as long as somebody has one; a running answer has its own."""
+
+    def __init__(self, shared: _Shared, *, answers: bool = False) -> None:
+        self._shared, self._answers = shared, answers
+        if answers:
+            shared.process.begin_use()
+        self._held = True
+        shared.holders += 1
+
+    @property
+    def process(self) -> EngineProcess:
+        """The process of the engine that is held."""
+        return self._shared.process
+
+    @property
+    def model(self) -> str:
+        """Name by which requests ask the engine for what is held."""
+        return self._shared.model
+
+    async def ready(self, within_s: float) -> None:
+        """Wait until the engine answers, with the adapter. Raises: EngineDown, with the reason, if it does not in time."""
+        self.process.begin_use()
+        try:
+            await self._ready(within_s)
+        finally:
+            self.process.end_use()
+
+    async def _ready(self, within_s: float) -> None:
+        process, adapters = self.process, self.process.adapters
+        await process.ready(within_s)
+        if adapters is not None and adapters.holds(self.model):
+            try:
+                await asyncio.wait_for(adapters.load(process.base, self.model), within_s)
+            except TimeoutError:
+                raise EngineDown(
+                    f"adapter: {process.engine.name} has not loaded it within {within_s:g} s"
+                ) from None
+
+    def again(self) -> Lease:
+        """Take a hold for an answer, for which an idle engine starts. Raises: EngineDown if it was ended since."""
+        if not self._shared.holders:
+            raise EngineDown("its version is not served any more")
+        return Lease(self._shared, answers=True)
+
+    def release(self) -> None:
+        """Give the hold back; the last one takes the adapter out, and ends the engine if nobody holds that otherwise."""
+        if self._held:
+            self._held = False
+            if self._answers:
+                self.process.end_use()
+            self._shared.holders -= 1
+            if not self._shared.holders:
+                self._shared.unused()
+
+
+class _Shared:
+    def __init__(self, process: EngineProcess, model: str, unused: Callable[[], None]) -> None:
+        self.process, self.model, self.unused, self.holders = process, model, unused, 0
 
 
 @contextmanager

@@ -1,7 +1,4 @@
-"""A request and its answer on their way through guardrails: as they go on, and what was found in them.
-
-The guardrails of a prompt: rules before the model is asked, and rules on what it answers.
-"""
+"""The guardrails of a prompt, and what they find in a request and its answer and make of them."""
 
 from __future__ import annotations
 
@@ -16,6 +13,14 @@ from toque.functions.generative.guardrails.rule import Guardrail, plain
 
 GuardrailStage = Literal["before", "after"]
 _ONLY: Final = {"json_schema": "after", "injection": "before"}
+_VARIABLE: Final = "variable"
+"""Role of a variable's text here; its length has a bound of its own."""
+_CALLERS: Final = frozenset({"user", "tool", "function", _VARIABLE})
+"""Roles whose texts come from outside: an application's own system message may give orders."""
+_USER: Final = frozenset({"user"})
+_EVERYBODY: Final = _CALLERS | {"system", "developer", "assistant"}
+Change = Callable[[str, str], str]
+"""Takes a role and a text; gives the text that goes on in its place."""
 
 
 class Guardrails(BaseModel):
@@ -46,16 +51,6 @@ class Guardrails(BaseModel):
                         f"guardrails.{stage}: kind={each.kind!r} belongs to {_ONLY[each.kind]!r} alone"
                     )
         return self
-
-
-_VARIABLE: Final = "variable"
-"""Role of a variable's text here; its length has a bound of its own."""
-_CALLERS: Final = frozenset({"user", "tool", "function", _VARIABLE})
-"""Roles whose texts come from outside: an application's own system message may give orders."""
-_USER: Final = frozenset({"user"})
-_EVERYBODY: Final = _CALLERS | {"system", "developer", "assistant"}
-Change = Callable[[str, str], str]
-"""Takes a role and a text; gives the text that goes on in its place."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,8 @@
 """One rule on a text: what it finds there, and what follows.
 
-Answers against a JSON schema.
-
-Heuristics for texts that try to give a model other orders than its prompt: a first hurdle, and no proof that there are none.
-
-Personal data in a text: patterns for what may be some, and checks of digits that tell a card or an account from any number.
-
-Names and addresses have no pattern and are not found. Every pattern is bounded, so that no text takes long.
+Personal data are found by patterns, and by the check digits that tell a card or an account from any number; names and addresses
+have no pattern and are not found. Every pattern is bounded, so that no text takes long. What looks for texts that try to
+give a model other orders than its prompt is a first hurdle, and no proof that there are none.
 """
 
 from __future__ import annotations
@@ -38,6 +34,21 @@ _PHONE: Final = re.compile(
 )
 _PHONE_DIGITS: Final = range(8, 16)  # at most as E.164 has them
 _LUHN, _MOD_97 = 10, 97
+_OWN_FIELD: Final = {
+    "max_length": ("length",),
+    "patterns": ("deny", "allow"),
+    "json_schema": ("json_schema",),
+    "data": ("personal_data",),
+    "threshold": ("injection",),
+}
+_NEEDED: Final = {
+    "length": "max_length",
+    "deny": "patterns",
+    "allow": "patterns",
+    "json_schema": "json_schema",
+}
+_MASKING: Final = frozenset({"personal_data", "deny"})
+_REMOVED: Final = "[removed]"
 
 
 def _any(_: str) -> bool:
@@ -78,51 +89,6 @@ _PATTERNS: Final[Mapping[PersonalData, tuple[re.Pattern[str], Callable[[str], bo
     "phone": (_PHONE, _is_phone),
 }
 KINDS: Final[tuple[PersonalData, ...]] = tuple(_PATTERNS)
-
-
-def spans(text: str, kinds: Collection[PersonalData] = KINDS) -> list[tuple[int, int, PersonalData]]:
-    """Find personal data: begin, end and kind of each, in the order of the text; none overlaps another."""
-    found: list[tuple[int, int, PersonalData]] = []
-    for kind, (pattern, is_one) in _PATTERNS.items():
-        if kind in kinds:
-            found += [
-                (*each.span(), kind)
-                for each in pattern.finditer(text)
-                if is_one(each[0])
-                and not any(begin < each.end() and each.start() < end for begin, end, _ in found)
-            ]
-    return sorted(found)
-
-
-def mask(text: str, found: list[tuple[int, int, PersonalData]]) -> str:
-    """Put the kind in brackets in place of each find."""
-    return "".join(_pieces(text, found))
-
-
-def _pieces(text: str, found: list[tuple[int, int, PersonalData]]) -> Iterator[str]:
-    at = 0
-    for begin, end, kind in found:
-        yield text[at:begin]
-        yield f"[{kind}]"
-        at = end
-    yield text[at:]
-
-
-_OWN_FIELD: Final = {
-    "max_length": ("length",),
-    "patterns": ("deny", "allow"),
-    "json_schema": ("json_schema",),
-    "data": ("personal_data",),
-    "threshold": ("injection",),
-}
-_NEEDED: Final = {
-    "length": "max_length",
-    "deny": "patterns",
-    "allow": "patterns",
-    "json_schema": "json_schema",
-}
-_MASKING: Final = frozenset({"personal_data", "deny"})
-_REMOVED: Final = "[removed]"
 
 
 class Guardrail(BaseModel):
@@ -203,6 +169,34 @@ _FINDERS: Final[dict[str, Callable[[Guardrail, str], int]]] = {
     "json_schema": lambda rule, text: int(not fits_schema(text, rule.json_schema or {})),
     "injection": _find_injection,
 }
+
+
+def spans(text: str, kinds: Collection[PersonalData] = KINDS) -> list[tuple[int, int, PersonalData]]:
+    """Find personal data: begin, end and kind of each, in the order of the text; none overlaps another."""
+    found: list[tuple[int, int, PersonalData]] = []
+    for kind, (pattern, is_one) in _PATTERNS.items():
+        if kind in kinds:
+            found += [
+                (*each.span(), kind)
+                for each in pattern.finditer(text)
+                if is_one(each[0])
+                and not any(begin < each.end() and each.start() < end for begin, end, _ in found)
+            ]
+    return sorted(found)
+
+
+def mask(text: str, found: list[tuple[int, int, PersonalData]]) -> str:
+    """Put the kind in brackets in place of each find."""
+    return "".join(_pieces(text, found))
+
+
+def _pieces(text: str, found: list[tuple[int, int, PersonalData]]) -> Iterator[str]:
+    at = 0
+    for begin, end, kind in found:
+        yield text[at:begin]
+        yield f"[{kind}]"
+        at = end
+    yield text[at:]
 
 
 def check_schema(schema: dict[str, Any]) -> None:
@@ -286,14 +280,14 @@ _FAMILIES: Final = {
     ),
     "encoded": (r"\b(?:decode|base64|rot13|hex)\b[^\n]{0,80}\b(?:follow|execute|obey|run|carry out|do what)\b",),
 }  # fmt: skip
-_COMPILED: Final = {
+_INJECTIONS: Final = {
     name: [re.compile(each, re.IGNORECASE) for each in patterns] for name, patterns in _FAMILIES.items()
 }
 
 
 def injection_families(text: str) -> list[str]:
     """Name the kinds of injection that a text looks like; few texts that mean no harm look like two."""
-    return [name for name, patterns in _COMPILED.items() if any(each.search(text) for each in patterns)]
+    return [name for name, patterns in _INJECTIONS.items() if any(each.search(text) for each in patterns)]
 
 
 __all__ = [

@@ -1,14 +1,8 @@
-"""Functions that erase a subject and continue erasures that were killed.
+"""Functions that erase a subject, and continue erasures that were killed.
 
-Vector indexes of views of which rows were erased: they hold copies of the rows, and are built anew without them.
-
-Training sets and model versions that were made from rows before they were erased.
-
-Lease by which one erasure at a time rewrites a store's tables: two at once would undo each other's rewriting.
-
-Erasure from Redis: the prediction stream with its write-ahead files, online features, and Redis's own files.
-
-Errors that maintenance functions raise.
+One erasure at a time rewrites a store's tables, by a lease: two at once would undo each other's rewriting. Vector indexes hold
+copies of rows and are built anew without them. Redis holds the subject in the prediction stream with its write-ahead files, in
+online features, and in its own files.
 """
 
 from __future__ import annotations
@@ -59,6 +53,14 @@ from toque.registry.lease import StoreLease, passing_s
 from toque.registry.store import table_names
 
 LOG_PATIENCE_S = 60.0
+BEAT_S = 10.0
+TERM_S = 60.0  # of the lease, which is renewed every `BEAT_S`
+_REWRITE_S = 300.0
+_NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
+
+
+class MaintenanceError(Exception):
+    """Raised where maintenance cannot be done as asked; the message says what to do instead."""
 
 
 @function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
@@ -185,9 +187,6 @@ def drop_indexes(features: FeatureStore, tables: Iterable[str]) -> int:
     return sum(features.drop_indexes(view) for view in views if "/" not in view)
 
 
-_NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
-
-
 def affected(
     registry: Registry, tables: Mapping[str, TableErasure]
 ) -> tuple[list[TableSnapshot], list[Dependent]]:
@@ -239,8 +238,6 @@ def _snapshots_in(value: Any) -> Iterator[TableSnapshot]:
             yield from _snapshots_in(each)
 
 
-BEAT_S = 10.0
-TERM_S = 60.0
 _unanswered: defaultdict[tuple[int, str], list[str]] = defaultdict(list)
 """By process, as one may be forked, and store: names of holders that may have the lease without knowing it, for the next claim."""
 
@@ -311,9 +308,6 @@ def only_erasure(store: ObjectStore) -> Iterator[Callable[[], None]]:
     finally:
         with suppress(RegistryError):  # it ends by itself
             holder.release()
-
-
-_REWRITE_S = 300.0
 
 
 def clear_log(
@@ -418,7 +412,3 @@ def _wait(server: Any, *flags: str) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError
         time.sleep(0.05)
-
-
-class MaintenanceError(Exception):
-    """Raised where maintenance cannot be done as asked; the message says what to do instead."""

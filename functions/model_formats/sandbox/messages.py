@@ -1,7 +1,4 @@
-"""What a sandbox and the process that it asks say to each other, one JSON document a line.
-
-Limits of the process that loads a model first: memory, time, open files and files that it writes.
-"""
+"""What a sandbox and the process that it asks say to each other, one JSON document a line, and that one's limits."""
 
 from __future__ import annotations
 
@@ -43,22 +40,6 @@ class SandboxLimits(BaseModel):
         return f"memory_bytes={self.memory_bytes:,}, cpu_s={self.cpu_s:,} and wall_s={self.wall_s:,g}"
 
 
-def limit_resources(limits: SandboxLimits) -> None:
-    """Bound what this process may take from now on; memory counts beside what it has already."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * resource.getpagesize() + limits.memory_bytes
-    for kind, most in (
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_CPU, limits.cpu_s),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(kind)[1]
-        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (bound, bound))
-
-
 class LoadRequest(BaseModel):
     """Load the files in a folder within limits.
 
@@ -81,6 +62,22 @@ class Verdict(BaseModel):
 
     reason: str | None = None
     held: tuple[str, ...] = ()
+
+
+def limit_resources(limits: SandboxLimits) -> None:
+    """Bound what this process may take from now on; memory counts beside what it has already."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    memory = pages * resource.getpagesize() + limits.memory_bytes
+    for kind, most in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CPU, limits.cpu_s),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        hard = resource.getrlimit(kind)[1]
+        bound = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (bound, bound))
 
 
 def import_all(modules: Iterable[str]) -> None:

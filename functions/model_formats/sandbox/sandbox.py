@@ -1,12 +1,9 @@
 """Has a model's files loaded first by a process of its own, with limits, and refuses those that do not pass.
 
 Parsers of model files are native libraries: a file made for it can crash them, or take all memory. So the files are
-loaded, and the recorded example is answered, where that ends nobody else.
-
-Verdicts on files that were loaded once within limits, so that the same files need not be loaded so again here.
-
-They stay on this machine, in a folder that only this user can read or write: a verdict in the store would let whoever
-writes the store pass files that were never tried. Refusals are not kept, for their reason may pass.
+loaded, and the recorded example is answered, where that ends nobody else. Files that passed need not be tried here again: verdicts
+stay on this machine, in a folder that only this user can read or write, since in the store whoever writes it would pass files
+that were never tried. Refusals are not kept, for their reason may pass.
 """
 
 from __future__ import annotations
@@ -39,57 +36,10 @@ from toque.registry.models import Signature
 from toque.registry.store import private_folder
 from toque.registry.store.blobs import LocalFile
 
-
-class Verdicts:
-    """Keys of files that passed, as empty files in a folder that only this user can enter.
-
-    Raises: Forbidden if the folder is somebody else's, or others could have written into it.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = private_folder(folder)
-
-    def passed(self, key: str) -> bool:
-        """Whether files of this key passed here before."""
-        return (self._folder / key).is_file()
-
-    def any(self) -> bool:
-        """Whether any files passed here before."""
-        return next(self._folder.iterdir(), None) is not None
-
-    def add(self, key: str) -> None:
-        """Note that files of this key passed."""
-        try:
-            (self._folder / key).touch(mode=0o600)
-        except OSError as error:
-            _log.warning("%s: a verdict is not kept, so its files are tried again: %s", self._folder, error)
-
-
-def verdict_key(found: Format, files: Mapping[str, LocalFile], signature: Signature) -> str:
-    """Digest of the files, the signature and the releases of what reads them: a new release tries them again."""
-    content = {
-        "files": {name: file.sha256 for name, file in sorted(files.items())},
-        "signature": signature.model_dump_json(),
-        "python": f"{python_version()} {machine()}",
-        "releases": {each: _release(each) for each in (*found.distributions, "numpy")},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _release(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""
-
-
 _log = logging.getLogger(__name__)
-
-_KEPT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "TOQUE_PROJECT")
-
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "TOQUE_PROJECT")
 """Variables that the process gets; no other, since they may hold secrets."""
-
-_SET = {
+_SET_VARIABLES = {
     "HOME": "/nonexistent",
     "PYTHONDONTWRITEBYTECODE": "1",
     "CUDA_VISIBLE_DEVICES": "",
@@ -98,9 +48,7 @@ _SET = {
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
 }
-
 IMPORT_S = 120.0
-
 """For the process to start and to import a library, on a busy machine."""
 
 
@@ -116,7 +64,7 @@ class Sandbox:
 
     def __init__(self, limits: SandboxLimits, *, verdicts: Path, environment: Mapping[str, str]) -> None:
         self._limits, self._verdicts = limits, Verdicts(verdicts)
-        self._environment = {name: environment[name] for name in _KEPT if name in environment}
+        self._environment = {name: environment[name] for name in _KEPT_VARIABLES if name in environment}
         self._server: _Server | None = None
         self._turn = threading.Lock()
         self.held: tuple[str, ...] | None = None  # what the kernel limited at the last load
@@ -201,7 +149,7 @@ class _Server:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
-            env={**environment, **_SET, "PYTHONPATH": paths},
+            env={**environment, **_SET_VARIABLES, "PYTHONPATH": paths},
         )
         self.close = weakref.finalize(self, _end, self._process)  # a load that it may be at ends too
 
@@ -234,3 +182,46 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         if pipe is not None:
             with suppress(OSError):
                 pipe.close()
+
+
+class Verdicts:
+    """Keys of files that passed, as empty files in a folder that only this user can enter.
+
+    Raises: Forbidden if the folder is somebody else's, or others could have written into it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = private_folder(folder)
+
+    def passed(self, key: str) -> bool:
+        """Whether files of this key passed here before."""
+        return (self._folder / key).is_file()
+
+    def any(self) -> bool:
+        """Whether any files passed here before."""
+        return next(self._folder.iterdir(), None) is not None
+
+    def add(self, key: str) -> None:
+        """Note that files of this key passed."""
+        try:
+            (self._folder / key).touch(mode=0o600)
+        except OSError as error:
+            _log.warning("%s: a verdict is not kept, so its files are tried again: %s", self._folder, error)
+
+
+def verdict_key(found: Format, files: Mapping[str, LocalFile], signature: Signature) -> str:
+    """Digest of the files, the signature and the releases of what reads them: a new release tries them again."""
+    content = {
+        "files": {name: file.sha256 for name, file in sorted(files.items())},
+        "signature": signature.model_dump_json(),
+        "python": f"{python_version()} {machine()}",
+        "releases": {each: _release(each) for each in (*found.distributions, "numpy")},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _release(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return ""

@@ -2,9 +2,7 @@
 
 A column is called drifted when its test survives the correction over all columns *and* its effect exceeds a floor, in k of
 the last n windows. Counts of both sides are scaled to what they are worth before they are tested (see `reference`), which is
-what keeps the test quiet.
-
-Findings and alarms that follow from the verdicts on windows, of features as of answers.
+what keeps the test quiet. Findings and alarms are made alike for features and for answers.
 """
 
 from __future__ import annotations
@@ -29,6 +27,8 @@ from toque.registry import ModelVersion
 Season = Literal["none", "day", "week", "year", "auto"]
 _SHORTEST_MONTH = timedelta(days=28)
 _LENGTHS: dict[str, timedelta] = {"day": timedelta(days=1), "week": timedelta(days=7)}
+_EXPLAINED = " spoiled by an incident"
+_NO_CAUSES: Mapping[str, str] = MappingProxyType({})
 
 
 class DriftMonitor(BaseModel):
@@ -229,10 +229,6 @@ def _flags(before: tuple[bool, ...], column: ColumnDrift, n: int) -> tuple[bool,
     if column.status == "insufficient":
         return before
     return (*before, column.status in ("drifted", "vanished"))[-n:]
-
-
-_EXPLAINED = " spoiled by an incident"
-_NO_CAUSES: Mapping[str, str] = MappingProxyType({})
 
 
 def findings_of(

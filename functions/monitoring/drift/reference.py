@@ -3,11 +3,8 @@
 Requests of one cohort are alike (they share weather, a promotion, an outage), so a window of some cohorts is worth far fewer
 rows than it has. How alike they are is measured on the cohorts of the reference, within a phase of the season if there is one,
 since what the season does to every Monday is no accident of one of them.
-
-Sketches of tables larger than memory, made where their rows lie.
-
-Sketches of parts add up to the sketch of the whole, so nobody holds more than some batches of rows: where Ray runs, Ray Data
-goes through the files of a table or the blocks of a dataset, a task each; elsewhere this process goes through its batches.
+Sketches of parts add up to the sketch of the whole, so nobody holds more than some batches of a table larger than memory: where Ray
+runs, Ray Data goes through its files or a dataset's blocks, a task each; elsewhere this process goes through its batches.
 """
 
 from __future__ import annotations
@@ -37,6 +34,15 @@ NumberedSketch = tuple[int, TableSketch]
 """Number of a cohort, and its sketch."""
 
 _TOP_CELLS = 3  # categories whose shares are tested for a season
+Prepare = Callable[[pa.Table], pa.Table]
+"""Turns rows as they lie in a table into the columns that are sketched."""
+LARGE_ROWS = 2_000_000
+"""Rows from which a window is sketched in parts; fewer are read at once, which is quicker."""
+_BATCH_ROWS = 131_072
+_MAX_PARTS = 64  # partial sketches that are added up together
+# By default pyarrow would hold 16 batches of 4 files.
+_SMALL_READAHEAD: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
+_PART_COLUMN = "sketch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,16 +263,6 @@ def _rounded(count: int, worth: float) -> int:
     return 0 if count == 0 else max(1, math.floor(count * worth + 0.5))
 
 
-Prepare = Callable[[pa.Table], pa.Table]
-"""Turns rows as they lie in a table into the columns that are sketched."""
-
-LARGE_ROWS = 2_000_000
-"""Rows from which a window is sketched in parts; fewer are read at once, which is quicker."""
-
-_BATCH_ROWS = 131_072
-_MAX_PARTS = 64  # partial sketches that are added up together
-
-
 @dataclass(frozen=True, slots=True)
 class DatasetRows:
     """Selected rows of a version of a table.
@@ -321,10 +317,6 @@ class DatasetRows:
         return list(self._dataset().get_fragments(filter=self.where))
 
 
-# By default pyarrow would hold 16 batches of 4 files.
-_SMALL_READAHEAD: dict[str, Any] = {"batch_readahead": 2, "fragment_readahead": 1}
-
-
 def sketch_rows(rows: DatasetRows, like: TableSketch, *, prepare: Prepare | None = None) -> TableSketch:
     """Count rows of a table in the bins of `like`: over Ray Data, a file a task, where Ray runs; else here, batch by batch.
 
@@ -342,7 +334,7 @@ def sketch_rows(rows: DatasetRows, like: TableSketch, *, prepare: Prepare | None
         parts = (
             _sketch(part, like, prepare) for file in batch["item"].tolist() for part in rows.batches(file)
         )
-        return {_PART: [pickle.dumps(_total(parts, like))]}
+        return {_PART_COLUMN: [pickle.dumps(_total(parts, like))]}
 
     return _gathered(numbers.map_batches(sketch_files, batch_format="numpy", batch_size=None), like)
 
@@ -351,7 +343,7 @@ def sketch_dataset(rows: ray.data.Dataset, like: TableSketch) -> TableSketch:
     """Count the rows of a Ray dataset in the bins of `like`, each block in the task that made it where that can be."""
 
     def sketch_block(block: pa.Table) -> pa.Table:
-        return pa.table({_PART: [pickle.dumps(like.window(block))]})
+        return pa.table({_PART_COLUMN: [pickle.dumps(like.window(block))]})
 
     return _gathered(rows.map_batches(sketch_block, batch_format="pyarrow", batch_size=None), like)
 
@@ -380,16 +372,13 @@ def reference_of_dataset(
     return sketch_dataset(rows, like)
 
 
-_PART = "sketch"
-
-
 def _sketch(part: pa.Table, like: TableSketch, prepare: Prepare | None) -> TableSketch:
     return like.window(part if prepare is None else prepare(part))
 
 
 def _gathered(parts: ray.data.Dataset, like: TableSketch) -> TableSketch:
     """Add up the partial sketches that a dataset holds."""
-    found = (pickle.loads(row[_PART]) for row in parts.iter_rows())  # noqa: S301 - our own tasks' bytes
+    found = (pickle.loads(row[_PART_COLUMN]) for row in parts.iter_rows())  # noqa: S301 - our own tasks' bytes
     return _total(found, like)
 
 

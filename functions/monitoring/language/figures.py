@@ -1,11 +1,9 @@
 """Figures of a language model's requests and answers, by which a later time is held against an earlier one.
 
 Of the texts: lengths, languages, whether the model declined; of all: tokens, why the answer ended, the time of the first token, and the
-cost where tokens have a price. None of them is a text.
-
-Language of a text, by its script and its commonest words: a heuristic for shares that are compared over time, not for one text.
-
-A short text, such as a name or a number, has no language here. What it mistakes it mistakes alike in every window.
+cost where tokens have a price. None of them is a text. A language is told by a text's script and its commonest words: a heuristic
+for shares that are compared over time, and not for one text. A short one, such as a name or a number, has none here.
+What it mistakes it mistakes alike in every window.
 """
 
 from __future__ import annotations
@@ -84,7 +82,7 @@ def _number(value: float) -> float | None:
 
 
 UNKNOWN: Final = "unknown"
-_READ: Final = 400
+_READ_CHARACTERS: Final = 400
 """Characters that are looked at: the first ones say it."""
 _LETTERS: Final = re.compile(r"[^\W\d_]+")
 _SCRIPTS: Final = (
@@ -136,6 +134,7 @@ _OWN_LETTERS: Final[Mapping[str, str]] = {
     "ro": "țșăşţ", "fi": "äö", "hu": "őű", "vi": "ơưđạảấầậếềểễệịọốồổộớờợụứừữự", "ru": "ыэё", "bg": "ъ",
 }  # fmt: skip
 """Letters that few languages of a script have: a word with one counts as a common word does."""
+_WORD_SETS: Final = {name: frozenset(words.split()) for name, words in (*_WORDS.items(), *_CYRILLIC.items())}
 
 
 def language_of(text: str) -> str:
@@ -143,7 +142,7 @@ def language_of(text: str) -> str:
 
     Of the Latin script 17 languages are told by their commonest words and own letters, Russian and Bulgarian of the Cyrillic, and 13 by their script and its letters.
     """
-    letters = _LETTERS.findall(text[:_READ].casefold())
+    letters = _LETTERS.findall(text[:_READ_CHARACTERS].casefold())
     count = sum(map(len, letters))
     if not count:
         return UNKNOWN
@@ -160,11 +159,9 @@ def _by_words(words: list[str], known: Mapping[str, str]) -> str:
     for word, times in Counter(words).items():
         for language in known:
             own = _OWN_LETTERS.get(language, "")
-            found[language] += times * ((word in _SETS[language]) + any(each in word for each in own))
+            found[language] += times * ((word in _WORD_SETS[language]) + any(each in word for each in own))
     (best, most), (_, next_most) = found.most_common(2)
     return best if most > next_most else UNKNOWN
 
-
-_SETS: Final = {name: frozenset(words.split()) for name, words in (*_WORDS.items(), *_CYRILLIC.items())}
 
 __all__ = ["FIGURES", "UNKNOWN", "figure_table", "language_of"]

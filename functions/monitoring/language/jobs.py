@@ -1,9 +1,8 @@
 """Functions that watch language models' live answers: settings, the run on a schedule, and the scores to read.
 
-Scores a sample of a language model's live answers, each answer once for each rule.
-
-A run adds what is missing: the sampled answers of the time that it looks back to, less those that the table of scores has. Rows that
-come into the log late are found by the next run, and a run that was killed or met another one has added whole commits or nothing.
+A run scores what is missing: the sampled answers of the time that it looks back to, less those that the table of scores has, each once
+for each rule. Rows that come into the log late are found by the next run, and a run that was killed or met another one has added
+whole commits or nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +36,17 @@ from toque.functions.runtime.declaration import Cron, Resources, Retries
 from toque.functions.runtime.function import function
 
 _JUDGE_THREADS = 1
+JUDGE: Final = "judge"
+"""Name of the score by which a judge prefers a shadow's answer, 1, or that which the caller got, 0, or neither, 0.5."""
+AskJudge = Callable[[Judge, Sequence[Pair]], Sequence[tuple[Preference | None, Preference | None]]]
+"""Has a judge choose of each pair, straight and with the answers in each other's place."""
+_MOST_DAYS = 366
+_CHUNK: Final = 2_000
+"""Answers of one commit, whose texts are held."""
+_JUDGED: Final = 200
+"""Pairs of one run, as a judge takes seconds for each."""
+_TIE: Final = 0.5
+_WORTH: Final[Mapping[Preference, float]] = {"first": 1.0, "second": 0.0, "tie": _TIE}
 
 
 class LanguageWatch(BaseModel):
@@ -95,9 +105,6 @@ def live_scores(model: str, days: float = 30.0) -> list[LiveScore]:
     used = context()
     since = used.clock() - timedelta(days=days)
     return list(means(ScoreTable(used.store, model).read(since), rules))
-
-
-_MOST_DAYS = 366
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, max_concurrency=1)
@@ -162,17 +169,6 @@ def _ask(judge: Judge, pairs: Sequence[Pair]) -> Sequence[tuple[Preference | Non
     with scratch_folder() as folder:
         place = folder / "judge"
         return choices_of(registry, judge, pairs, place, threads=_JUDGE_THREADS, environment=os.environ)
-
-
-JUDGE: Final = "judge"
-"""Name of the score by which a judge prefers a shadow's answer, 1, or that which the caller got, 0, or neither, 0.5."""
-AskJudge = Callable[[Judge, Sequence[Pair]], Sequence[tuple[Preference | None, Preference | None]]]
-"""Has a judge choose of each pair, straight and with the answers in each other's place."""
-
-_CHUNK: Final = 2_000
-"""Answers of one commit, whose texts are held."""
-_JUDGED: Final = 200
-"""Pairs of one run, as a judge takes seconds for each."""
 
 
 def score_sample(sample: Sample, scorers: Sequence[Scorer], score: ScoreAll) -> int:
@@ -240,10 +236,6 @@ def _judged(
         choices = ask(list(pairs.values()))
         scores |= {at: _WORTH[verdict(*both)] for at, both in zip(pairs, choices, strict=True)}
     return [score_row(each, JUDGE, scores.get(at), sample.end) for at, each in enumerate(keys)]
-
-
-_TIE: Final = 0.5
-_WORTH: Final[Mapping[Preference, float]] = {"first": 1.0, "second": 0.0, "tie": _TIE}
 
 
 def _candidates(sample: Sample, rules: Mapping[str, Scorer]) -> tuple[pl.DataFrame, dict[str, str]]:

@@ -1,7 +1,4 @@
-"""Sample of a language model's live answers: which answers are in it, and what they say.
-
-Answers of a language model as the prediction log has them: what was asked and said, and what it took.
-"""
+"""Sample of a language model's live answers: which answers are in it, what was asked and said, and what it took."""
 
 from __future__ import annotations
 
@@ -24,6 +21,10 @@ from toque.registry import ObjectStore
 
 _IDS = ("prediction_id", "version", "arm", "shadow", "predicted_at")
 _MOMENT: Final = timedelta(microseconds=1)
+ANSWER_COLUMNS = (
+    "prediction_id", "version", "arm", "shadow", "predicted_at", "categorical", "tensors", "day",
+)  # fmt: skip
+"""Columns of the log that `logged_answers` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,6 @@ def as_frame(table: pa.Table) -> pl.DataFrame:
     found = pl.from_arrow(table)
     assert isinstance(found, pl.DataFrame)  # noqa: S101 - a table is not a column
     return found
-
-
-ANSWER_COLUMNS = (
-    "prediction_id", "version", "arm", "shadow", "predicted_at", "categorical", "tensors", "day",
-)  # fmt: skip
-"""Columns of the log that `logged_answers` needs."""
 
 
 @dataclass(frozen=True, slots=True)

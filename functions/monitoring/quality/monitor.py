@@ -4,12 +4,8 @@ Drift asks whether the world changed; this asks whether the feed broke. Each coh
 cohorts before it, at first those of the training set, so that a season stays quiet and a break shows in the first cohort:
 - schema: requests whose vectors have another length than the version's signature. duplicates: prediction ids seen twice.
 - nulls: values that went missing. ranges: values beyond what was declared, or infinite.
-- constant: a column that always varied stands still. unit: it jumped to where another unit would put it.
+- constant: a column that always varied stands still. unit: its quartiles jump to where a known conversion puts them.
 - volume: far fewer or more rows than in any healthy cohort. freshness: a view's newest row is too old.
-
-Profile of a column in one cohort: a few figures that show whether its feed broke.
-
-Detection of a column that changed its unit: its quartiles jump to where a known conversion puts them.
 
 Weather halves overnight too. So F to C and the like are looked for only in columns whose unit is declared, and only from that
 unit; in all others factors of eight and more are, which the world does not bring by itself.
@@ -34,69 +30,14 @@ from toque.functions.stats.moments import Floats
 QUARTILES = (0.25, 0.5, 0.75)
 
 Range = tuple[float | None, float | None]
-
-
-class ColumnProfile(BaseModel):
-    """Profile of one column of one cohort.
-
-    index: of the cohort. nulls: missing values, NaN included. outside: values beyond the declared range, infinite ones
-    always. top_share: share of the most frequent value among those present, 0 where there is none.
-    quartiles: of the finite values of a numeric column; empty for others.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    index: int
-    rows: int
-    nulls: int
-    outside: int = 0
-    top_share: float = 0.0
-    quartiles: tuple[float, ...] = ()
-
-    @classmethod
-    def of_numbers(cls, index: int, values: npt.NDArray[Any], allowed: Range = (None, None)) -> Self:
-        """Profile numbers (rows,), NaN where missing. allowed: least and most value, None where unbounded."""
-        present = values[~np.isnan(values)]
-        finite = present[np.isfinite(present)]
-        least, most = allowed
-        beyond = np.zeros(len(finite), dtype=bool)
-        if least is not None:
-            beyond |= finite < least
-        if most is not None:
-            beyond |= finite > most
-        return cls(
-            index=index,
-            rows=len(values),
-            nulls=len(values) - len(present),
-            outside=int(beyond.sum()) + len(present) - len(finite),
-            top_share=_top_share(np.unique(present, return_counts=True)[1]),
-            quartiles=tuple(np.quantile(finite.astype(np.float64), QUARTILES).tolist())
-            if len(finite)
-            else (),
-        )
-
-    @classmethod
-    def of_words(cls, index: int, words: pa.ChunkedArray | pa.Array) -> Self:
-        """Profile strings (rows,), null where missing."""
-        counts = pc.value_counts(words.drop_null()).field("counts").to_numpy()
-        return cls(index=index, rows=len(words), nulls=words.null_count, top_share=_top_share(counts))
-
-    @property
-    def present(self) -> int:
-        """Number of values that are there."""
-        return self.rows - self.nulls
-
-    @property
-    def null_share(self) -> float:
-        """Share of missing values; 0 of no rows."""
-        return self.nulls / self.rows if self.rows else 0.0
-
-
-def _top_share(counts: npt.NDArray[Any]) -> float:
-    return float(counts.max() / counts.sum()) if len(counts) else 0.0
-
-
 Fault = Literal["schema", "nulls", "ranges", "constant", "unit", "freshness", "volume", "duplicates"]
+JUMP = 2.6
+"""Spreads between cohorts from which a move is a jump."""
+_NEAR_COHORTS = 14  # last cohorts, over which a season hardly moves
+# A conversion must bring the quartiles so many times nearer than the old unit does.
+_MIN_RATIO, _MIN_RATIO_UNDECLARED = 2.0, 4.0
+_LARGE_FACTOR = 8.0  # smallest factor that is looked for without a declared unit
+_MAD_TO_SD = 1.4826
 
 
 class QualityMonitor(BaseModel):
@@ -158,6 +99,66 @@ class ViewAge(BaseModel):
     columns: tuple[str, ...]
     age: timedelta | None
     most: timedelta
+
+
+class ColumnProfile(BaseModel):
+    """Profile of one column of one cohort.
+
+    index: of the cohort. nulls: missing values, NaN included. outside: values beyond the declared range, infinite ones
+    always. top_share: share of the most frequent value among those present, 0 where there is none.
+    quartiles: of the finite values of a numeric column; empty for others.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    index: int
+    rows: int
+    nulls: int
+    outside: int = 0
+    top_share: float = 0.0
+    quartiles: tuple[float, ...] = ()
+
+    @classmethod
+    def of_numbers(cls, index: int, values: npt.NDArray[Any], allowed: Range = (None, None)) -> Self:
+        """Profile numbers (rows,), NaN where missing. allowed: least and most value, None where unbounded."""
+        present = values[~np.isnan(values)]
+        finite = present[np.isfinite(present)]
+        least, most = allowed
+        beyond = np.zeros(len(finite), dtype=bool)
+        if least is not None:
+            beyond |= finite < least
+        if most is not None:
+            beyond |= finite > most
+        return cls(
+            index=index,
+            rows=len(values),
+            nulls=len(values) - len(present),
+            outside=int(beyond.sum()) + len(present) - len(finite),
+            top_share=_top_share(np.unique(present, return_counts=True)[1]),
+            quartiles=tuple(np.quantile(finite.astype(np.float64), QUARTILES).tolist())
+            if len(finite)
+            else (),
+        )
+
+    @classmethod
+    def of_words(cls, index: int, words: pa.ChunkedArray | pa.Array) -> Self:
+        """Profile strings (rows,), null where missing."""
+        counts = pc.value_counts(words.drop_null()).field("counts").to_numpy()
+        return cls(index=index, rows=len(words), nulls=words.null_count, top_share=_top_share(counts))
+
+    @property
+    def present(self) -> int:
+        """Number of values that are there."""
+        return self.rows - self.nulls
+
+    @property
+    def null_share(self) -> float:
+        """Share of missing values; 0 of no rows."""
+        return self.nulls / self.rows if self.rows else 0.0
+
+
+def _top_share(counts: npt.NDArray[Any]) -> float:
+    return float(counts.max() / counts.sum()) if len(counts) else 0.0
 
 
 class CohortSummary(BaseModel):
@@ -258,16 +259,6 @@ class QualityVerdict(BaseModel):
     changed: dict[Fault, tuple[Incident, ...]] = {}
 
 
-JUMP = 2.6
-"""Spreads between cohorts from which a move is a jump."""
-
-_NEAR_COHORTS = 14  # last cohorts, over which a season hardly moves
-# A conversion must bring the quartiles so many times nearer than the old unit does.
-_MIN_RATIO, _MIN_RATIO_UNDECLARED = 2.0, 4.0
-_LARGE = 8.0  # smallest factor that is looked for without a declared unit
-_MAD_TO_SD = 1.4826
-
-
 @dataclass(frozen=True, slots=True)
 class Conversion:
     """Change of unit: new value = slope · old value + offset."""
@@ -280,7 +271,7 @@ class Conversion:
     @property
     def is_large(self) -> bool:
         """Whether the conversion is looked for where no unit is declared."""
-        return self.slope >= _LARGE or self.slope <= 1 / _LARGE or self.slope == 1
+        return self.slope >= _LARGE_FACTOR or self.slope <= 1 / _LARGE_FACTOR or self.slope == 1
 
 
 @dataclass(frozen=True, slots=True)

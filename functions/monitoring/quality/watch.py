@@ -1,6 +1,6 @@
 """Run of the data-quality monitor: the prediction log and the views behind it, cohort by cohort.
 
-Incidents made of faults: when one begins, when it is over, and which cohorts it spoiled.
+Faults make incidents, which say when they began, when they were over, and which cohorts they spoiled.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from toque.functions.monitoring.results import Cohorts
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion, ObjectStore, Table
 from toque.registry.times import epoch_us
+
+_MAX_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,9 +283,6 @@ def _alarm(
         recovered=not incidents,
         columns=tuple(columns),
     )
-
-
-_MAX_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 
 
 def judge(

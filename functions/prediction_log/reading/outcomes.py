@@ -1,12 +1,8 @@
 """Outcomes: logged predictions joined with their labels, as monitors and rollouts read them.
 
-Truth of labels in the terms of the version that answered: names of classes, lists, and texts.
-
-Cache of log scans: within `shared_scans` the log is read once for any number of models and monitors.
-
-All models' labels lie in one table. So the labels that the first monitor
-reads are kept, indexed by the hash of their prediction's id, until the block ends. What is kept is the tables as of their
-first read in the block.
+What is true is put in the terms of the version that answered: names of classes, lists, and texts. All models' labels lie in one
+table; within `shared_scans` the log is read once for any number of models and monitors. So the labels that the first monitor reads are
+kept, indexed by the hash of their prediction's id, until the block ends: the tables as of their first read in it.
 """
 
 from __future__ import annotations
@@ -46,6 +42,10 @@ from toque.registry.store import ObjectStore, Table
 
 _ALWAYS = (*PREDICTIONS.names, "propensity")
 _SKEW = timedelta(hours=1)  # tolerance for clocks: a label may seem received so long before its prediction
+FindSignature = Callable[[int], Signature | None]
+"""Signature of a version of the model by its number; None if it has none."""
+MAX_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
+Batches = Iterator[pa.RecordBatch]
 
 
 def predictions(
@@ -283,10 +283,6 @@ def _aware(*times: datetime) -> None:
             raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
 
 
-FindSignature = Callable[[int], Signature | None]
-"""Signature of a version of the model by its number; None if it has none."""
-
-
 def with_truth(rows: pa.Table, find_signature: FindSignature) -> pa.Table:
     """Add the column `truth`: for a list of names a 0 or 1 for each class of the row's version, a list of numbers as it is.
 
@@ -351,10 +347,6 @@ def _truth(content: str | list[str | float], classes: Sequence[str] | None) -> l
     if classes is None or not set(content) <= set(classes):
         return None
     return [float(name in content) for name in classes]
-
-
-MAX_LABELS = 20_000_000  # that are cached, about 100 bytes each; beyond, every reader keeps only its own
-Batches = Iterator[pa.RecordBatch]
 
 
 class _LabelIndex:

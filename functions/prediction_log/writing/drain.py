@@ -1,14 +1,10 @@
-"""Drain of the stream into Delta tables, each record exactly once.
+"""Drain of the stream into Delta tables, each record exactly once; and export of what no table has yet.
 
 A commit carries, as Delta transactions, the number of each writer's last record in it. A drain reads those
 numbers in the snapshot it commits to and leaves out what is already there; Delta refuses the commit if another
 drain moved them meanwhile, and the drain retries. Only then are the records dropped from the stream, and
 after that from the writers' files. Whatever dies in between, the next drain finds the rest.
-
-Export of what the streams hold and no table does yet, for the tables of a restored store.
-
-An export is taken before the store is copied. What is drained in between is then in both, and is added once: a table knows
-the number of each writer's last record in it.
+An export is taken before a store is copied. What is drained in between is in both, and is added once, by the same numbers.
 """
 
 from __future__ import annotations
@@ -62,6 +58,7 @@ _BATCH_BYTES = 64 << 20  # of records that a round holds, however many writers t
 _WRITER_BYTES = 16 << 20  # of one writer
 Batch = Mapping[str, list[Frame]]
 """Frames that were read, by writer, in order."""
+_FORMAT = 1  # of an export
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +277,6 @@ def _fresh(snapshot: DeltaTable, batch: Batch) -> tuple[list[Frame], dict[str, i
             fresh += new
             last[writer] = new[-1].number
     return fresh, last
-
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)

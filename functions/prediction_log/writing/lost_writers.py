@@ -1,13 +1,9 @@
-"""Adoption of write-ahead files whose writer died: any process that shares the disk ships them.
+"""Writers that died: any process that shares the disk adopts their write-ahead files, or losses are written off.
 
-A folder is an orphan if its lock can be taken. It is removed once its records are in the table.
-
-Losses of the log: writers that vanished with records that Redis does not have, written off by name and count.
-
-A writer tells Redis with each shipment which record it may have answered by the next one. If it is silent for long, and
-nobody who shares its disk has adopted its files, what Redis lacks is written off: an event, and an entry in the journal
-`prediction-log/losses`. That takes nothing away: if the node comes back, its records arrive once each, and the loss is
-taken back.
+A folder is an orphan if its lock can be taken. It is removed once its records are in the table. A writer tells Redis with each
+shipment which record it may have answered by the next one. If it is silent for long, and nobody who shares its disk has adopted
+its files, what Redis lacks is written off: an event, and an entry in the journal `prediction-log/losses`. That takes nothing
+away: if the node comes back, its records arrive once each, and the loss is taken back.
 """
 
 from __future__ import annotations
@@ -40,6 +36,10 @@ from toque.registry.journal.journal import Journal
 
 _log = logging.getLogger(__name__)
 KINDS = ("predictions", "labels")
+LOSS_TOPIC = "prediction-log-loss"
+SILENT_FOR = timedelta(minutes=5)
+_WATCH_GAP_S = 60.0
+_MAX_STANDING = 512
 
 
 def adopt_all(root: Path, client: Any, *, workspace: str) -> int:
@@ -131,12 +131,6 @@ def _chunks(records: Iterator[Frame]) -> Iterator[tuple[bytes, int]]:
             chunk.clear()
     if chunk:
         yield bytes(chunk), last
-
-
-LOSS_TOPIC = "prediction-log-loss"
-SILENT_FOR = timedelta(minutes=5)
-_WATCH_GAP_S = 60.0
-_MAX_STANDING = 512
 
 
 class Loss(BaseModel):

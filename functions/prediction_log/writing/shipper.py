@@ -1,16 +1,10 @@
 """Shipper that moves records from the write-ahead files to the stream, and confirms those that answers wait for.
 
-Redis away: the files grow up to their bound and shipping goes on when it is back.
-
-Check that a record is on two nodes: in this node's file, and in a Redis elsewhere or in a replica of Redis.
-
-Whether Redis runs on this node is seen by the addresses of the connection to it. They do not show it where an address
-stands for several machines, as a service of Kubernetes does: keep Redis and the writers apart there.
-
-Confirmations of records by Redis, for which answers wait in groups: one round trip serves all that wait.
-
-The shipper reports how far Redis has the records, or that it does not answer. Once a wait was in vain, later ones
-end at once until the shipper reaches Redis again, so that Redis away costs one wait and not one for each request.
+Redis away: the files grow up to their bound and shipping goes on when it is back. One round trip confirms all that wait. Once a wait
+was in vain, later ones end at once until Redis is reached again, so that Redis away costs one wait and not one for each request.
+A record is on two nodes if it is in this node's file, and in a Redis elsewhere or in a replica. Whether Redis runs on this node is seen
+by the addresses of the connection to it. They do not show it where an address stands for several machines, as a service of
+Kubernetes does: keep Redis and the writers apart there.
 """
 
 from __future__ import annotations
@@ -41,6 +35,7 @@ from toque.registry.access import DEFAULT_WORKSPACE
 _LEAST_RESERVED = 256  # more than one process answers between two shipments
 _log = logging.getLogger(__name__)
 _open: WeakSet[LogWriter] = WeakSet()
+REPLICA_WAIT_S = 0.5
 
 
 class LogWriter:
@@ -266,9 +261,6 @@ def close_writers(*, timeout_s: float = 5.0) -> None:
 
 
 atexit.register(close_writers)
-
-
-REPLICA_WAIT_S = 0.5
 
 
 class CopyCheck:

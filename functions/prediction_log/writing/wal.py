@@ -4,13 +4,8 @@ One folder per writer, `{root}/{kind}/{writer}/`, holding segments named by thei
 `lock` file that the living writer holds. The kernel drops the lock when the process dies, however it dies:
 a folder whose lock can be taken is an orphan, to be shipped by the process that finds it. Records are handed to the
 kernel, not forced to the disk (`fsync=True` does that too): they survive a killed process, not a lost machine.
-
 The newest segment is a file of its full size, mapped into memory: a record put there is the kernel's at once, without a
 call of the kernel. Its room on the disk is taken before, since a full disk behind a mapping would end the process.
-
-Folder of the write-ahead files of a platform on this machine.
-
-Modes of the prediction log: where a record is before its answer leaves.
 """
 
 from __future__ import annotations
@@ -43,6 +38,15 @@ Chunk = tuple[bytes, int, int]
 """Whole frames, with the numbers of the first and the last."""
 CHUNK_BYTES = 1 << 20
 """Size of a segment: what a busy writer adds between two rounds of its shipper is one chunk."""
+LogMode = Literal["file", "redis", "two_nodes"]
+"""Where a record is before its answer leaves.
+
+file: in a file on the node. redis: in Redis too; without Redis in that file alone, which is counted. two_nodes: in that file
+and, confirmed, on another node; otherwise the request is refused.
+"""
+LOG_MODE = "TOQUE_LOG_MODE"
+"""Environment variable that names the mode."""
+_WORKSPACES = "workspaces"
 
 
 def segments_of(folder: Path) -> list[tuple[int, Path]]:
@@ -365,9 +369,6 @@ def intact_records(folder: Path, after: int) -> Iterator[Frame]:
             yield from (frame for frame in intact_frames(path.read_bytes(), first) if frame.number > after)
 
 
-_WORKSPACES = "workspaces"
-
-
 def default_wal_root(store_url: str, folder: str | Path | None = None) -> Path:
     """Derive the folder from the URL of a workspace's store, so that all its processes on this machine agree.
 
@@ -395,16 +396,6 @@ def roots_beside(root: Path, workspace: str) -> list[tuple[str, Path]]:
     others = platform / _WORKSPACES
     names = sorted(path.name for path in others.iterdir()) if others.is_dir() else []
     return [(DEFAULT_WORKSPACE, platform), *((name, others / name) for name in names)]
-
-
-LogMode = Literal["file", "redis", "two_nodes"]
-"""Where a record is before its answer leaves.
-
-file: in a file on the node. redis: in Redis too; without Redis in that file alone, which is counted. two_nodes: in that file
-and, confirmed, on another node; otherwise the request is refused.
-"""
-LOG_MODE = "TOQUE_LOG_MODE"
-"""Environment variable that names the mode."""
 
 
 def log_mode_of(name: str) -> LogMode:

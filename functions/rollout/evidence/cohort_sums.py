@@ -1,6 +1,6 @@
 """Sums over cohorts of logged predictions, each cohort summed once its labels had time to arrive.
 
-Units counted once over a split: those that met it, for the sample-ratio test, and those that met an event in each arm.
+Units are counted once over a split: those that met it, for the sample-ratio test, and those that met an event in each arm.
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from toque.kernels.hashing import hash_strings
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
 from toque.registry.times import EPOCH, epoch_us
 
-SETTLE_US = (
-    10_000_000  # until every replica has followed the traffic change, the split is not the declared one
-)
+# Until every replica has followed the traffic change, the split is not the declared one.
+SETTLE_US = 10_000_000
 MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then, and the test stays valid
+_logger = logging.getLogger(__name__)
+_LAYOUT = 3  # of the stored sums
+ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
 class AssignedUnits(BaseModel):
@@ -82,53 +84,6 @@ class EventUnits(BaseModel):
                 )
             }
         )
-
-
-def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> AssignedUnits:
-    """Count the units of `rows` (in order of time) that were not counted before.
-
-    Counting begins right after the challenger's first answer that comes ten seconds into the canary or later: replicas take
-    a moment to follow the traffic, and units that the champion alone answered meanwhile are no evidence on the split. That
-    answer is a stopping time, so each unit after it is on the canary with the declared chance. The rows of a request without
-    a unit were assigned together, and count once.
-    """
-    rows = _of_the_split(rows, state)
-    seen = np.frombuffer(before.seen, dtype="<i8")
-    if not before.begun:
-        answers = np.flatnonzero(rows.version == state.challenger)
-        if not len(answers):
-            return before
-        seen = _hashes(rows.where(answers[:1]))
-        rows = rows.where(np.arange(len(rows)) > answers[0])
-    units, first = np.unique(_hashes(rows), return_index=True)
-    new = ~np.isin(units, seen)
-    room = max(0, MAX_UNITS - before.counts.champion - before.counts.challenger)
-    index = np.sort(first[new])[:room]
-    challengers = int((rows.version[index] == state.challenger).sum())
-    counts = UnitCounts(
-        champion=before.counts.champion + len(index) - challengers,
-        challenger=before.counts.challenger + challengers,
-    )
-    known = np.union1d(seen, _hashes(rows.where(index))).astype("<i8")
-    return AssignedUnits(counts=counts, begun=True, seen=known.tobytes())
-
-
-def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
-    """Select what champion and canary answered since the canary began."""
-    if state.canary_since is None:
-        return rows.where(np.zeros(len(rows), dtype=bool))
-    since = int(state.split_since.timestamp() * 1_000_000) + SETTLE_US
-    arms = (rows.version == state.champion) | (rows.version == state.challenger)
-    return rows.where(arms & ~rows.shadow & ~rows.outside & (rows.at >= since))
-
-
-def _hashes(rows: Scored) -> npt.NDArray[np.int64]:
-    return hash_strings(rows.unit)
-
-
-_logger = logging.getLogger(__name__)
-_LAYOUT = 3
-ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
 class SumsStore(Protocol):
@@ -382,6 +337,48 @@ def _with_events(
         champion_unanswered=counts.champion_unanswered + int((~arms[0].answered).sum()),
         challenger_unanswered=counts.challenger_unanswered + int((~arms[1].answered).sum()),
     )
+
+
+def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> AssignedUnits:
+    """Count the units of `rows` (in order of time) that were not counted before.
+
+    Counting begins right after the challenger's first answer that comes ten seconds into the canary or later: replicas take
+    a moment to follow the traffic, and units that the champion alone answered meanwhile are no evidence on the split. That
+    answer is a stopping time, so each unit after it is on the canary with the declared chance. The rows of a request without
+    a unit were assigned together, and count once.
+    """
+    rows = _of_the_split(rows, state)
+    seen = np.frombuffer(before.seen, dtype="<i8")
+    if not before.begun:
+        answers = np.flatnonzero(rows.version == state.challenger)
+        if not len(answers):
+            return before
+        seen = _hashes(rows.where(answers[:1]))
+        rows = rows.where(np.arange(len(rows)) > answers[0])
+    units, first = np.unique(_hashes(rows), return_index=True)
+    new = ~np.isin(units, seen)
+    room = max(0, MAX_UNITS - before.counts.champion - before.counts.challenger)
+    index = np.sort(first[new])[:room]
+    challengers = int((rows.version[index] == state.challenger).sum())
+    counts = UnitCounts(
+        champion=before.counts.champion + len(index) - challengers,
+        challenger=before.counts.challenger + challengers,
+    )
+    known = np.union1d(seen, _hashes(rows.where(index))).astype("<i8")
+    return AssignedUnits(counts=counts, begun=True, seen=known.tobytes())
+
+
+def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
+    """Select what champion and canary answered since the canary began."""
+    if state.canary_since is None:
+        return rows.where(np.zeros(len(rows), dtype=bool))
+    since = int(state.split_since.timestamp() * 1_000_000) + SETTLE_US
+    arms = (rows.version == state.champion) | (rows.version == state.challenger)
+    return rows.where(arms & ~rows.shadow & ~rows.outside & (rows.at >= since))
+
+
+def _hashes(rows: Scored) -> npt.NDArray[np.int64]:
+    return hash_strings(rows.unit)
 
 
 def _index(at: datetime, policy: RolloutPolicy) -> int:

@@ -1,12 +1,8 @@
-"""Business metrics of a canary: values per prediction, summed by arm and cohort.
+"""Business metrics of a canary: values per prediction, or scores of a language model's answers, by arm and cohort.
 
-Units behind a business metric: what each adds to the difference of the arms, over all cohorts of a split.
-
-A unit that comes back is one observation, however often. The difference is a sum over units of `influence`: its residual in each
-cohort, weighted as the cohort and its arm are (the delta method of a ratio, Σ values over Σ rows). The variance is the sum of
-their squares.
-
-Scores of a language model's live answers, as a guardrail of its rollout reads them.
+A unit that comes back is one observation, however often. The difference of the arms is a sum over units of `influence`: its residual
+in each cohort, weighted as the cohort and its arm are (the delta method of a ratio, Σ values over Σ rows). The variance is the
+sum of their squares.
 """
 
 from __future__ import annotations
@@ -43,6 +39,14 @@ METRIC = pa.schema(
         pa.field("day", pa.string(), nullable=False),
     ]
 )
+FROM_TABLES = frozenset({"table", "score"})
+"""Sources whose values stand in a table of their own."""
+Floats = npt.NDArray[np.float64]
+Hashes = npt.NDArray[np.int64]
+# Of an arm: where there are more units, some share one, which widens no variance and narrows none.
+SLOTS = 1 << 17
+_BYTES = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
+_SCORE_COLUMNS = ("prediction_id", "shadow", "rule", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,8 @@ class MetricRows:
     share: float = 1.0
 
 
-ReadMetric = Callable[
-    [Guardrail, datetime], MetricRows
-]  # of a guardrail in whose `FROM_TABLES` it is; observed from
-FROM_TABLES = frozenset({"table", "score"})
-"""Sources whose values stand in a table of their own."""
+# Of a guardrail whose source is in `FROM_TABLES`; observed from.
+ReadMetric = Callable[[Guardrail, datetime], MetricRows]
 
 
 class MetricValue(BaseModel):
@@ -172,14 +173,6 @@ def _table(name: str) -> str:
 
 def _day(at: datetime) -> str:
     return at.astimezone(UTC).date().isoformat()
-
-
-Floats = npt.NDArray[np.float64]
-Hashes = npt.NDArray[np.int64]
-SLOTS = (
-    1 << 17
-)  # of an arm: where there are more units, some share one, which widens no variance and narrows none
-_BYTES = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,9 +318,6 @@ class MetricUnits(BaseModel):
         )
 
 
-_COLUMNS = ("prediction_id", "shadow", "rule", "score")
-
-
 def read_score(used: Context, model: str, scorer: str, since: datetime) -> MetricRows:
     """Read the scores by a scorer, as it is set now, of the answers that callers got from the day of `since` on.
 
@@ -337,7 +327,7 @@ def read_score(used: Context, model: str, scorer: str, since: datetime) -> Metri
     chosen = [] if monitors is None else [each for each in monitors.scorers if each.label == scorer]
     if monitors is None or not chosen:
         return MetricRows(METRIC.empty_table())
-    rows = ScoreTable(used.store, model).read(since, columns=_COLUMNS)
+    rows = ScoreTable(used.store, model).read(since, columns=_SCORE_COLUMNS)
     mine = pc.and_(pc.equal(rows["rule"], rule_of(chosen[0])), pc.invert(rows["shadow"]))
     values = pl.DataFrame(rows.filter(pc.and_(mine, pc.is_valid(rows["score"]))))
     once = values.select("prediction_id", pl.col("score").alias("value")).unique("prediction_id")

@@ -1,10 +1,10 @@
-"""Rules that judge what needs no label: errors, missing answers and latency of the last minutes, and the steps of a ramp.
+"""Rules that guard a rollout: errors, missing answers, latency, business metrics and the split; and steps of a ramp.
 
-A guard is a test over the last five to ten minutes, and the next one begins halfway through; each is given a part of alpha that depends on how many were
-begun before it, so their sum stays within `policy.live_alpha` however long the rollout takes. The test counts units, and is blind
-where they are few; so a challenger that plainly fails, as requests count, needs no test. What lets a challenger through counts requests.
-
-Guard rules: errors, latency and business metrics protect users; the check of the split protects the experiment.
+Those of the last minutes need no label. Such a guard is a test over five to ten minutes, and the next one begins halfway
+through; each is given a part of alpha that depends on how many were begun before it, so their sum stays within
+`policy.live_alpha` however long the rollout takes. The test counts units, and is blind where they are few; so a challenger that
+plainly fails, as requests count, needs no test. What lets a challenger through counts requests.
+The check of the split protects the experiment; the others protect users.
 """
 
 from __future__ import annotations
@@ -32,9 +32,8 @@ LIVE_GUARDS = {"live_errors": 0.5, "live_missing": 0.25, "live_latency": 0.25}
 """Rules that roll back, and the part of alpha that each has."""
 QUANTILES = (0.5, 0.95)
 _STAGES = {"shadow": 0.2, "canary": 0.8}  # parts of alpha
-_PLAIN_SHARE = (
-    0.2  # of the challenger's requests that fail, at twice the champion's share, which needs no test
-)
+# Of the challenger's requests that fail, at twice the champion's share, which needs no test.
+_PLAIN_SHARE = 0.2
 _PLAIN_REQUESTS = 50  # that have failed by then
 
 

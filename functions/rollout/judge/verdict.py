@@ -1,8 +1,4 @@
-"""Decision of the judge, with the rule that made it and the findings of all rules.
-
-Input of the rules that judge a rollout, and the finding that each rule returns.
-
-Decision over several challengers at once, combined from the decision for each alone.
+"""Decision of the judge, with the rule that made it and the findings of all rules; and that over several challengers.
 
 All of them are shadows of the same requests. Each is judged at its part of alpha (the policy's divided by the number that
 started, for good), so the chance that any challenger that is not better is ever promoted stays within alpha, however the
@@ -22,6 +18,8 @@ from toque.functions.rollout.evidence.sums import Evidence
 from toque.functions.rollout.judge.interval import Improvement
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState
+
+Action = Literal["hold", "drop", "advance", "ramp", "promote", "roll_back", "inconclusive"]
 
 
 class Finding(BaseModel):
@@ -54,9 +52,6 @@ class RuleInput:
     def in_stage(self) -> timedelta:
         """Time since the stage began, or was resumed."""
         return self.now - self.state.stage_since
-
-
-Action = Literal["hold", "drop", "advance", "ramp", "promote", "roll_back", "inconclusive"]
 
 
 class Decision(BaseModel):

@@ -1,12 +1,8 @@
-"""Function that plans a rollout from the prediction log.
+"""Plan of a rollout before it starts: many simulated rollouts on noise as large as the prediction log's was.
 
-Replay of the past with a challenger in the shadow: logged vectors, scored again.
-
-Plan of a rollout before it starts: many simulated rollouts on noise as large as the log's was.
-
-What varies is taken from past days as the rollout itself will take it: between cohorts, where losses of one cohort hang
-together. A day on which a storm delays every flight is then one observation, and more flights a day help little.
-
+Logged vectors are scored again, as if the challenger had been a shadow. What varies is taken from past days as the rollout itself will
+take it: between cohorts, where losses of one cohort hang together. A day on which a storm delays every flight is then one
+observation, and more flights a day help little.
 Symbols: a cohort's mean difference is effect + τ·ε; σ is the spread of one unit; k counts cohorts.
 """
 
@@ -47,6 +43,9 @@ _MAX_SIMULATED = 2_000_000  # runs times cohorts that are simulated at a time
 _MAX_COHORTS = 5_000  # more are joined into longer ones, which makes no difference for looks that dense
 _MAX_TIME_FACTOR = 8  # times the policy's time limits, after which an effect counts as never found
 _FEW_COHORTS = 10
+_COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
+_VECTORS = ("numeric", "categorical")
+_DEFAULT_EFFECT = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +114,132 @@ class RolloutPlan(BaseModel):
     replayed: float | None = None
     replayed_error: float | None = None
     summary: tuple[str, ...] = ()
+
+
+@function(http=True, timeout_s=300)
+def plan_rollout(
+    model: str,
+    version: int,
+    policy: RolloutPolicy | None = None,
+    effect: float | None = None,
+    days: int = 28,
+) -> RolloutPlan:
+    """Plan a rollout of `version` by `policy`: what it may be expected to find, and when; starts nothing.
+
+    The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
+    as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
+    `replayed`.
+    policy: the one of the model's definition unless given.
+    effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
+    Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads; NotFound if there is no such version, or no champion.
+    """
+    used = context()
+    registry = used.registry()
+    champion = registry.traffic(model).champion.version
+    now = used.clock()
+    policy = policy or declared_policy(model)
+    judged = policy.model_copy(
+        update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
+    )
+    logged = registry.get_version(model, champion).signature
+    if logged is None:
+        raise RolloutError(f"{model}@{champion} has no signature, so its logged vectors cannot be read")
+    try:
+        loss = replayed_loss(
+            lambda since, until: outcomes(
+                used.store, model, since, until, labelled_only=False, columns=(*_COLUMNS, *_VECTORS)
+            ),
+            load_version(registry, registry.get_version(model, version)),
+            judged,
+            champion=champion,
+            logged=logged,
+            start=now - timedelta(days=days),
+            now=now,
+        )
+    except EvaluationError as error:
+        raise RolloutError(f"{model}@{version} cannot be planned from the log: {error}") from error
+    wanted = effect if effect is not None else _DEFAULT_EFFECT * loss.champion_loss / max(loss.labels, 1)
+    try:
+        found = plan(loss, judged, wanted)
+    except ValueError as error:
+        raise RolloutError(f"{model}: {error}") from error
+    cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
+    error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
+    return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})
+
+
+class _DiscardingStore:
+    """Store that discards the sums of a replay."""
+
+    def find(self, key: str) -> bytes | None:  # noqa: ARG002 - the store's verb
+        return None
+
+    def put(self, key: str, data: bytes) -> None:
+        """Discard the object without storing it."""
+
+
+def replayed_loss(
+    read: ReadOutcomes,
+    scorer: Scorer,
+    policy: RolloutPolicy,
+    *,
+    champion: int,
+    logged: Signature,
+    start: datetime,
+    now: datetime,
+) -> PairedLoss:
+    """Compute the paired losses that a shadow would have had from `start` until `now`.
+
+    read: outcomes with the logged `numeric` and `categorical`, unlabelled ones included. scorer: the loaded challenger.
+    logged: signature of the champion, whose vectors the log holds.
+    """
+    replay = champion + 1  # any other number
+    state = RolloutState(
+        rollout=0,
+        champion=champion,
+        challenger=replay,
+        policy=policy,
+        stage="shadow",
+        started_at=start,
+        stage_since=start,
+        traffic_entry=0,
+    )
+
+    def with_shadow(since: datetime, until: datetime) -> pa.Table:
+        rows = read(since, until)
+        mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
+        for name in _logged_sides(logged):  # null where a row was too large to be logged
+            mine = pc.and_(mine, pc.is_valid(rows[name]))
+        rows = rows.filter(mine)
+        return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
+
+    return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
+
+
+def _logged_sides(signature: Signature) -> list[str]:
+    """Columns of the log that hold the inputs of a version: numbers, texts or both."""
+    texts = {spec.datatype == "BYTES" for spec in signature.inputs}
+    return [name for name, text in (("numeric", False), ("categorical", True)) if text in texts]
+
+
+def _shadow_of(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature], version: int) -> pa.Table:
+    outputs = rescore(rows, scorer, logged)
+    changed = {}
+    if outputs.dtype == object:
+        texts = outputs[:, 0].tolist()
+        outputs = np.array([[len(each)] for each in texts])
+        if ANSWER_TEXT.name in rows.column_names:
+            changed[ANSWER_TEXT.name] = pa.array(texts, ANSWER_TEXT.type)
+    answers = pa.array(outputs.astype(np.float32).tolist(), type=rows.schema.field("outputs").type)
+    changed |= {
+        "version": pa.array(np.full(rows.num_rows, version, dtype=np.int64)),
+        "shadow": pa.array(np.ones(rows.num_rows, dtype=bool)),
+        "outputs": answers,
+    }
+    for name, column in changed.items():
+        at = rows.schema.get_field_index(name)
+        rows = rows.set_column(at, rows.schema.field(at), column)
+    return rows
 
 
 def plan(loss: PairedLoss, policy: RolloutPolicy, effect: float) -> RolloutPlan:
@@ -309,134 +434,3 @@ def _remedy(found: RolloutPlan) -> str:
 
 def _days(span: timedelta) -> float:
     return span.total_seconds() / 86_400
-
-
-_COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
-_VECTORS = ("numeric", "categorical")
-_DEFAULT_EFFECT = 0.02  # of the champion's loss: the effect that is planned for, unless one is named
-
-
-@function(http=True, timeout_s=300)
-def plan_rollout(
-    model: str,
-    version: int,
-    policy: RolloutPolicy | None = None,
-    effect: float | None = None,
-    days: int = 28,
-) -> RolloutPlan:
-    """Plan a rollout of `version` by `policy`: what it may be expected to find, and when; starts nothing.
-
-    The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
-    as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
-    `replayed`.
-    policy: the one of the model's definition unless given.
-    effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
-    Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads; NotFound if there is no such version, or no champion.
-    """
-    used = context()
-    registry = used.registry()
-    champion = registry.traffic(model).champion.version
-    now = used.clock()
-    policy = policy or declared_policy(model)
-    judged = policy.model_copy(
-        update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
-    )
-    logged = registry.get_version(model, champion).signature
-    if logged is None:
-        raise RolloutError(f"{model}@{champion} has no signature, so its logged vectors cannot be read")
-    try:
-        loss = replayed_loss(
-            lambda since, until: outcomes(
-                used.store, model, since, until, labelled_only=False, columns=(*_COLUMNS, *_VECTORS)
-            ),
-            load_version(registry, registry.get_version(model, version)),
-            judged,
-            champion=champion,
-            logged=logged,
-            start=now - timedelta(days=days),
-            now=now,
-        )
-    except EvaluationError as error:
-        raise RolloutError(f"{model}@{version} cannot be planned from the log: {error}") from error
-    wanted = effect if effect is not None else _DEFAULT_EFFECT * loss.champion_loss / max(loss.labels, 1)
-    try:
-        found = plan(loss, judged, wanted)
-    except ValueError as error:
-        raise RolloutError(f"{model}: {error}") from error
-    cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
-    error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
-    return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})
-
-
-class _DiscardingStore:
-    """Store that discards the sums of a replay."""
-
-    def find(self, key: str) -> bytes | None:  # noqa: ARG002 - the store's verb
-        return None
-
-    def put(self, key: str, data: bytes) -> None:
-        """Discard the object without storing it."""
-
-
-def replayed_loss(
-    read: ReadOutcomes,
-    scorer: Scorer,
-    policy: RolloutPolicy,
-    *,
-    champion: int,
-    logged: Signature,
-    start: datetime,
-    now: datetime,
-) -> PairedLoss:
-    """Compute the paired losses that a shadow would have had from `start` until `now`.
-
-    read: outcomes with the logged `numeric` and `categorical`, unlabelled ones included. scorer: the loaded challenger.
-    logged: signature of the champion, whose vectors the log holds.
-    """
-    replay = champion + 1  # any other number
-    state = RolloutState(
-        rollout=0,
-        champion=champion,
-        challenger=replay,
-        policy=policy,
-        stage="shadow",
-        started_at=start,
-        stage_since=start,
-        traffic_entry=0,
-    )
-
-    def with_shadow(since: datetime, until: datetime) -> pa.Table:
-        rows = read(since, until)
-        mine = pc.and_(pc.equal(rows["version"], champion), pc.invert(rows["shadow"]))
-        for name in _logged_sides(logged):  # null where a row was too large to be logged
-            mine = pc.and_(mine, pc.is_valid(rows[name]))
-        rows = rows.filter(mine)
-        return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
-
-    return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
-
-
-def _logged_sides(signature: Signature) -> list[str]:
-    """Columns of the log that hold the inputs of a version: numbers, texts or both."""
-    texts = {spec.datatype == "BYTES" for spec in signature.inputs}
-    return [name for name, text in (("numeric", False), ("categorical", True)) if text in texts]
-
-
-def _shadow_of(rows: pa.Table, scorer: Scorer, logged: Mapping[int, Signature], version: int) -> pa.Table:
-    outputs = rescore(rows, scorer, logged)
-    changed = {}
-    if outputs.dtype == object:
-        texts = outputs[:, 0].tolist()
-        outputs = np.array([[len(each)] for each in texts])
-        if ANSWER_TEXT.name in rows.column_names:
-            changed[ANSWER_TEXT.name] = pa.array(texts, ANSWER_TEXT.type)
-    answers = pa.array(outputs.astype(np.float32).tolist(), type=rows.schema.field("outputs").type)
-    changed |= {
-        "version": pa.array(np.full(rows.num_rows, version, dtype=np.int64)),
-        "shadow": pa.array(np.ones(rows.num_rows, dtype=bool)),
-        "outputs": answers,
-    }
-    for name, column in changed.items():
-        at = rows.schema.get_field_index(name)
-        rows = rows.set_column(at, rows.schema.field(at), column)
-    return rows

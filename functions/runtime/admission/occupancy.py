@@ -1,6 +1,6 @@
-"""What the running experiments occupy: of quotas, of this month's budgets and of cards; and what a request would exceed.
+"""What the running experiments occupy: of quotas, this month's budgets and cards; and what a request would exceed.
 
-Cards of a cluster by node, and the placement of gangs on them: whole GPUs, or parts of one GPU each, as Ray gives them out.
+Gangs are placed on cards as Ray gives them out: whole GPUs, or parts of one GPU each.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from toque.functions.runtime.receipt import Prices
 
 Owner = tuple[str, str]  # workspace and team
 _KINDS = ("cpus", "gpus", "at_once")
+_NO_QUOTA = Quota()
+_SLACK = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,6 @@ class Shares:
     def quota(self, workspace: str, team: str) -> Quota:
         """Quota of a team; one without limits if there is none."""
         return self.quotas.get(workspace, {}).get(team, _NO_QUOTA)
-
-
-_NO_QUOTA = Quota()
 
 
 class Blocked(NamedTuple):
@@ -226,9 +225,6 @@ class Occupancy:
         if sum(held_by(node, request) for node in room.nodes.values()) < request.workers:
             return Blocked("nodes", f"nodes with {needed}: none are there, or may be started")
         return Blocked("cards", f"cards: it needs {needed}, and {room.free_gpus:.4g} are free")
-
-
-_SLACK = 1e-9
 
 
 def held_by(node: Node, request: QuotaRequest) -> int:

@@ -1,17 +1,10 @@
 """Versions of functions: digests of their code and of all code that it refers to.
 
-The names that the code uses are followed: functions and classes of this project by their source, constants by
-value, installed packages by name and version. A change in any code that a run could reach changes the digest;
-a change in other code of the same module does not, nor does one of comments, docstrings or layout. Imports inside functions are followed by whole files, so
-that a digest can be computed where those libraries are absent.
-
-Imports inside functions: found in their byte code and followed by file, without importing anything.
-
-A late import keeps a heavy library out of every process that knows the function but does not run it. Its
-version must still show in the function's digest, and the process that computes the digest may not have the
-library.
-
-Text of code without what no run depends on: comments, docstrings, blank lines and the layout of lines.
+The names that the code uses are followed: functions and classes of this project by their source, constants by value,
+installed packages by name and version. A change in any code that a run could reach changes the digest; a change in other
+code of the same module does not, nor does one of comments, docstrings or layout.
+A late import keeps a heavy library out of processes that know the function but do not run it, and the process that computes
+the digest may not have the library. So imports inside functions are found in their byte code, and followed by whole files.
 """
 
 from __future__ import annotations
@@ -35,6 +28,16 @@ from toque.functions.runtime.reference import reference
 _Texts = tuple[str, str]  # of code: without what no run depends on, and as it is written
 _sources: dict[int, tuple[ref[Any], _Texts]] = {}  # by id, for as long as what has it lives
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
+_SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
+INSTALLED = tuple(
+    {
+        str(Path(each).resolve())
+        for each in (
+            *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+            *(place for place in sys.path if Path(place).name in _SITES),
+        )
+    }
+)
 
 
 def digest_of(target: Callable[..., Any], *, declared: str = "") -> str:
@@ -168,18 +171,6 @@ def _version(module: str) -> str:
     return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", "-"))
 
 
-_SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
-INSTALLED = tuple(
-    {
-        str(Path(each).resolve())
-        for each in (
-            *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
-            *(place for place in sys.path if Path(place).name in _SITES),
-        )
-    }
-)
-
-
 @cache
 def late_modules(code: CodeType, package: str) -> dict[str, tuple[str, str]]:
     """Map every module of this project that `code` imports, directly or not, to the sha256 of its code and of its file, hex.
@@ -207,9 +198,8 @@ def _imported_by(code: CodeType, package: str) -> Iterator[str]:
         if instruction.opname == "IMPORT_NAME":
             level, names = seen[-2].argval, seen[-1].argval
             yield from _candidates(str(instruction.argval), int(level), names or (), package)
-        if (
-            instruction.opname != "EXTENDED_ARG"
-        ):  # a prefix, where a function has more than 255 names or constants
+        # EXTENDED_ARG is a prefix, where a function has more than 255 names or constants
+        if instruction.opname != "EXTENDED_ARG":
             seen.append(instruction)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):

@@ -1,7 +1,4 @@
-"""Options of `@function(...)` and their validation at import.
-
-Types that the arguments of a function callable by HTTP may have.
-"""
+"""Options of `@function(...)` and their validation at import, and types of arguments that come by HTTP."""
 
 from __future__ import annotations
 
@@ -34,6 +31,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 _MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
 CALLER_ROLES = (Role.viewer, Role.operator, Role.approver, Role.admin)
+# JSON Schema's formats of values that name something beyond the workspace, and of secrets.
+_REACHING = frozenset(
+    {"path", "file-path", "directory-path", "uri", "uri-reference", "multi-host-uri", "password"}
+)
 
 
 def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,12 +85,6 @@ def _check_values(name: str, options: Mapping[str, Any]) -> None:
             raise DeclarationError(
                 f"{name}: secrets={secret!r} is not a name; use letters, digits and _ as in API_KEY"
             )
-
-
-# JSON Schema's formats of values that name something beyond the workspace, and of secrets.
-_REACHING = frozenset(
-    {"path", "file-path", "directory-path", "uri", "uri-reference", "multi-host-uri", "password"}
-)
 
 
 def check_http_types(signature: Signature) -> None:

@@ -1,16 +1,9 @@
 """Attempt of a durable invocation, in the worker process that runs it.
 
-The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it
-may die.
-
-Rules for several versions of a function's code at once: which version may start or resume an invocation.
-
-Each executor has one version. An invocation belongs to the code that it was submitted with and, once steps
-are recorded, to the code that recorded them. Executors with other code leave it to executors with that code
-for a while. After that they start an invocation without steps, and end one with steps, which cannot resume on
-other code.
-
-Time limit of an attempt: what its function or its submission declares; without either there is none.
+The worker itself claims the attempt, renews its lease, and records how it ended: the executor that started it may die.
+Each executor has one version of the code. An invocation belongs to the code that it was submitted with and, once steps are
+recorded, to the code that recorded them. Executors with other code leave it to executors with that code for a while. After
+that they start an invocation without steps, and end one with steps, which cannot resume on other code.
 """
 
 from __future__ import annotations
@@ -53,13 +46,19 @@ SLOT_RETRY_S = 0.25
 _ENDS = {"dead": DEAD_LETTERS, "failed": RETRIES}
 _BEATS_TO_LOOK = 12  # a minute: an invocation is deleted so soon after it was cancelled by hand at most
 OWN_WRITES = 2  # of an attempt: its claim and its outcome, which are written before and after it is measured
+START_PATIENCE_S = 2.0  # for so long an invocation without steps is left to executors with its code
+RESUME_PATIENCE_S = 60.0  # the same of one with steps
+_IMMEDIATELY = datetime.min.replace(tzinfo=UTC)  # by any clock: clocks differ between machines, and jump
+SAVE_S = 30.0
+"""Seconds before its limit at which a run is asked to save; fewer than an executor gives to one that it asks to yield."""
+_SAVE_PART = 0.25  # of a short limit
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
     """Attempt as an executor sends it to a worker: the function, the invocation's record, and the context.
 
-    head: digest of the record's last entry; code_patience_s: see `code_versions.earliest_start`; sent_at: when it was sent, which
+    head: digest of the record's last entry; code_patience_s: see `earliest_start`; sent_at: when it was sent, which
     its claim records; backfilled: of an experiment, whether it fills a gap before one that waits for room; worker: id under which it
     claims the invocation, a new one by default.
     """
@@ -253,11 +252,6 @@ def _heartbeats(run: Run) -> AbstractContextManager[None]:
     return repeated(write, every_s=run.ledger.lease_s / 3, name=f"lease-{run.id}", tolerated=RegistryError)
 
 
-START_PATIENCE_S = 2.0
-RESUME_PATIENCE_S = 60.0
-_IMMEDIATELY = datetime.min.replace(tzinfo=UTC)  # by any clock: clocks differ between machines, and jump
-
-
 def earliest_start(record: Record, digest: str, *, patience_s: float) -> datetime:
     """Compute the time from which an executor with the code `digest` may claim the invocation.
 
@@ -284,11 +278,6 @@ def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
 def bound_to_other_code(record: Record, digest: str) -> bool:
     """Whether only code other than `digest` may resume the invocation."""
     return bool(record.steps) and record.started_digest not in {None, digest}
-
-
-SAVE_S = 30.0
-"""Seconds before its limit at which a run is asked to save; fewer than an executor gives to one that it asks to yield."""
-_SAVE_PART = 0.25  # of a short limit
 
 
 @dataclass(frozen=True, slots=True)

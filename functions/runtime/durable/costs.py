@@ -1,13 +1,10 @@
-"""Costs of invocations by the day of their submission; what has succeeded is summed once and kept.
+"""Costs of invocations by the day of their submission, and spending of teams by calendar month (UTC).
 
-Of a day that is kept only the invocations are read that were submitted since, and those that had not succeeded; what was read before the
-time was up is kept too, so that a day of any length is summed in the end. A success is
-final, anything else may be run again. An invocation that is deleted later stays in the sums of its day. One whose submitter was
-killed before it was queued, and that was submitted again after its day was summed, is missing.
-
-Whoever looks at costs reads the newest days first and for a while only: of the days that it does not reach, what is kept counts.
-
-Spending of teams by calendar month (UTC): CPU and GPU seconds of the attempts that have ended, each counted once.
+What has succeeded is final: it is summed once and kept. Of a day that is kept only the invocations are read that were
+submitted since, and those that had not succeeded. What was read before the time was up is kept too, so a day of any length is
+summed in the end; whoever looks reads the newest days first, and of days that it does not reach, what is kept counts.
+An invocation that is deleted later stays in the sums of its day. One whose submitter was killed before it was queued, and that
+was submitted again after its day was summed, is missing. Spending counts each attempt that has ended once.
 """
 
 from __future__ import annotations
@@ -34,6 +31,10 @@ _DAY: Final = timedelta(days=1)
 _SETTLED: Final = timedelta(minutes=10)  # for notes of invocations, and clocks that differ
 _KEEP_EVERY: Final = 200  # records, of two or more requests each
 _SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes")  # fmt: skip
+_Span = tuple[datetime, datetime]  # from a time on, up to before another
+JOURNAL = "spending"
+_MONTHS = 13  # that are kept
+_RECENT = 1_024  # attempts that are remembered: one whose writer was killed is counted again within minutes, or never
 
 
 class CostRow(Total, frozen=True):
@@ -52,9 +53,6 @@ class KnownCosts(BaseModel, frozen=True):
     rows: list[CostRow]
     behind: list[date] = []
     never: list[date] = []
-
-
-_Span = tuple[datetime, datetime]  # from a time on, up to before another
 
 
 class _Partial(BaseModel, frozen=True):
@@ -317,11 +315,6 @@ def _model(arguments: Mapping[str, Any]) -> str:
 def _sum(rows: list[CostRow], name: str) -> float | int:
     values = [getattr(each, name) for each in rows]
     return sum(values) if isinstance(values[0], int) else math.fsum(values)
-
-
-JOURNAL = "spending"
-_MONTHS = 13
-_RECENT = 1_024  # attempts that are remembered: one whose writer was killed is counted again within minutes, or never
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,10 @@
-"""Queues of notes about invocations that executors should process, read without ever listing the store.
+"""Queues of notes about invocations that executors should process, and listings from them; the store is never listed.
 
-Each writing process has a queue of its own, a journal that only it appends to: a note costs one write without
-conflicts. Executors find the queues in one index and read the next number of each. A queue without notes for
-long is closed by an executor's append to it; a writer that still lives then meets a conflict, and opens
-another queue.
-
-Listings of invocations that read what they show and little more, however many a store has.
-
-Queues are walked from their ends, all at once by time, so a page costs what it shows and, for each queue, a few reads that
-grow with the logarithm of its length. Invocations that have not ended stand in the executors' checkpoint, those that wait too.
+Each writing process has a queue of its own, a journal that only it appends to: a note costs one write without conflicts.
+Executors find the queues in one index and read the next number of each. A queue without notes for long is closed by an
+executor's append to it; a writer that still lives then meets a conflict, and opens another queue.
+Listings walk the queues from their ends, all at once by time, so a page costs what it shows and, for each queue, a few reads
+that grow with the logarithm of its length. Invocations that have not ended, waiting ones too, stand in the executors' checkpoint.
 """
 
 from __future__ import annotations
@@ -37,11 +33,14 @@ from toque.registry.times import Clock, utc_now
 INDEX = "queues/index"
 CHECKPOINT = "queues/checkpoint.json"
 SILENT_AFTER = timedelta(minutes=10)
-NOTES_AT_ONCE = (
-    1024  # that one reading takes in, so that a round of an executor ends however long the backlog is
-)
+# Notes that one reading takes in, so that a round of an executor ends however long the backlog is.
+NOTES_AT_ONCE = 1024
 ANNOUNCED_S = 60.0
 """For how long an executor looks for an entry that a note announces: it is the next write of whoever wrote the note."""
+_RECORDS_AT_ONCE = 8  # records that are read at once: on S3 each entry is a request of tens of milliseconds
+NOTE_DELAY = timedelta(seconds=2)
+"""Time within which the note of a submitted invocation follows its first entry; a writer that is killed leaves it to another."""
+_Head = tuple[float, str, int]  # minus the time of a queue's newest unread note, its queue, its number
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,13 +254,6 @@ def _fold_entry(opened: frozenset[str], entry: Entry) -> frozenset[str]:
     if "opened" in entry.body:
         return opened | {entry.body["opened"]}
     return opened - {entry.body["closed"]}
-
-
-_RECORDS_AT_ONCE = 8  # records that are read at once: on S3 each entry is a request of tens of milliseconds
-NOTE_DELAY = timedelta(seconds=2)
-"""Time within which the note of a submitted invocation follows its first entry; a writer that is killed leaves it to another."""
-
-_Head = tuple[float, str, int]  # minus the time of a queue's newest unread note, its queue, its number
 
 
 def list_unfinished(store: ObjectStore, *, actor: str) -> list[str]:

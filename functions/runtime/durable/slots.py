@@ -1,15 +1,10 @@
 """Quota slots of experiments: one journal of what each holds, for all functions that declare a demand.
 
-The worker that runs acquires and releases a slot like those of `max_concurrency`; a killed worker's slot is
-free again as soon as the ledger shows it. The waiting experiments are in the ledger, which every executor
-reads: so the order is decided anew each time, and a waiting experiment holds nothing.
-
-What the platform allots the experiments of a workspace: written in the access list, by admins of all workspaces alone.
-
-Board of one process: what waits and runs in each workspace, so that one decision is about the whole cluster.
-
-The leading ticker's executors, one a workspace, share a board. An executor of another process sees its own workspace alone:
-quotas hold there too, since the worker itself takes its slot, but shares between workspaces and priorities do not.
+The worker that runs acquires and releases a slot like those of `max_concurrency`; a killed worker's slot is free again as
+soon as the ledger shows it. The waiting experiments are in the ledger, which every executor reads: so the order is decided
+anew each time, and a waiting experiment holds nothing.
+The leading ticker's executors, one a workspace, share a board, so that one decision is about the whole cluster. An executor of
+another process sees its own workspace alone: quotas hold there too, but shares between workspaces and priorities do not.
 """
 
 from __future__ import annotations
@@ -53,6 +48,7 @@ from toque.registry.times import from_text, to_text, utc_now
 
 JOURNAL = "places"
 _LOOK_S = 30.0  # at most, from one decision to the next while experiments run and none waits
+_VALID_S = 60.0  # of what is posted on a board: longer than an executor with runs and nothing that waits goes without posting
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,41 +329,16 @@ def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
     return Fold(Journal(store, "quotas", actor=actor), {}, _fold_entry, encode=_encode, decode=_decode)
 
 
-def _fold_entry(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
-    team, quota = entry.body["team"], entry.body["quota"]
-    others = {name: quota for name, quota in quotas.items() if name != team}
-    return others if quota is None else others | {team: _stored_quota(quota)}
-
-
-def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
-    return {team: quota.stored() for team, quota in quotas.items()}
-
-
-def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
-    return {team: _stored_quota(quota) for team, quota in stored.items()}
-
-
-def _stored_quota(fields: Mapping[str, Any]) -> Quota:
-    """Read a quota; releases before 0.2 took any share."""
-    return Quota.model_validate({**fields, "share": min(fields.get("share", 1.0), MAX_SHARE)})
-
-
 def refused_entry(error: FunctionError) -> dict[str, Any]:
     """Build the entry of an invocation that ends without an attempt."""
     failure = {"type": type(error).__name__, "message": str(error)}
     return {"kind": "dead", "lost": True, "failure": failure}
 
 
-def _plain_request(held: Mapping[str, Any]) -> QuotaRequest:
-    """Make the request of a slot as it is stored."""
-    at = from_text(held["at"])
-    return QuotaRequest(**{**held, "at": at, "started_at": at})
-
-
 def allotment_in(used: Context) -> Callable[[], Quota]:
     """Return what finds the allotment of a context's workspace; it reads the access list at most once a second.
 
-    It raises Unavailable if the list was never read and cannot be.
+    Admins of all workspaces alone write it there. It raises Unavailable if the list was never read and cannot be.
     """
     access = Access(used.in_workspace(DEFAULT_WORKSPACE).store, actor=used.actor)
 
@@ -376,9 +347,6 @@ def allotment_in(used: Context) -> Callable[[], Quota]:
         return Quota() if workspace is None else Quota(**workspace.queue.model_dump())
 
     return find
-
-
-_VALID_S = 60.0  # longer than an executor with runs and nothing that waits goes without posting
 
 
 @dataclass(frozen=True, slots=True)
@@ -436,3 +404,28 @@ _boards: dict[str, Board] = {}
 def board_of(platform_url: str) -> Board:
     """Return this process's board of a platform."""
     return _boards.setdefault(platform_url, Board())
+
+
+def _fold_entry(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
+    team, quota = entry.body["team"], entry.body["quota"]
+    others = {name: quota for name, quota in quotas.items() if name != team}
+    return others if quota is None else others | {team: _stored_quota(quota)}
+
+
+def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
+    return {team: quota.stored() for team, quota in quotas.items()}
+
+
+def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
+    return {team: _stored_quota(quota) for team, quota in stored.items()}
+
+
+def _stored_quota(fields: Mapping[str, Any]) -> Quota:
+    """Read a quota; releases before 0.2 took any share."""
+    return Quota.model_validate({**fields, "share": min(fields.get("share", 1.0), MAX_SHARE)})
+
+
+def _plain_request(held: Mapping[str, Any]) -> QuotaRequest:
+    """Make the request of a slot as it is stored."""
+    at = from_text(held["at"])
+    return QuotaRequest(**{**held, "at": at, "started_at": at})

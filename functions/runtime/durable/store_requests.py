@@ -1,7 +1,4 @@
-"""Requests to the store that do not need each other's answers, made at once: on S3 each takes tens of milliseconds.
-
-Patience of a worker with its store: what is done is not done again because the store is away for a moment.
-"""
+"""Requests to the store: again while it is away, and several at once, as on S3 each takes tens of ms."""
 
 from __future__ import annotations
 
@@ -13,9 +10,11 @@ from typing import TypeVar
 
 from toque.registry.errors import Forbidden, Unavailable
 
+T = TypeVar("T")
 STORE_RETRY_S = 60.0
 
 _FIRST_WAIT_S, _MAX_WAIT_S = 0.1, 5.0
+READERS = 32  # as many connections as the client of S3 keeps
 
 
 def with_patience(request: Callable[[], T]) -> T:
@@ -33,11 +32,6 @@ def with_patience(request: Callable[[], T]) -> T:
                 raise
             time.sleep(wait_s)
             wait_s = min(2 * wait_s, _MAX_WAIT_S)
-
-
-T = TypeVar("T")
-
-READERS = 32  # as many connections as the client of S3 keeps
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T | Exception]:

@@ -1,7 +1,4 @@
-"""Forms of arguments and results in a journal: small ones by value, large ones by reference.
-
-Cache of results in the store, by code digest and arguments, for functions declared with `cache=True`.
-"""
+"""Values in the store: arguments and results, in a journal or by reference, and a cache of results."""
 
 from __future__ import annotations
 
@@ -56,18 +53,6 @@ def get_value(store: ObjectStore, form: dict[str, Any]) -> Any:
     return json.loads(data)
 
 
-def _key(digest: str) -> str:
-    return f"values/{digest[:2]}/{digest}.json"
-
-
-def _finite(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(_finite(each) for each in value.values())
-    return all(_finite(each) for each in value) if isinstance(value, list) else True
-
-
 def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arguments: Any) -> Any:
     """Return the cached result of this code for these arguments; else run `body` and cache its result.
 
@@ -89,6 +74,18 @@ def cached_result(function: DeclaredFunction, body: Callable[..., Any], /, **arg
 def cache_key(function: DeclaredFunction, arguments: dict[str, Any]) -> str:
     """Compute the key of the result of this code for these arguments."""
     return _cache_key(function, function.digest, arguments)
+
+
+def _key(digest: str) -> str:
+    return f"values/{digest[:2]}/{digest}.json"
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(_finite(each) for each in value.values())
+    return all(_finite(each) for each in value) if isinstance(value, list) else True
 
 
 def _cache_key(function: DeclaredFunction, digest: str, arguments: dict[str, Any]) -> str:

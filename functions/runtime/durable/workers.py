@@ -1,11 +1,8 @@
-"""Launcher of workers: chooses where an attempt runs, in a thread, a warm worker, a process, an actor or a task of Ray.
+"""Workers of attempts: threads, warm workers, processes, actors or tasks of Ray, and what follows if one is lost.
 
-Dispatch of one invocation to workers: to one as a rule, and to one more elsewhere when a node falls silent before any claim.
-
-Ray does not say on which node a task waits, and waits itself until it gives a silent node up. So the invocation is given to
-another worker besides, away from the silent nodes. The first that claims it runs it; the others find it claimed and end.
-
-Losses of workers: what is recorded of a run whose worker vanished, so that it runs again or is given up.
+An invocation is given to one worker as a rule, and to one more elsewhere when a node falls silent before any claim: Ray does
+not say on which node a task waits, and waits itself until it gives a silent node up. The first worker that claims it runs it;
+the others find it claimed and end.
 """
 
 from __future__ import annotations
@@ -43,6 +40,8 @@ from toque.registry.times import CHANCE
 
 NODES_PATIENCE_S = 60.0  # in which nodes join a cluster that starts
 THREADS = 8  # runs in this process at a time; where they hang, others get processes
+LOOK_EVERY_S = 0.5  # at the ledger, while a node is silent
+_UNDECIDED = {"queued", "running"}
 
 
 @dataclass
@@ -159,10 +158,6 @@ def _task(function: DeclaredFunction) -> Any:
 
     options = cluster.task_options(function) | {"max_retries": 0}  # the executor retries, not Ray
     return cluster.task(function.name, run, options)
-
-
-LOOK_EVERY_S = 0.5
-_UNDECIDED = {"queued", "running"}
 
 
 @dataclass

@@ -1,12 +1,10 @@
 """Workflows: durable runs whose steps are recorded before the next begins, and whose waits hold no worker.
 
-A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top,
-and each recorded step returns its recorded result, or raises its recorded error: only unfinished steps run. So the
-body between steps must be deterministic, and an effect that should happen once belongs in a step.
-
-Form of an error in a journal, from which a replay raises the same error: its class by name, its arguments as JSON, never a pickle.
-
-Preemption of a run: it is asked to yield by an entry of its invocation, saves its state, and waits in the queue again.
+A workflow is a function that calls functions. When it runs again after a crash, its body starts from the top, and each
+recorded step returns its recorded result, or raises its recorded error: only unfinished steps run. So the body between steps
+must be deterministic, and an effect that should happen once belongs in a step.
+An error is recorded as its class by name and its arguments as JSON, never a pickle.
+A run that is preempted is asked to yield by an entry of its invocation, saves its state, and waits in the queue again.
 """
 
 from __future__ import annotations
@@ -39,6 +37,7 @@ from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.store import ObjectStore
 
 T = TypeVar("T")
+_READ_EVERY_S = 5.0  # of the notice to yield
 
 
 class Suspended(BaseException):
@@ -366,9 +365,6 @@ def _made(kind: type[Exception], content: dict[str, Any]) -> Exception:
         error = kind.__new__(kind, *content["arguments"])
     error.__dict__.update(content["state"] or {})
     return error
-
-
-_READ_EVERY_S = 5.0
 
 
 def preempted() -> bool:

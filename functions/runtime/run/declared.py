@@ -1,9 +1,7 @@
-"""Protocol of declared functions that the catalog, the executor and the workers use.
+"""Protocols of declared functions and of runs that were started, as the catalog, the executor and the workers use them.
 
-`toque.functions.runtime.function.Function` fulfils it; the modules that run functions do not import how they are
-declared.
-
-Protocol of runs that were started and will end, in a thread, a process or on Ray.
+`toque.functions.runtime.function.Function` fulfils the first; the modules that run functions do not import how they are
+declared. A run is in a thread, a process or on Ray.
 """
 
 from __future__ import annotations
@@ -16,6 +14,8 @@ from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources
 from toque.functions.runtime.run.execution import Outcome
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role
+
+R_co = TypeVar("R_co", covariant=True)
 
 
 class DeclaredFunction(Protocol):
@@ -73,9 +73,6 @@ class DeclaredFunction(Protocol):
 
     def submit_json(self, arguments: Mapping[str, Any], *, key: str | None = None) -> Any:
         """Record a durable invocation and return its `Invocation`, a type of the room above this one."""
-
-
-R_co = TypeVar("R_co", covariant=True)
 
 
 @runtime_checkable

@@ -1,12 +1,9 @@
-"""Fork server of local child processes: quick to start, and killed with all that they started.
+"""Runs without a cluster: in a thread, or in a child process where a run must be killed with all that it started.
 
 Forking a process that has threads (Ray, torch) is not safe, and a fresh interpreter takes most of a second to
 import. So one clean interpreter, the fork server, imports the runtime once and forks a child for each job.
-Fork server and children end when their parent does.
-
-Runs without a cluster: a thread, or a child process if the run must be killed at its timeout.
-
-Run in a thread of this process, for what only waits for others: no process has to start, which takes seconds beside serving.
+Fork server and children end when their parent does. What only waits for others runs in a thread: starting a process takes
+seconds beside serving.
 """
 
 from __future__ import annotations
@@ -40,9 +37,7 @@ from toque.functions.runtime.run.interruption import Interruptible
 START_PATIENCE_S = 60.0
 State = Literal["starting", "ready", "busy", "gone", "failed"]  # failed: died before it was ready
 Job = Callable[[], Outcome]
-PREIMPORTED = (
-    "toque.functions."  # modules that start no thread when imported, and so may be imported before a fork
-)
+PREIMPORTED = "toque.functions."  # its modules start no thread, and so may be imported before a fork
 
 
 class Child:
@@ -108,6 +103,97 @@ class Child:
             os.killpg(self._pid, signal.SIGKILL)
         except ProcessLookupError:
             return  # it has ended
+
+
+class LocalRun:
+    """Run in a thread of its own; with `timeout_s` each attempt is a child process that is killed after it."""
+
+    def __init__(
+        self, name: str, job: Job, *, retries: Retries, timeout_s: float | None, module: str = ""
+    ) -> None:
+        self._name = name
+        self._module = module
+        self._job = job
+        self._retries = retries
+        self._timeout_s = timeout_s
+        self._outcome: Outcome | None = None
+        self._child: Child | None = None
+        self._cancelled = threading.Event()
+        self._running = Interruptible()
+        self._thread = threading.Thread(
+            target=contextvars.copy_context().run, args=(self._run,), name=f"function-{name}", daemon=True
+        )
+        self._thread.start()
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the result; see `Future.result`."""
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            raise TimeoutError(f"{self._name} has not ended after {timeout_s} s of waiting; it goes on")
+        if self._outcome is None:
+            raise Cancelled(f"{self._name} was cancelled")
+        return self._outcome.unwrap()
+
+    def done(self) -> bool:
+        """Whether the run has ended; see `Future.done`."""
+        return not self._thread.is_alive()
+
+    def cancel(self) -> None:
+        """Kill the child process, or raise Cancelled in the thread at its next bytecode."""
+        self._cancelled.set()
+        if self._child:
+            self._child.kill()
+        else:
+            self._running.interrupt()
+
+    def _run(self) -> None:
+        try:
+            with self._running:
+                outcome = run_with_retries(self._attempt, retries=self._retries, pause=self._cancelled.wait)
+        except Cancelled:
+            return
+        if not self._cancelled.is_set():
+            self._outcome = outcome
+
+    def _attempt(self) -> Outcome:
+        if self._cancelled.is_set():
+            raise Cancelled(self._name)
+        if self._timeout_s is None:
+            return self._job()
+        try:
+            self._child = Child(self._name, retries=self._retries, module=self._module)
+        except Exception as error:  # noqa: BLE001  # arguments that cannot be pickled, a fork server that cannot start
+            return Outcome.failed(error, retries=ONCE)
+        return self._child.run(self._job).outcome(self._timeout_s)
+
+
+class ThreadRun:
+    """Job in a thread of its own. Nobody can kill it: it ends by the timeouts of what it calls."""
+
+    def __init__(self, name: str, job: Job) -> None:
+        self._job = job
+        self._outcome: Outcome
+        self._thread = threading.Thread(target=self._run, name=f"function-{name}", daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most `timeout_s`; whether the job has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def outcome(self) -> Outcome:
+        """Wait for the job's end and return its outcome."""
+        self._thread.join()
+        return self._outcome
+
+    def kill(self) -> None:
+        """Leave the job to its end."""
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._job()
+        except BaseException as error:  # noqa: BLE001  # told to whoever waits, as of a process that died
+            self._outcome = Outcome.failed(error, retries=ONCE)
 
 
 class _ForkServer:
@@ -247,94 +333,3 @@ def _end_with_parent(wait: Callable[[], Any]) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-class LocalRun:
-    """Run in a thread of its own; with `timeout_s` each attempt is a child process that is killed after it."""
-
-    def __init__(
-        self, name: str, job: Job, *, retries: Retries, timeout_s: float | None, module: str = ""
-    ) -> None:
-        self._name = name
-        self._module = module
-        self._job = job
-        self._retries = retries
-        self._timeout_s = timeout_s
-        self._outcome: Outcome | None = None
-        self._child: Child | None = None
-        self._cancelled = threading.Event()
-        self._running = Interruptible()
-        self._thread = threading.Thread(
-            target=contextvars.copy_context().run, args=(self._run,), name=f"function-{name}", daemon=True
-        )
-        self._thread.start()
-
-    def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the result; see `Future.result`."""
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            raise TimeoutError(f"{self._name} has not ended after {timeout_s} s of waiting; it goes on")
-        if self._outcome is None:
-            raise Cancelled(f"{self._name} was cancelled")
-        return self._outcome.unwrap()
-
-    def done(self) -> bool:
-        """Whether the run has ended; see `Future.done`."""
-        return not self._thread.is_alive()
-
-    def cancel(self) -> None:
-        """Kill the child process, or raise Cancelled in the thread at its next bytecode."""
-        self._cancelled.set()
-        if self._child:
-            self._child.kill()
-        else:
-            self._running.interrupt()
-
-    def _run(self) -> None:
-        try:
-            with self._running:
-                outcome = run_with_retries(self._attempt, retries=self._retries, pause=self._cancelled.wait)
-        except Cancelled:
-            return
-        if not self._cancelled.is_set():
-            self._outcome = outcome
-
-    def _attempt(self) -> Outcome:
-        if self._cancelled.is_set():
-            raise Cancelled(self._name)
-        if self._timeout_s is None:
-            return self._job()
-        try:
-            self._child = Child(self._name, retries=self._retries, module=self._module)
-        except Exception as error:  # noqa: BLE001  # arguments that cannot be pickled, a fork server that cannot start
-            return Outcome.failed(error, retries=ONCE)
-        return self._child.run(self._job).outcome(self._timeout_s)
-
-
-class ThreadRun:
-    """Job in a thread of its own. Nobody can kill it: it ends by the timeouts of what it calls."""
-
-    def __init__(self, name: str, job: Job) -> None:
-        self._job = job
-        self._outcome: Outcome
-        self._thread = threading.Thread(target=self._run, name=f"function-{name}", daemon=True)
-        self._thread.start()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait at most `timeout_s`; whether the job has ended."""
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
-
-    def outcome(self) -> Outcome:
-        """Wait for the job's end and return its outcome."""
-        self._thread.join()
-        return self._outcome
-
-    def kill(self) -> None:
-        """Leave the job to its end."""
-
-    def _run(self) -> None:
-        try:
-            self._outcome = self._job()
-        except BaseException as error:  # noqa: BLE001  # told to whoever waits, as of a process that died
-            self._outcome = Outcome.failed(error, retries=ONCE)

@@ -1,8 +1,6 @@
-"""End of a run that is no longer its invocation's, from another thread of the process that does the work.
+"""Ends of a run from within the process that does the work: at its deadline, or once it is no longer its invocation's.
 
 So it needs no supervisor: whoever started the process may be gone, or no longer lead.
-
-Deadline of a run, enforced inside the process that does the work, so that it needs no supervisor.
 """
 
 from __future__ import annotations
@@ -21,6 +19,8 @@ from typing import Any, TextIO
 
 from toque.functions.runtime.errors import Cancelled, TimedOut
 from toque.functions.runtime.run.execution import run_to_end
+
+GRACE_S = 5.0  # to end after the alarm, before the process is killed
 
 
 class Interruptible:
@@ -72,53 +72,6 @@ def end_process() -> None:
     if os.getpgrp() == os.getpid():  # of a forked child: what it started and left is of its group
         os.killpg(0, signal.SIGKILL)
     os._exit(1)
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    """Find the processes that a process started, and theirs; none where the system does not list them."""
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with suppress(OSError):  # that thread, or the process, has ended
-            for child in map(int, path.read_text().split()):
-                yield from _descendants(child)
-                yield child
-
-
-GRACE_S = 5.0
-
-
-class _Alarm:
-    """Alarm of this process, and the watchdog behind it. devnull: open for as long as the watchdog may write to it."""
-
-    def __init__(self, devnull: TextIO) -> None:
-        self._devnull = devnull
-        self._waited_s = 0.0
-        self._stopped_at: float | None = None
-
-    @property
-    def stopped(self) -> bool:
-        """Whether the alarm is stopped."""
-        return self._stopped_at is not None
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds for which the alarm has been stopped so far."""
-        return self._waited_s + (time.monotonic() - self._stopped_at if self._stopped_at else 0.0)
-
-    def set(self, left_s: float) -> None:
-        """Set the alarm, and the watchdog to go off after it."""
-        self._waited_s, self._stopped_at = self.waited_s, None
-        faulthandler.dump_traceback_later(left_s + GRACE_S, exit=True, file=self._devnull)
-        signal.setitimer(signal.ITIMER_REAL, left_s)
-
-    def stop(self) -> float:
-        """Stop alarm and watchdog; returns the seconds that were left."""
-        left_s, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-        faulthandler.cancel_dump_traceback_later()
-        self._stopped_at = time.monotonic()
-        return left_s
-
-
-_alarm: _Alarm | None = None  # of the run in this process, if it has a time limit
 
 
 def with_deadline(
@@ -181,3 +134,47 @@ def paused() -> Iterator[None]:
 def waited_s() -> float:
     """Return for how long this process's run has waited within `paused`."""
     return 0.0 if _alarm is None else _alarm.waited_s
+
+
+class _Alarm:
+    """Alarm of this process, and the watchdog behind it. devnull: open for as long as the watchdog may write to it."""
+
+    def __init__(self, devnull: TextIO) -> None:
+        self._devnull = devnull
+        self._waited_s = 0.0
+        self._stopped_at: float | None = None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the alarm is stopped."""
+        return self._stopped_at is not None
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds for which the alarm has been stopped so far."""
+        return self._waited_s + (time.monotonic() - self._stopped_at if self._stopped_at else 0.0)
+
+    def set(self, left_s: float) -> None:
+        """Set the alarm, and the watchdog to go off after it."""
+        self._waited_s, self._stopped_at = self.waited_s, None
+        faulthandler.dump_traceback_later(left_s + GRACE_S, exit=True, file=self._devnull)
+        signal.setitimer(signal.ITIMER_REAL, left_s)
+
+    def stop(self) -> float:
+        """Stop alarm and watchdog; returns the seconds that were left."""
+        left_s, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.cancel_dump_traceback_later()
+        self._stopped_at = time.monotonic()
+        return left_s
+
+
+_alarm: _Alarm | None = None  # of the run in this process, if it has a time limit
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Find the processes that a process started, and theirs; none where the system does not list them."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # that thread, or the process, has ended
+            for child in map(int, path.read_text().split()):
+                yield from _descendants(child)
+                yield child

@@ -1,13 +1,10 @@
-"""Logs of durable invocations: lines in the store, written in segments while the run goes on.
+"""Logs of durable invocations: what a run prints and logs, written to the store in segments while it goes on.
 
-Lines are collected for half a second, or 64 KiB, and written as one object. Its name begins with the time of
-writing, so that the segments of every process that worked on an invocation sort into one log. A killed
-process loses the lines since its last segment. A run without output writes nothing.
-
-Capture of what a process prints and logs while it runs a durable invocation.
-
-Standard output and error are replaced by streams that write every line to the original, secrets masked, and
-record it; a logging handler does so from level INFO on. What C code or a subprocess writes is not captured.
+Lines are collected for half a second, or 64 KiB, and written as one object. Its name begins with the time of writing, so that
+the segments of every process that worked on an invocation sort into one log. A killed process loses the lines since its last
+segment. A run without output writes nothing.
+Standard output and error are replaced by streams that write every line to the original, secrets masked, and record it; a
+logging handler does so from level INFO on. What C code or a subprocess writes is not captured.
 """
 
 from __future__ import annotations

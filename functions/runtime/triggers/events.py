@@ -1,15 +1,10 @@
-"""Events published to topics, and their delivery to the functions that subscribe.
+"""Events published to topics, their delivery to the functions that subscribe, and workflows that wait for one.
 
-A topic is a journal. A subscription is a function's `OnEvent` and a cursor. Delivery is at least once, and
-the invocation's key is made of subscription and event number, so the function runs once for each event. Each
-event carries the functions that led to it, and a function does not run on events that it caused itself.
-
-Workflows that wait for an event: a journal of the waiters, and waking them when the event comes.
-
-A waiting workflow is suspended and holds no worker. Each process that delivers events sends the workflow the
-first one that matches, as a signal. Two processes may send it, which gives the same value.
-
-Topics of events: a journal each, and the keys of the latest events.
+A topic is a journal. A subscription is a function's `OnEvent` and a cursor. Delivery is at least once, and the invocation's key
+is made of subscription and event number, so the function runs once for each event. Each event carries the functions that led
+to it, and a function does not run on events that it caused itself.
+A waiting workflow is suspended and holds no worker. Each process that delivers events sends the workflow the first one that
+matches, as a signal. Two processes may send it, which gives the same value.
 """
 
 from __future__ import annotations
@@ -43,6 +38,11 @@ from toque.registry.journal.journal import Journal
 LONGEST_CHAIN = 16
 ROUND_S = 5.0  # for how long one topic is delivered in one round
 REFUSED = "events-refused"
+PATH = "event-waiters"  # journal of the workflows that wait
+CHECK_ENDED_S = 60.0  # between looks which waiting workflows have ended
+Waiters = dict[str, dict[str, Any]]
+KEYS_KEPT = 1024  # of a topic's latest events
+STORE_RESOLUTION = timedelta(seconds=1)  # of the times of objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +133,47 @@ def run_events(used: Context) -> int:
         if any(_topic_reader(used, topic).behind for topic in topics):
             _watch(used).notify()
         return sum(counts[: len(works)])
+
+
+def wait_for_event(
+    topic: str, *, where: Mapping[str, Any] | None = None, timeout_s: float | None = None
+) -> dict[str, Any]:
+    """Wait for the first event of `topic` since this workflow was submitted, and return its payload.
+
+    where: payload fields that must be equal to these values.
+    Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
+    """
+    run, used = require_run("wait_for_event"), context()
+    condition = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
+    name = f"{run.id}/{run.position}"
+
+    def first_event() -> int:
+        journal, submitted_at = run.followed.journal, run.followed.record.submitted_at
+        # The clocks of publisher and submitter may differ; the store has one.
+        stored_at = journal.store.find_modified_at(journal.key(0)) or submitted_at
+        return first_since(topic_of(used, topic), stored_at, by_clock=submitted_at)
+
+    first = run.step("event_since", condition, lambda: with_patience(first_event))
+    signal = f"event {run.position} {topic}"
+    if signal not in run.followed.record.signals:
+        body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
+        with_patience(lambda: _waiters(used).transact(lambda waiting: None if name in waiting else body))
+    found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
+    return found
+
+
+def wake_waiters(used: Context) -> int:
+    """Send waiting workflows the events that have come; returns how many were woken; one read if none waits."""
+    key = (used.store_url, used.actor)
+    if key not in _wakers:
+        _wakers[key] = _Waker(used)
+    return _wakers[key].wake()
+
+
+def topic_of(used: Context, topic: str) -> Fold[dict[str, int]]:
+    """Open the topic called `topic`; its state maps the latest keys to event numbers."""
+    journal = Journal(used.store, f"events/{topic}", actor=used.actor)
+    return Fold(journal, {}, _fold_event, encode=dict, decode=dict)
 
 
 class _TopicReader:
@@ -283,47 +324,6 @@ def _cursor_key(name: str) -> str:
     return f"subscriptions/{name}.json"
 
 
-PATH = "event-waiters"
-CHECK_ENDED_S = 60.0
-
-Waiters = dict[str, dict[str, Any]]
-
-
-def wait_for_event(
-    topic: str, *, where: Mapping[str, Any] | None = None, timeout_s: float | None = None
-) -> dict[str, Any]:
-    """Wait for the first event of `topic` since this workflow was submitted, and return its payload.
-
-    where: payload fields that must be equal to these values.
-    Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
-    """
-    run, used = require_run("wait_for_event"), context()
-    condition = {"topic": topic, "where": dict(OnEvent(topic, where=where or {}).where)}
-    name = f"{run.id}/{run.position}"
-
-    def first_event() -> int:
-        journal, submitted_at = run.followed.journal, run.followed.record.submitted_at
-        # The clocks of publisher and submitter may differ; the store has one.
-        stored_at = journal.store.find_modified_at(journal.key(0)) or submitted_at
-        return first_since(topic_of(used, topic), stored_at, by_clock=submitted_at)
-
-    first = run.step("event_since", condition, lambda: with_patience(first_event))
-    signal = f"event {run.position} {topic}"
-    if signal not in run.followed.record.signals:
-        body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
-        with_patience(lambda: _waiters(used).transact(lambda waiting: None if name in waiting else body))
-    found: dict[str, Any] = wait_for(signal, timeout_s=timeout_s)
-    return found
-
-
-def wake_waiters(used: Context) -> int:
-    """Send waiting workflows the events that have come; returns how many were woken; one read if none waits."""
-    key = (used.store_url, used.actor)
-    if key not in _wakers:
-        _wakers[key] = _Waker(used)
-    return _wakers[key].wake()
-
-
 @dataclass
 class _Waker:
     """Reader of the topics that workflows wait on, in this process."""
@@ -394,16 +394,6 @@ def _fold_entry(waiting: Waiters, entry: Entry) -> Waiters:
     if "wait" in entry.body:
         return waiting | {entry.body["wait"]: entry.body}
     return {name: each for name, each in waiting.items() if name != entry.body["done"]}
-
-
-KEYS_KEPT = 1024
-STORE_RESOLUTION = timedelta(seconds=1)
-
-
-def topic_of(used: Context, topic: str) -> Fold[dict[str, int]]:
-    """Open the topic called `topic`; its state maps the latest keys to event numbers."""
-    journal = Journal(used.store, f"events/{topic}", actor=used.actor)
-    return Fold(journal, {}, _fold_event, encode=dict, decode=dict)
 
 
 def _fold_event(keys: dict[str, int], entry: Entry) -> dict[str, int]:

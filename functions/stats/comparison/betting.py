@@ -1,9 +1,8 @@
-"""Betting confidence sequence for the mean of bounded values, without approximation.
+"""Betting confidence sequences without approximation: for the mean of bounded values, and of paired differences.
 
 For every candidate mean m a gambler bets that values lie above m, and another that they lie below. If m is the mean
 neither can expect to gain, so an m against which one has multiplied the stake by 1/alpha is out.
-
-Always-valid interval for the mean of paired differences, to which pairs without a difference cost nothing.
+To the interval of paired differences, pairs without a difference cost nothing.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ from toque.functions.stats.moments import Floats, as_floats
 
 _BLOCK = 256  # values taken at a time: a block of them times the grid stays in the cache
 _CAUTION = 0.5  # a bet risks at most this share of the capital
+_BETS: Final[Floats] = ((np.arange(48) + 0.5) / 48) ** 2
+"""Shares of the capital that are bet, small ones denser, for small differences."""
+_HALVINGS: Final = 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -143,11 +145,6 @@ def _with_interval(state: BettingCS) -> BettingCS:
         min(1.0, float(state.candidates[left[-1]] + step)),
     )
     return replace(state, mean=mean, lower=low + (high - low) * ends[0], upper=low + (high - low) * ends[1])
-
-
-_BETS: Final[Floats] = ((np.arange(48) + 0.5) / 48) ** 2
-"""Shares of the capital that are bet, small ones denser, for small differences."""
-_HALVINGS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)

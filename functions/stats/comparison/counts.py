@@ -1,9 +1,7 @@
-"""Sequential tests of counts: sample-ratio mismatch, and excess errors of an arm.
+"""Sequential tests of event counts: sample-ratio mismatch, and more or fewer events than a share or a rate explains.
 
-Sequential tests of event counts against one direction: more events than a share or a rate explains, or fewer.
-
-All are mixtures of likelihood ratios with a fixed prior, hence e-values at every look; p is one over them. They take arrays of
-counts, so that a simulation asks the function that decides.
+All are mixtures of likelihood ratios with a fixed prior, hence e-values at every look; p is one over them. Tests against one
+direction take arrays of counts, so that a simulation asks the function that decides.
 """
 
 from __future__ import annotations
@@ -14,6 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from scipy import special
+
+from toque.functions.stats.moments import Floats
+
+_NEAR = 5.0  # weight, in events, of the prior around the null share: quick for a moderate excess
+# alternatives above a rate, as multiples of the odds
+_TIMES = np.array([1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0])
+_PARTS = np.array([0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95])  # alternatives below a rate, as parts of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +97,6 @@ def _checked(
 def _log_beta(alpha: npt.NDArray[np.float64]) -> float:
     """Compute the log of the multivariate beta function."""
     return float(special.gammaln(alpha).sum() - special.gammaln(alpha.sum()))
-
-
-Floats = npt.NDArray[np.float64]
-_NEAR = 5.0  # weight, in events, of the prior around the null share: quick for a moderate excess
-_TIMES = np.array(
-    [1.5, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0]
-)  # alternatives, as multiples of the odds
-_PARTS = np.array([0.0, 0.05, 0.15, 0.3, 0.5, 0.7, 0.85, 0.95])  # alternatives below a rate, as parts of it
 
 
 def excess_p(events: npt.ArrayLike, others: npt.ArrayLike, share: npt.ArrayLike) -> Floats:

@@ -1,9 +1,8 @@
-"""Planner of comparisons: the units and days that one needs, before it starts.
+"""Planner of comparisons: the units and days that one needs, before it starts, and the bounds of a few planned looks.
 
 Everything scales: with the effect measured in standard errors at the size of a single fixed test, when a sequential
 test stops does not depend on the metric. So one simulation of that standard problem answers for every metric.
-
-Group sequential tests: a few planned looks share alpha, at almost the power of a single test.
+Group sequential tests share alpha among a few planned looks, at almost the power of a single test.
 """
 
 import functools
@@ -20,8 +19,12 @@ from toque.functions.stats.comparison.sequential import asymptotic_threshold
 from toque.functions.stats.moments import Floats
 
 _RUNS = 4_000  # simulated experiments: 1.3 % standard error of the power, the same on every call
-_LOOKS = 400
+_LOOKS = 400  # of a simulated experiment
 _LONGEST = 40.0  # times the units of a fixed test
+_NODES = 400  # of the integration over the paths that have not stopped
+_FAR = 9.0  # standard deviations beyond which nothing is left, where a side has no bound
+_Paths = tuple[Floats, Floats]
+"""Points (nodes,) on the scale of the sum, and the probability mass there of paths that have not stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +133,6 @@ def stopping_times(times: npt.NDArray[np.float64], *, drift: float, alpha: float
     return np.where(crossed.any(axis=1), times[crossed.argmax(axis=1)], np.inf)
 
 
-_NODES = 400  # of the integration over the paths that have not stopped
-_FAR = 9.0  # standard deviations beyond which nothing is left, where a side has no bound
-
-
 @dataclass(frozen=True, slots=True)
 class GroupSequentialBounds:
     """Bounds of z at each planned look; |z| at or beyond one rejects. Iterates and indexes as its bounds.
@@ -190,10 +189,6 @@ def group_sequential_bounds(
         paths = _going_on(paths, step, t, bound, sides)
         before = (t, total)
     return GroupSequentialBounds(tuple(bounds), tuple(fractions), tuple(spent), alpha, sides)
-
-
-_Paths = tuple[Floats, Floats]
-"""Points (nodes,) on the scale of the sum, and the probability mass there of paths that have not stopped."""
 
 
 def _bound(paths: _Paths | None, step: float, t: float, spend: float, sides: int) -> float:

@@ -1,10 +1,7 @@
-"""Comparisons that are valid at every look: the asymptotic confidence sequence and the normal mixture.
+"""Comparisons that are valid at every look, and the effects that they take: estimates with standard errors.
 
 Symbols: N units of both arms together; ρ² sets where the sequence is tightest; t = N·ρ²; S² = Δ²·N/SE².
-
-Effects of a treatment: estimates with standard errors, from moments that pool.
-
-Every function returns an `Effect`, which any always-valid test takes: `asymptotic_cs(cuped(control, treatment))`.
+Every estimate is an `Effect`, from moments that pool: `asymptotic_cs(cuped(control, treatment))`.
 A side with fewer than two units gives an effect that is not *sufficient*: an answer, from which nothing follows.
 """
 
@@ -22,6 +19,7 @@ from scipy import special
 from toque.functions.stats.moments import Floats, as_comoments, as_floats, as_moments
 
 _FEWEST = 2  # units of an arm from which a variance can be estimated
+Alternative = Literal["two-sided", "greater", "less"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,9 +193,6 @@ def _refuse_late(covariate_until: datetime | None, exposed_from: datetime | None
             f"the covariate was measured until {covariate_until}, after exposure began at {exposed_from}: the treatment "
             "may have changed it; use what was known before"
         )
-
-
-Alternative = Literal["two-sided", "greater", "less"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,9 @@
 The name is a digest of data, settings and code. So a training needs no record of having been begun: whatever starts the same one
 again, the worker group, the durable function or a person, goes on after its last checkpoint. The number of workers is not part
 of the name: a training may resume with fewer, or more.
-
 The last entry of the journal names the checkpoints that count, the newest last. A worker that was thought dead cannot commit:
 another one has taken the number of its entry. What a kill leaves is objects that no entry names, which the next start deletes.
-
-Index of a checkpoint as JSON: which bytes of which file hold which part of which tensor, and the digests of the bytes.
-
-Torch's own index is a pickle, which may run anything when it is read.
+The index of a checkpoint is JSON, since torch's own is a pickle, which may run anything when it is read.
 """
 
 from __future__ import annotations
@@ -36,6 +32,7 @@ from toque.functions.training.params import RecipeParams, TabularParams, digest_
 from toque.registry import Journal, ObjectStore
 
 _ACTOR = "training"
+_DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +167,6 @@ class Checkpoints:
 def retention_of(params: TabularParams | RecipeParams) -> Retention:
     """How many checkpoints the settings of a training keep."""
     return Retention(params.keep_last, params.keep_best)
-
-
-_DTYPES = {str(each): each for each in vars(torch).values() if isinstance(each, torch.dtype)}
 
 
 @dataclass(frozen=True, slots=True)

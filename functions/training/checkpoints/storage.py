@@ -1,6 +1,4 @@
-"""Storage of torch's distributed checkpoints in the object store: a file for each worker, read by the ranges that are needed.
-
-Uploads of a checkpoint's parts, which leave interpreter and processors of the training to its steps.
+"""Storage of torch's distributed checkpoints in the object store: a file for each worker, read by the ranges needed.
 
 A client of S3 runs much Python, in threads that wait for the interpreter as the steps do: a step beside an upload within the
 process took up to 1.6 times as long. So a large part goes through a process of its own, which reads it from a pipe, hashes and
@@ -45,6 +43,10 @@ from toque.registry import ObjectStore, Unavailable
 
 _READERS = 8  # requests of a worker at a time
 Commit = Callable[[Index], None]
+APART_FROM_BYTES = 64 << 20
+"""Size from which a part is worth a process, which takes a second or two of a processor to start."""
+_PROGRAM = Path(__file__).with_name("uploader.py")
+_SENT_BYTES = 1 << 20  # at a time
 
 
 class CheckpointDamaged(TrainingError):  # noqa: N818 - as in `toque.registry.errors`
@@ -193,13 +195,6 @@ def _bytes_of(planner: SavePlanner, item: WriteItem) -> memoryview:
 
 def _as_tensor(data: bytearray, dtype: torch.dtype, size: torch.Size) -> Tensor:
     return torch.frombuffer(data, dtype=dtype).reshape(size) if data else torch.empty(size, dtype=dtype)
-
-
-APART_FROM_BYTES = 64 << 20
-"""Size from which a part is worth a process, which takes a second or two of a processor to start."""
-
-_PROGRAM = Path(__file__).with_name("uploader.py")
-_SENT_BYTES = 1 << 20  # at a time
 
 
 class Pace:

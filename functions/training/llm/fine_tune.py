@@ -1,13 +1,10 @@
-"""The function that fine-tunes a language model, all weights or adapters, and its trainer; known without torch.
-
-What fine-tunes of any network of `transformers` share: the version they begin with, adapters, and settings; known without torch.
-"""
+"""The function that fine-tunes a language model, all weights or adapters, and its trainer; known without torch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,14 +15,10 @@ from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.request import SlowPolicy, Workers, workers_demand
+from toque.functions.training.request import SlowPolicy, TrainingRequest, Workers, workers_demand
 from toque.functions.training.splits import Split
 from toque.functions.training.trainer import Trained, Trainer
 from toque.registry import TableSnapshot
-
-if TYPE_CHECKING:
-    from toque.functions.training.request import TrainingRequest
-
 
 _BASE = re.compile(r"(.+)@(\d+)")
 _SETTINGS = RecipeParams.model_fields.keys() - {"seed"}  # which is of the trainer too, for the rows

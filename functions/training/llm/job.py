@@ -1,8 +1,7 @@
-"""Fine-tuning of a language model: trained here or on the cluster, merged, and written as a Hugging Face folder.
+"""Fine-tuning of a language model, also by preferences: trained here or on the cluster, merged, written as a folder.
 
-Pairs of answers of which one is preferred, and the loss that makes the model prefer it too (DPO).
-
-Source: Rafailov et al., Direct Preference Optimization, 2023.
+The folder is one of Hugging Face. Pairs of answers of which one is preferred are learnt by the loss of DPO (Rafailov et al.,
+Direct Preference Optimization, 2023).
 """
 
 from __future__ import annotations
@@ -51,13 +50,14 @@ from toque.functions.training.splits import held_out_rows
 from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
 
-_PARITY_ATOL = 1e-3
+_PARITY_ATOL = 1e-3  # between answers with merged adapters and with separate ones
 _logger = logging.getLogger(__name__)
 _TEXT = {"datatype": "BYTES", "shape": [-1, 1]}
 SIGNATURE = Signature(
     inputs=[TensorSpec.model_validate({"name": "prompt", **_TEXT})],
     outputs=[TensorSpec.model_validate({"name": "text", **_TEXT})],
 )
+Pair = tuple[Tokens, Tokens]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +234,6 @@ def base_folder(registry: Registry, spec: Tuner) -> Iterator[Path]:
         folder = Path(place) / "base"
         registry.download(name, version, to=folder)
         yield folder
-
-
-Pair = tuple[Tokens, Tokens]
 
 
 def pair_of(tokenizer: Tokenizer, conversation: str, chosen: str, rejected: str) -> Pair:

@@ -1,6 +1,4 @@
-"""Networks of Hugging Face folders, language models and classifiers of texts: built without weights, with adapters or without, and filled from safetensors by rows.
-
-Weights of a Hugging Face folder, read by rows from its safetensors.
+"""Networks of Hugging Face folders: built without weights, with or without adapters, filled from safetensors by rows.
 
 `safetensors.safe_open` maps a whole file as private memory that may be written. None of it is touched, but all of it counts where
 memory is limited by what a process may ask for (`RLIMIT_DATA`, `vm.overcommit_memory=2`): a worker that could hold its shard
@@ -29,77 +27,8 @@ from toque.functions.training.loop.first_weights import Initialised, Rows, reset
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class WeightFile:
-    """One file of safetensors, whose header is read once."""
-
-    path: Path
-
-    def shape(self, name: str) -> list[int]:
-        """Whole shape of a weight. Raises: TrainingDataError."""
-        return [*self._header.tensors[name].shape]
-
-    def names(self) -> list[str]:
-        """Names of the weights in the file. Raises: TrainingDataError."""
-        return [*self._header.tensors]
-
-    def whole(self, name: str) -> Tensor:
-        """Read all rows of a weight. Raises: TrainingDataError."""
-        return self.rows(name, range(next(iter(self.shape(name)), 1)))
-
-    def rows(self, name: str, rows: range) -> Tensor:
-        """Read some rows of a weight, all of one without dimensions. Raises: TrainingDataError."""
-        said, shape = self._header.tensors[name], self.shape(name)
-        if said.dtype not in _DTYPES:
-            raise TrainingDataError(
-                f"{self.path.name}: weight {name!r} is {said.dtype}; give a base in {', '.join(_DTYPES)}"
-            )
-        begin, end = said.data_offsets
-        size = [len(rows), *shape[1:]] if shape else []
-        part = torch.empty(size, dtype=_DTYPES[said.dtype])
-        row_bytes = (end - begin) // shape[0] if shape and shape[0] else 0
-        if part.numel():
-            with self.path.open("rb") as file:
-                file.seek(self._header.data_at + begin + rows.start * row_bytes)
-                self._fill(file, part, name)
-        return part
-
-    def _fill(self, file: BinaryIO, part: Tensor, name: str) -> None:
-        wanted = memoryview(part.reshape(-1).view(torch.uint8).numpy().data)
-        if (got := file.readinto(wanted)) != len(wanted):  # type: ignore[attr-defined]  # a file on a disk has it
-            raise TrainingDataError(
-                f"{self.path.name} ends {len(wanted) - got} bytes too early, within weight {name!r}: register the base again"
-            )
-
-    @cached_property
-    def _header(self) -> SafetensorsHeader:
-        try:
-            return read_header(self.path)
-        except GenerativeError as error:
-            raise TrainingDataError(str(error)) from error
-
-
-def weight_files(folder: Path) -> dict[str, WeightFile]:
-    """Find the file of each weight in a Hugging Face folder, by name. Raises: TrainingDataError."""
-    index = folder / _INDEX
-    if index.exists():
-        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        files = {file: WeightFile(folder / file) for file in set(names.values())}
-        return {name: files[file] for name, file in names.items()}
-    if not (folder / _SINGLE).exists():
-        raise TrainingDataError(f"the base has neither {_SINGLE} nor {_INDEX}: give a Hugging Face folder")
-    single = WeightFile(folder / _SINGLE)
-    return dict.fromkeys(single.names(), single)
-
-
-_ADAPTED = (
-    "base_model.model.",
-    "base_layer.",
-    "modules_to_save.default.",
-    "original_module.",
-)  # what adapters put into the names of the weights that they adapt, or learn whole
+# what adapters put into the names of the weights that they adapt, or learn whole
+_ADAPTED = ("base_model.model.", "base_layer.", "modules_to_save.default.", "original_module.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,3 +172,66 @@ def _adapter(path: str) -> Any:
             nn.init.zeros_(module.weight)  # type: ignore[arg-type]  # the same
 
     return initialise
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """One file of safetensors, whose header is read once."""
+
+    path: Path
+
+    def shape(self, name: str) -> list[int]:
+        """Whole shape of a weight. Raises: TrainingDataError."""
+        return [*self._header.tensors[name].shape]
+
+    def names(self) -> list[str]:
+        """Names of the weights in the file. Raises: TrainingDataError."""
+        return [*self._header.tensors]
+
+    def whole(self, name: str) -> Tensor:
+        """Read all rows of a weight. Raises: TrainingDataError."""
+        return self.rows(name, range(next(iter(self.shape(name)), 1)))
+
+    def rows(self, name: str, rows: range) -> Tensor:
+        """Read some rows of a weight, all of one without dimensions. Raises: TrainingDataError."""
+        said, shape = self._header.tensors[name], self.shape(name)
+        if said.dtype not in _DTYPES:
+            raise TrainingDataError(
+                f"{self.path.name}: weight {name!r} is {said.dtype}; give a base in {', '.join(_DTYPES)}"
+            )
+        begin, end = said.data_offsets
+        size = [len(rows), *shape[1:]] if shape else []
+        part = torch.empty(size, dtype=_DTYPES[said.dtype])
+        row_bytes = (end - begin) // shape[0] if shape and shape[0] else 0
+        if part.numel():
+            with self.path.open("rb") as file:
+                file.seek(self._header.data_at + begin + rows.start * row_bytes)
+                self._fill(file, part, name)
+        return part
+
+    def _fill(self, file: BinaryIO, part: Tensor, name: str) -> None:
+        wanted = memoryview(part.reshape(-1).view(torch.uint8).numpy().data)
+        if (got := file.readinto(wanted)) != len(wanted):  # type: ignore[attr-defined]  # a file on a disk has it
+            raise TrainingDataError(
+                f"{self.path.name} ends {len(wanted) - got} bytes too early, within weight {name!r}: register the base again"
+            )
+
+    @cached_property
+    def _header(self) -> SafetensorsHeader:
+        try:
+            return read_header(self.path)
+        except GenerativeError as error:
+            raise TrainingDataError(str(error)) from error
+
+
+def weight_files(folder: Path) -> dict[str, WeightFile]:
+    """Find the file of each weight in a Hugging Face folder, by name. Raises: TrainingDataError."""
+    index = folder / _INDEX
+    if index.exists():
+        names: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        files = {file: WeightFile(folder / file) for file in set(names.values())}
+        return {name: files[file] for name, file in names.items()}
+    if not (folder / _SINGLE).exists():
+        raise TrainingDataError(f"the base has neither {_SINGLE} nor {_INDEX}: give a Hugging Face folder")
+    single = WeightFile(folder / _SINGLE)
+    return dict.fromkeys(single.names(), single)

@@ -1,8 +1,7 @@
 """Keeping of a training's state: checkpoints beside the steps, and resumption from the newest whole one on all workers.
 
-Pulse of a worker group: about once a second all workers agree whether to go on, to save, or to save and rest.
-
-Handling of Ctrl-C while Ray trains: the caller gets its KeyboardInterrupt, and its own handler back.
+About once a second all workers agree whether to go on, to save, or to save and rest. At Ctrl-C while Ray trains, the caller gets
+its KeyboardInterrupt, and its own handler back.
 """
 
 from __future__ import annotations
@@ -32,11 +31,16 @@ from toque.functions.training.errors import TrainingError
 from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.params import Settings
 
-_EVERY_S = 1.0
-_MOST_STEPS = 1_000_000
+_AGREE_EVERY_S = 1.0  # on what is next
+_MOST_STEPS = 1_000_000  # between two agreements
 Beat = Literal["go on", "save", "rest"]
 Notice = Callable[[], bool]
 """Whether the machine of this worker will be taken soon; all workers ask alike."""
+_WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
+_MOST_WRITING_S = 300.0  # well within what a worker with a smaller part waits for the others
+_logger = logging.getLogger(__name__)
+# one process is what was asked for
+warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,21 +95,17 @@ class Pulse:
         shared = torch.tensor(own, dtype=torch.float64, device=self._group.device)
         total_s, save, rest = self._group.all_reduce_sum(shared).tolist()
         mean_s = max(total_s / self._group.size, 1e-9)
-        self._next, self._steps, self._asked_at = min(_MOST_STEPS, max(1, round(_EVERY_S / mean_s))), 0, now
+        self._next, self._steps, self._asked_at = (
+            min(_MOST_STEPS, max(1, round(_AGREE_EVERY_S / mean_s))),
+            0,
+            now,
+        )
         return "rest" if rest else "save" if save else "go on"
 
 
 def cadence_of(settings: Settings) -> Cadence:
     """When the settings of a training want checkpoints within an epoch."""
     return Cadence(settings.checkpoint_steps, settings.checkpoint_s)
-
-
-_WRITING_SHARE = 0.25  # of an interval, at the end of which another checkpoint is written
-_MOST_WRITING_S = 300.0  # well within what a worker with a smaller part waits for the others
-_logger = logging.getLogger(__name__)
-warnings.filterwarnings(
-    "ignore", "torch.distributed is disabled", UserWarning
-)  # one process is what was asked for
 
 
 class Resting(TrainingError):  # noqa: N818 - says what happens

@@ -1,14 +1,11 @@
-"""Process groups of a training: one process, workers with the whole model each, or workers with a shard each.
+"""Process groups of a training: one process, or workers with the whole model, a shard of it, or split layers each.
 
-What a process does with host memory that its tensors have freed: it keeps it for the next step, or gives it back at once.
-
-Both by `mallopt` of glibc (its manual, "Malloc Tunable Parameters"); other C libraries are left as they are.
-
-Workers on a mesh of two dimensions: along one they split each layer (tensor parallel), along the other the rows (FSDP2).
-
-A layer that is too large for one worker, or whose pass takes too long, is split within: the first matrix of a pair by its outputs,
-the second by its inputs, so that the pair needs one sum over the workers. torch does it (`parallelize_module`); the network says
-which matrices are which: a `transformers` one by its own plan, a recipe's by an attribute `layer_split`.
+Layers are split on a mesh of two dimensions: along one workers split each layer (tensor parallel), along the other the rows
+(FSDP2). The first matrix of a pair is split by its outputs, the second by its inputs, so that the pair needs one sum over the
+workers. torch does it (`parallelize_module`); the network says which matrices are which: a `transformers` one by its own plan, a
+recipe's by an attribute `layer_split`.
+Host memory that tensors have freed is kept for the next step, or given back at once, by `mallopt` of glibc (its manual, "Malloc
+Tunable Parameters"); other C libraries are left as they are.
 """
 
 from __future__ import annotations
@@ -35,6 +32,17 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+_C = ctypes.CDLL(None)
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+_NEVER_TRIM, _MIB = -1, 1 << 20
+_MOST_MMAP_THRESHOLD = 32 * _MIB  # larger blocks go back to the system in any case
+_THREAD_HEAP = 64 * _MIB  # memory of a thread is kept in heaps of this size
+_DEFAULT_THRESHOLD = _DEFAULT_PAD = 128 << 10  # of malloc
+_lock = threading.Lock()
+_keeping = 0  # contexts that keep freed memory now
+Side = Literal["colwise", "rowwise"]
+"""By which side a matrix is split: by its outputs, or by its inputs; their names are those of torch."""
+_HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
 class ProcessGroup(Protocol):
@@ -267,67 +275,6 @@ class ShardedGroup(ReplicatedGroup):
         return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-@cache
-def _on_host(mesh: DeviceMesh) -> DeviceMesh:
-    """Mesh of the same workers whose tensors lie in host memory; they are saved and read, and never computed with."""
-    from torch.distributed.device_mesh import DeviceMesh  # late: needed to split a model only
-
-    if mesh.device_type == "cpu":
-        return mesh
-    return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names, _init_backend=False)
-
-
-_C = ctypes.CDLL(None)
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
-_NEVER, _MIB = -1, 1 << 20
-_MOST_MMAP_THRESHOLD = 32 * _MIB  # larger blocks go back to the system in any case
-_THREAD_HEAP = 64 * _MIB  # memory of a thread is kept in heaps of this size
-_DEFAULT_THRESHOLD = _DEFAULT_PAD = 128 << 10
-_lock = threading.Lock()
-_keeping = 0
-
-
-def return_freed_memory() -> None:
-    """Give freed tensors back to the system from now on: by default glibc comes to keep blocks of up to 32 MiB, and so gathered layers."""
-    _set(_MMAP_THRESHOLD, _DEFAULT_THRESHOLD)
-
-
-@contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep what a step frees for the next one; at the end of the last such context all of it goes back.
-
-    By default glibc gives back the free end of its heap, and a thread's heaps as they empty. Whether gradients are such an end is
-    chance: what a checkpoint leaves in memory decides it. Then the kernel has to clear their pages anew in each step, which took
-    .4 s for .7 GiB.
-    """
-    global _keeping  # noqa: PLW0603 - the allocator is the process's own, too
-    with _lock:
-        _keeping += 1
-        _set(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
-        _set(_TRIM_THRESHOLD, _NEVER)
-        _set(_TOP_PAD, _THREAD_HEAP)  # a heap that empties stays if this much is not left before it
-    try:
-        yield
-    finally:
-        with _lock:
-            _keeping -= 1
-            if not _keeping:
-                _set(_TRIM_THRESHOLD, 2 * _MOST_MMAP_THRESHOLD)  # where glibc's own adaption ends
-                _set(_TOP_PAD, _DEFAULT_PAD)
-                if trim := getattr(_C, "malloc_trim", None):
-                    trim(ctypes.c_size_t(0))
-
-
-def _set(parameter: int, value: int) -> None:
-    if mallopt := getattr(_C, "mallopt", None):
-        mallopt(parameter, value)
-
-
-Side = Literal["colwise", "rowwise"]
-"""By which side a matrix is split: by its outputs, or by its inputs; their names are those of torch."""
-_HEADS = ("num_attention_heads", "num_key_value_heads")
-
-
 class LayerSplitGroup(ShardedGroup):
     """Processes of which `tensor` neighbours split each layer, and the rest of the weights and the rows are split over all.
 
@@ -372,6 +319,16 @@ class LayerSplitGroup(ShardedGroup):
                 self._layers["rows"] if any(isinstance(each, DTensor) for each in own) else self._mesh
             )
         return found
+
+
+@cache
+def _on_host(mesh: DeviceMesh) -> DeviceMesh:
+    """Mesh of the same workers whose tensors lie in host memory; they are saved and read, and never computed with."""
+    from torch.distributed.device_mesh import DeviceMesh  # late: needed to split a model only
+
+    if mesh.device_type == "cpu":
+        return mesh
+    return DeviceMesh("cpu", mesh.mesh, mesh_dim_names=mesh.mesh_dim_names, _init_backend=False)
 
 
 def layer_split(net: nn.Module, workers: int) -> dict[str, Side]:
@@ -425,3 +382,39 @@ def _check_heads(net: nn.Module, workers: int) -> None:
             raise TrainingError(
                 f"tensor={workers}: the network has {name}={heads}, which so many workers do not share evenly; give a divisor"
             )
+
+
+def return_freed_memory() -> None:
+    """Give freed tensors back to the system from now on: by default glibc comes to keep blocks of up to 32 MiB, and so gathered layers."""
+    _set(_MMAP_THRESHOLD, _DEFAULT_THRESHOLD)
+
+
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep what a step frees for the next one; at the end of the last such context all of it goes back.
+
+    By default glibc gives back the free end of its heap, and a thread's heaps as they empty. Whether gradients are such an end is
+    chance: what a checkpoint leaves in memory decides it. Then the kernel has to clear their pages anew in each step, which took
+    .4 s for .7 GiB.
+    """
+    global _keeping  # noqa: PLW0603 - the allocator is the process's own, too
+    with _lock:
+        _keeping += 1
+        _set(_MMAP_THRESHOLD, _MOST_MMAP_THRESHOLD)
+        _set(_TRIM_THRESHOLD, _NEVER_TRIM)
+        _set(_TOP_PAD, _THREAD_HEAP)  # a heap that empties stays if this much is not left before it
+    try:
+        yield
+    finally:
+        with _lock:
+            _keeping -= 1
+            if not _keeping:
+                _set(_TRIM_THRESHOLD, 2 * _MOST_MMAP_THRESHOLD)  # where glibc's own adaption ends
+                _set(_TOP_PAD, _DEFAULT_PAD)
+                if trim := getattr(_C, "malloc_trim", None):
+                    trim(ctypes.c_size_t(0))
+
+
+def _set(parameter: int, value: int) -> None:
+    if mallopt := getattr(_C, "mallopt", None):
+        mallopt(parameter, value)

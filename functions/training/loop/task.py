@@ -1,6 +1,6 @@
 """Learning tasks as the training loop sees them: numbered rows that become batches, and a loss.
 
-Rows of a sharded set of samples as the training loop reads them: in the order of the set's shuffle, a step ahead.
+Rows of a sharded set of samples are read in the order of the set's shuffle, a step ahead.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from toque.functions.training_data.stream import Decode
 
 Batch = tuple[Tensor, ...]
 _SEED_STRIDE = 1_000
+_AHEAD = 3  # steps that are kept: the one that is computed, those that are read
+_FETCHED_AHEAD = 65_536  # places of the order whose shards are fetched
+_PIECES = 4  # of a step that is decoded, for each thread
+Collate = Callable[[dict[str, Values]], Batch]
+"""Makes tensors of the fields of several samples; fixed types, each of as many rows as there are samples."""
 
 
 class LearningTask(Protocol):
@@ -114,11 +119,43 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return seed * _SEED_STRIDE + epoch
 
 
-_AHEAD = 3  # steps that are kept: the one that is computed, those that are read
-_FETCHED_AHEAD = 65_536  # places of the order whose shards are fetched
-_PIECES = 4  # of a step that is decoded, for each thread
-Collate = Callable[[dict[str, Values]], Batch]
-"""Makes tensors of the fields of several samples; fixed types, each of as many rows as there are samples."""
+@dataclass(frozen=True, slots=True)
+class SampleTask(CountedRows):
+    """Learning task on sharded sets of samples, for recipes: rows to learn from, rows held out, and the loss of a batch.
+
+    objective: the loss of each row (rows,) of a batch; row_units: units in a row, such as {"tokens": 128}.
+    """
+
+    train: SampleReader
+    valid: SampleReader
+    objective: Callable[[nn.Module, Batch], Tensor]
+    row_units: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units in a row, such as tokens."""
+        return self.row_units
+
+    def order(self, seed: int, epoch: int) -> Order:
+        """Order of the training rows in an epoch."""
+        return self.train.order(seed, epoch)
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Begin to read the training rows of a step to come."""
+        self.train.prefetch(rows)
+
+    def train_batch(self, rows: Tensor) -> Batch:
+        """Read training rows as tensors, in order."""
+        return self.train.batch(rows)
+
+    def valid_batch(self, rows: Tensor) -> Batch:
+        """Read validation rows as tensors, in order."""
+        return self.valid.batch(rows)
+
+    def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
+        """Mean of the rows' losses, or their sum."""
+        losses = self.objective(module, batch)
+        return losses.mean() if reduction == "mean" else losses.sum()
 
 
 @dataclass(slots=True)
@@ -207,42 +244,3 @@ class _EpochRows:
             begin, self._fetched = self._fetched, max(self._fetched, stop) + _FETCHED_AHEAD
             self._rows.fetch(self._order.stretch(begin, self._fetched))
         return torch.from_numpy(self._order.stretch(start, stop))
-
-
-@dataclass(frozen=True, slots=True)
-class SampleTask(CountedRows):
-    """Learning task on sharded sets of samples, for recipes: rows to learn from, rows held out, and the loss of a batch.
-
-    objective: the loss of each row (rows,) of a batch; row_units: units in a row, such as {"tokens": 128}.
-    """
-
-    train: SampleReader
-    valid: SampleReader
-    objective: Callable[[nn.Module, Batch], Tensor]
-    row_units: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Units in a row, such as tokens."""
-        return self.row_units
-
-    def order(self, seed: int, epoch: int) -> Order:
-        """Order of the training rows in an epoch."""
-        return self.train.order(seed, epoch)
-
-    def prefetch(self, rows: Tensor) -> None:
-        """Begin to read the training rows of a step to come."""
-        self.train.prefetch(rows)
-
-    def train_batch(self, rows: Tensor) -> Batch:
-        """Read training rows as tensors, in order."""
-        return self.train.batch(rows)
-
-    def valid_batch(self, rows: Tensor) -> Batch:
-        """Read validation rows as tensors, in order."""
-        return self.valid.batch(rows)
-
-    def loss(self, module: nn.Module, batch: Batch, *, reduction: str = "mean") -> Tensor:
-        """Mean of the rows' losses, or their sum."""
-        losses = self.objective(module, batch)
-        return losses.mean() if reduction == "mean" else losses.sum()

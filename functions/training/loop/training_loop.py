@@ -1,9 +1,8 @@
 """The training loop of any network on any data: large batches, AdamW under one cycle, the best epoch kept.
 
 One loop serves a single process and each of several workers. Every worker draws the same permutation and takes its rows of
-each batch, so N workers take the steps that one would take, up to rounding.
-
-How a network's steps are computed: compiled by torch, or with activations computed again. Weights and their names stay the same.
+each batch, so N workers take the steps that one would take, up to rounding. Steps may be compiled by torch, or compute
+activations again; weights and their names stay the same.
 """
 
 from __future__ import annotations
@@ -46,8 +45,6 @@ _logger = logging.getLogger(__name__)
 _RANK_STRIDE = 1_000_003  # so that no two workers share a random stream
 _STEP_STRIDE, _SEEDS = 10_000_019, 1 << 63
 _MOST_SKIPPED = 10  # steps in a row
-
-
 OnStep = Callable[[], None]
 
 
@@ -349,9 +346,8 @@ def train(
     keeper: writes checkpoints, from which an interrupted training resumes.
     Raises: TrainingDiverged if a loss stops being a number; Resting if a machine will be taken; what a checkpoint raised.
     """
-    from toque.functions.training.loop.keeping import (
-        Keeper,  # late: trials of sweeps start a second sooner without
-    )
+    # late: trials of sweeps start a second sooner without
+    from toque.functions.training.loop.keeping import Keeper
 
     keeper = keeper or Keeper(group, None)
     with group.memory():

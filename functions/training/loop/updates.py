@@ -1,7 +1,4 @@
-"""Updates of a network's weights: clipped gradients, the optimizer and the schedule of its learning rate, resumable.
-
-Optimizers, schedules and losses of torch, made from their names and arguments.
-"""
+"""Updates of a network's weights: clipped gradients, with optimizer, schedule and loss of torch by name, resumable."""
 
 from __future__ import annotations
 
@@ -21,7 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.params import Named, Settings
 
-_RISE = 0.25
+_RISE = 0.25  # part of one cycle in which the learning rate rises
+T = TypeVar("T")
+_LENGTHS = ("total_steps", "T_max")  # arguments of schedules that mean the number of all steps
+_FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}  # that torch computes in one kernel
 
 
 class Updates:
@@ -142,39 +142,6 @@ def one_cycle(step: int, total: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, (step - rise) / max(1, total - rise))))
 
 
-def _by_mesh(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
-    """Weights that are split over the same workers, together."""
-    found: dict[Any, list[nn.Parameter]] = {}
-    for weight in weights:
-        found.setdefault(getattr(weight, "device_mesh", None), []).append(weight)
-    return list(found.values())
-
-
-def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups of the optimizer: weights decay, biases do not."""
-    parameters = [p for p in net.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
-def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Part of a state that is JSON; the rest is made anew."""
-    found = {}
-    for name, value in state.items():
-        try:
-            found[name] = json.loads(json.dumps(value))
-        except TypeError:
-            continue
-    return found
-
-
-T = TypeVar("T")
-_LENGTHS = ("total_steps", "T_max")  # arguments of schedules that mean the number of all steps
-_FUSED = {"Adam", "AdamW", "SGD", "Adagrad"}
-
-
 def new_optimizer(
     chosen: Named, groups: Iterable[Mapping[str, Any]], *, lr: float, weight_decay: float
 ) -> optim.Optimizer:
@@ -225,6 +192,34 @@ def new_loss(chosen: Named, *, reduction: str = "mean") -> nn.Module:
         raise TrainingDataError(f"loss={chosen.name!r} is no loss of torch.nn: choose one such as 'MSELoss'")
     arguments = {name: _tensor(value) for name, value in chosen.arguments.items()}
     return cast("nn.Module", _made(kind, chosen, "loss", **{**arguments, "reduction": reduction}))
+
+
+def _by_mesh(weights: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Weights that are split over the same workers, together."""
+    found: dict[Any, list[nn.Parameter]] = {}
+    for weight in weights:
+        found.setdefault(getattr(weight, "device_mesh", None), []).append(weight)
+    return list(found.values())
+
+
+def _groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups of the optimizer: weights decay, biases do not."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _plain(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Part of a state that is JSON; the rest is made anew."""
+    found = {}
+    for name, value in state.items():
+        try:
+            found[name] = json.loads(json.dumps(value))
+        except TypeError:
+            continue
+    return found
 
 
 def _tensor(value: Any) -> Any:

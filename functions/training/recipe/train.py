@@ -1,12 +1,7 @@
-"""The function that trains a user's own network, described by a recipe of the project.
+"""The function that trains a user's own network, its trainer, and recipes: classes of a project that describe one.
 
-Processes that never train know the function too; `recipe.job`, which needs torch, is imported when a network is trained.
-
-Trainer of a user's own network, described by a recipe of the project.
-
-Recipes of a project, each a class that names a network and the task it learns.
-
-A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`.
+A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`. Processes that never train know the
+function too; `recipe.job`, which needs torch, is imported when a network is trained.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.request import SlowPolicy, Workers, workers_demand
+from toque.functions.training.request import SlowPolicy, TrainingRequest, Workers, workers_demand
 from toque.functions.training.trainer import Trained, Trainer
 from toque.registry.models import Signature
 
@@ -37,7 +32,6 @@ if TYPE_CHECKING:
 
     from toque.functions.training.loop.first_weights import FirstWeights
     from toque.functions.training.loop.task import LearningTask
-    from toque.functions.training.request import TrainingRequest
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)

@@ -1,8 +1,7 @@
 """Fitting of the tabular network: from a table of examples to a calibrated scorer, without registry or run.
 
-Torch module that is exported: preprocessing, network and calibration in one graph.
-
-Warm starts of a training, which begins with network, preprocessing and target of a registered version.
+The scorer is the torch module that is exported: preprocessing, network and calibration in one graph. A warm start begins with
+network, preprocessing and target of a registered version.
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ if TYPE_CHECKING:
 
 _SHAPE = ("task", "hidden", "embedding_dim", "bins")  # settings that the shapes of the weights follow from
 _PREPROCESSING = ("center", "inverse_scale", "left", "inverse_width", "vocabulary")
+_SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,20 +113,6 @@ def load_warm_start(
     return WarmStart(version, weights, description.get("target", {}))
 
 
-def _description(path: Path, name: str) -> tuple[dict[str, Any], TabularParams]:
-    if not path.is_file():
-        raise TrainingDataError(
-            f"{name} has no {path.name}: a warm start needs a version that train_tabular made"
-        )
-    description: dict[str, Any] = json.loads(path.read_text())
-    try:
-        return description, TabularParams.model_validate(description["params"])
-    except (KeyError, ValidationError) as error:
-        raise TrainingDataError(
-            f"{path.name} of {name} is not one that train_tabular wrote: {error}"
-        ) from error
-
-
 class TabularScorer(nn.Module):
     """Module from raw rows to calibrated answers, which is exported and served."""
 
@@ -141,9 +127,6 @@ class TabularScorer(nn.Module):
         """Compute answers (rows, outputs) float32 from `numeric` (rows, F) float32, `categorical` (rows, C) int64."""
         scaled, missing, category = self.net.preprocessing(numeric, categorical)
         return self.target.answer(self.net(scaled, missing, category) * self.inverse_temperature)
-
-
-_SCORING_ROWS = 16_384  # rows scored at once: few enough for the cache of a core
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,31 +195,6 @@ def prepare(
     )
 
 
-def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup | None = None) -> Trainer:
-    """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
-    params = params.resolved(len(prepared.train))
-    return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
-
-
-def new_network(prepared: Prepared, params: TabularParams) -> TabularNet:
-    """Make a new network, or one with the weights of the warm start; equal seeds give equal networks."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(params.seed)
-        line = isinstance(prepared.target, Regression)
-        net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs, line=line)
-    if prepared.warm_start is not None:
-        prepared.warm_start.load(net)
-    elif net.line is not None:
-        net.line.fit(prepared.train, prepared.valid)
-    return net
-
-
-def new_task(prepared: Prepared, params: TabularParams) -> TabularTask:
-    """Make the task of learning the prepared rows."""
-    offset = prepared.preprocessing.offset
-    return TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
-
-
 def fit(
     prepared: Prepared,
     params: TabularParams,
@@ -270,6 +228,31 @@ def fit(
     )
 
 
+def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup | None = None) -> Trainer:
+    """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
+    params = params.resolved(len(prepared.train))
+    return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
+
+
+def new_network(prepared: Prepared, params: TabularParams) -> TabularNet:
+    """Make a new network, or one with the weights of the warm start; equal seeds give equal networks."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(params.seed)
+        line = isinstance(prepared.target, Regression)
+        net = TabularNet(prepared.preprocessing, params, outputs=prepared.target.outputs, line=line)
+    if prepared.warm_start is not None:
+        prepared.warm_start.load(net)
+    elif net.line is not None:
+        net.line.fit(prepared.train, prepared.valid)
+    return net
+
+
+def new_task(prepared: Prepared, params: TabularParams) -> TabularTask:
+    """Make the task of learning the prepared rows."""
+    offset = prepared.preprocessing.offset
+    return TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
+
+
 def score_logits(net: TabularNet, rows: RowSource, device: str = "cpu") -> Tensor:
     """Compute logits (rows, outputs) of encoded rows in host memory, without dropout or gradients. device: of the network."""
     net.eval()
@@ -280,3 +263,17 @@ def score_logits(net: TabularNet, rows: RowSource, device: str = "cpu") -> Tenso
             inputs = (tensor.to(device) for tensor in (part.numeric, part.missing, part.category))
             pieces.append(net(*inputs).cpu())
     return torch.cat(pieces) if pieces else torch.empty(0, net.outputs)
+
+
+def _description(path: Path, name: str) -> tuple[dict[str, Any], TabularParams]:
+    if not path.is_file():
+        raise TrainingDataError(
+            f"{name} has no {path.name}: a warm start needs a version that train_tabular made"
+        )
+    description: dict[str, Any] = json.loads(path.read_text())
+    try:
+        return description, TabularParams.model_validate(description["params"])
+    except (KeyError, ValidationError) as error:
+        raise TrainingDataError(
+            f"{path.name} of {name} is not one that train_tabular wrote: {error}"
+        ) from error

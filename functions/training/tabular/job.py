@@ -1,7 +1,4 @@
-"""Training of the tabular network as a trainer: fitted here or on the cluster, and written as a program.
-
-Files of a trained tabular model, and the signature that callers see.
-"""
+"""Training of the tabular network as a trainer: fitted here or on the cluster, and written as a program."""
 
 from __future__ import annotations
 
@@ -33,6 +30,9 @@ from toque.functions.training.trainer import OnEpoch, Trained
 from toque.functions.training_data import ShardCache
 from toque.registry import Registry, Run, Table, TableSnapshot
 from toque.registry.models import Signature, TensorSpec
+
+EXAMPLE_ROWS = 2
+_PARITY_ATOL = 1e-5  # between the program that was written and the model in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +121,6 @@ def _warm_start(registry: Registry, job: TabularJob) -> WarmStart | None:
     if job.start_from is None:
         return None
     return load_warm_start(registry, job.model, job.start_from, columns=job.columns, params=job.params)
-
-
-EXAMPLE_ROWS = 2
-_PARITY_ATOL = 1e-5
 
 
 def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Signature:

@@ -1,11 +1,8 @@
-"""Network for rows of tables: piecewise linear numbers and embedded categories into a small MLP.
+"""Network for rows of tables, and its learning task: piecewise linear numbers, embedded categories, a small MLP.
 
-The straight line below the network of a number: ridge regression of the encoded rows, which the network only corrects.
-
-A network that begins at random has to find the line first, and with few rows, much noise or wide tails it ends behind it. So
-the line is solved for, and kept as it is; the network's last layer begins at zero.
-
-Encoded rows of a table as a learning task: batches of numbers, gaps, categories and labels, and the target's loss.
+Below the network of a number lies a straight line, which the network only corrects. A network that begins at random has to find
+the line first, and with few rows, much noise or wide tails it ends behind it. So the line is solved for by ridge regression of
+the encoded rows, and kept as it is; the network's last layer begins at zero.
 """
 
 from __future__ import annotations
@@ -22,6 +19,10 @@ from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing
 from toque.functions.training.tabular.target import Target
 from toque.kernels.encoder import encode_linear
+
+_LINE_ROWS = 100_000  # more rows do not move a line noticeably
+_RIDGE_ALPHA = 1.0
+_FAR = 2.999  # of a squashed number, some 130 spreads from the middle: behind it float32 cannot tell numbers apart
 
 
 class TabularNet(nn.Module):
@@ -66,11 +67,6 @@ class TabularNet(nn.Module):
         return logits if self.line is None else logits + self.line(numeric, missing, category)
 
 
-_ROWS = 100_000  # more rows do not move a line noticeably
-_ALPHA = 1.0
-_FAR = 2.999  # of a squashed number, some 130 spreads from the middle: behind it float32 cannot tell numbers apart
-
-
 class Line(nn.Module):
     """Linear answer (rows, 1) for encoded rows, in the coded label's unit.
 
@@ -97,9 +93,11 @@ class Line(nn.Module):
         """Solve for the line of the training rows; stays at zero, the mean, if that is nearer to the validation rows."""
         from sklearn.linear_model import Ridge  # late, as in the gate's baselines
 
-        chosen = torch.from_numpy(np.linspace(0, len(train) - 1, min(len(train), _ROWS)).astype(np.int64))
+        chosen = torch.from_numpy(
+            np.linspace(0, len(train) - 1, min(len(train), _LINE_ROWS)).astype(np.int64)
+        )
         rows, label = train.batch(chosen)
-        solved = Ridge(alpha=_ALPHA).fit(self._design(rows), label.numpy())
+        solved = Ridge(alpha=_RIDGE_ALPHA).fit(self._design(rows), label.numpy())
         weights = torch.from_numpy(np.asarray(solved.coef_, dtype=np.float32))
         self.slope.copy_(weights[: len(self.slope)])
         self.level.copy_(weights[len(self.slope) :, None])

@@ -1,10 +1,7 @@
-"""Preparation of a training set that does not fit memory: read in batches, encoded once, kept in a file.
+"""Preparation of a training set that does not fit memory: read in batches, encoded once, kept in a local file.
 
 In memory stay the time and label of each row, and a sample from which medians, bins and vocabularies are learnt.
-
-Training rows that do not fit memory: encoded once into a file of this machine, and read from there in any order.
-
-The store is read once, batch by batch, not once an epoch; the system's page cache keeps as much of the file as fits.
+The store is read once, not once an epoch; the system's page cache keeps as much of the file as fits.
 Any row can be read at any time, so every worker draws the same permutation as from memory and takes the same steps:
 the weights, whatever the number of workers and interruptions, equal to the last bit those of a training from memory.
 """
@@ -47,9 +44,76 @@ from toque.functions.training.tabular.target import target_of
 from toque.registry import Table, TableSnapshot
 from toque.registry.store import private_folder, temporary_folder
 
-_FILE, _LOCK, _DONE = "rows", "lock", "done.json"
+_FILE, _LOCK, _DONE = "rows", "lock", "done.json"  # in the folder of the rows
 _MEMORY_PART = 0.5  # a file below this part of memory is kept by the page cache, and needs no read-ahead
 Arrays = Mapping[str, npt.NDArray[Any]]
+SAMPLE_ROWS = 1_000_000  # enough for every quantile, and for a category of one row in 100,000
+_EXAMPLE_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class DiskRows:
+    """Some rows of a memory-mapped file, numbered from 0: `chosen` (rows,) are their numbers in the file."""
+
+    file: MmapRows
+    chosen: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def take(self, rows: Tensor) -> EncodedRows:
+        """Read the given rows, in the given order."""
+        found = self.file.take(self.chosen[rows])
+        return EncodedRows(found["numeric"], found["missing"].float(), found["category"].long())
+
+    def prefetch(self, rows: Tensor) -> None:
+        """Ask the system to read the given rows ahead."""
+        self.file.prefetch(self.chosen[rows])
+
+
+def prepare_on_disk(
+    table: Table,
+    snapshot: TableSnapshot,
+    columns: Columns,
+    params: TabularParams,
+    warm_start: WarmStart | None = None,
+    *,
+    sample_rows: int = SAMPLE_ROWS,
+) -> Prepared:
+    """Prepare a training set in little memory; up to `sample_rows` training rows exactly as `fitting.prepare` does.
+
+    Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
+    """
+    if not columns.numeric and not columns.categorical:
+        raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
+    raw = _RawRows(table, snapshot, columns)
+    known = raw.times_and_labels()
+    classes, label = labels_of(known, columns.label, params.task)
+    rows_train, rows_valid = split_rows(
+        known, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
+    )
+    train, valid = (_labels_only(label[rows], classes) for rows in (rows_train, rows_valid))
+    target = target_of(params.task, train, valid)
+    if warm_start is not None:
+        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
+    else:
+        every = -(-len(rows_train) // sample_rows)
+        preprocessing = fit_preprocessing(
+            raw.some(rows_train[::every]),
+            bins=params.bins,
+            min_category_rows=params.min_category_rows,
+            max_categories=params.max_categories,
+        )
+    file = MmapRows.of(_name(raw, preprocessing), lambda: raw.encoded(preprocessing))
+    return Prepared(
+        preprocessing,
+        target,
+        LabelledRows(DiskRows(file, rows_train), target.code(train.label)),
+        LabelledRows(DiskRows(file, rows_valid), target.code(valid.label)),
+        valid.label,
+        raw.some(torch.arange(min(_EXAMPLE_ROWS, len(label)))),
+        warm_start,
+    )
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
@@ -155,75 +219,6 @@ def _release(folder: Path, lock: int, file: int) -> None:
     else:
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
-
-
-SAMPLE_ROWS = 1_000_000  # enough for every quantile, and for a category of one row in 100,000
-_EXAMPLE_ROWS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class DiskRows:
-    """Some rows of a memory-mapped file, numbered from 0: `chosen` (rows,) are their numbers in the file."""
-
-    file: MmapRows
-    chosen: Tensor
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def take(self, rows: Tensor) -> EncodedRows:
-        """Read the given rows, in the given order."""
-        found = self.file.take(self.chosen[rows])
-        return EncodedRows(found["numeric"], found["missing"].float(), found["category"].long())
-
-    def prefetch(self, rows: Tensor) -> None:
-        """Ask the system to read the given rows ahead."""
-        self.file.prefetch(self.chosen[rows])
-
-
-def prepare_on_disk(
-    table: Table,
-    snapshot: TableSnapshot,
-    columns: Columns,
-    params: TabularParams,
-    warm_start: WarmStart | None = None,
-    *,
-    sample_rows: int = SAMPLE_ROWS,
-) -> Prepared:
-    """Prepare a training set in little memory; up to `sample_rows` training rows exactly as `fitting.prepare` does.
-
-    Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
-    """
-    if not columns.numeric and not columns.categorical:
-        raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    raw = _RawRows(table, snapshot, columns)
-    known = raw.times_and_labels()
-    classes, label = labels_of(known, columns.label, params.task)
-    rows_train, rows_valid = split_rows(
-        known, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
-    )
-    train, valid = (_labels_only(label[rows], classes) for rows in (rows_train, rows_valid))
-    target = target_of(params.task, train, valid)
-    if warm_start is not None:
-        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
-    else:
-        every = -(-len(rows_train) // sample_rows)
-        preprocessing = fit_preprocessing(
-            raw.some(rows_train[::every]),
-            bins=params.bins,
-            min_category_rows=params.min_category_rows,
-            max_categories=params.max_categories,
-        )
-    file = MmapRows.of(_name(raw, preprocessing), lambda: raw.encoded(preprocessing))
-    return Prepared(
-        preprocessing,
-        target,
-        LabelledRows(DiskRows(file, rows_train), target.code(train.label)),
-        LabelledRows(DiskRows(file, rows_valid), target.code(valid.label)),
-        valid.label,
-        raw.some(torch.arange(min(_EXAMPLE_ROWS, len(label)))),
-        warm_start,
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,9 @@
-"""Preprocessing of a row before the network, as a torch module, so that it is exported with the network.
+"""Preprocessing of a row before the network, as a torch module that is exported with it, and tables as tensors.
 
 Numbers are scaled robustly (median and interquartile range of the training rows), squashed softly towards ±3 and
 coded piecewise linearly over quantile bins; a missing or infinite number becomes the median and sets its flag.
 Categories arrive as 64-bit hashes and are looked up in one sorted vocabulary a column; categories that are too rare in
 training share the column's row 0, so that the network learns what "unknown" means.
-
-Tables as tensors for training and scoring, and the split into training and validation rows.
 """
 
 from __future__ import annotations
@@ -149,62 +147,6 @@ def at_least_one_column(values: Tensor) -> Tensor:
     return pad(values, (0, 1)) if values.shape[1] == 0 else values
 
 
-def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    finite: npt.NDArray[np.float64] = column[np.isfinite(column)].astype(np.float64)
-    return finite
-
-
-def _center_and_scale(numeric: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Median and spread of each column; a constant or empty column gets a spread of 1."""
-    center = np.zeros(numeric.shape[1], dtype=np.float32)
-    scale = np.ones(numeric.shape[1], dtype=np.float32)
-    for j in range(numeric.shape[1]):
-        values = _finite(numeric[:, j])
-        if values.size == 0:
-            continue
-        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
-        spread = (high - low) / _NORMAL_IQR or float(values.std())
-        center[j] = middle
-        scale[j] = spread if spread > 0 else 1.0
-    return center, scale
-
-
-def _quantile_bins(
-    numeric: npt.NDArray[Any], center: npt.NDArray[Any], scale: npt.NDArray[Any], bins: int
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    left = np.zeros((numeric.shape[1], bins), dtype=np.float32)
-    inverse_width = np.zeros((numeric.shape[1], bins), dtype=np.float32)
-    for j in range(numeric.shape[1]):
-        values = _finite(numeric[:, j])
-        if values.size == 0:
-            continue
-        scaled = (values - center[j]) / scale[j]
-        squashed = scaled / np.sqrt(1.0 + (scaled / 3.0) ** 2)
-        edges = np.unique(np.quantile(squashed, np.linspace(0.0, 1.0, bins + 1)))
-        width = np.diff(edges)
-        wide = width > 1e-6  # noqa: PLR2004 - below it, float32 cannot tell the edges apart
-        pieces = int(wide.sum())
-        left[j, :pieces] = edges[:-1][wide]
-        inverse_width[j, :pieces] = 1.0 / width[wide]
-    return left, inverse_width
-
-
-def _vocabularies(categorical: npt.NDArray[Any], min_rows: int, max_categories: int) -> npt.NDArray[Any]:
-    """Sorted frequent hashes of each column, padded at the end to one width; 0 (missing) always belongs."""
-    kept = []
-    for j in range(categorical.shape[1]):
-        values, counts = np.unique(categorical[:, j], return_counts=True)
-        frequent = counts >= min_rows
-        values, counts = values[frequent], counts[frequent]
-        top = values[np.argsort(-counts, kind="stable")[:max_categories]]
-        kept.append(np.union1d(top, np.zeros(1, dtype=np.int64)))
-    width = max(len(values) for values in kept)
-    vocabulary = np.full((len(kept), width), _PADDING, dtype=np.int64)
-    for j, values in enumerate(kept):
-        vocabulary[j, : len(values)] = values
-    return vocabulary
-
-
 @dataclass(frozen=True, slots=True)
 class TabularData:
     """Raw rows of a data set, as tensors.
@@ -276,3 +218,59 @@ def split_rows(table: pa.Table, *, valid_fraction: float, by: Split, seed: int) 
     """
     held_out = held_out_rows(table, valid_fraction=valid_fraction, by=by, seed=seed)
     return torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
+
+
+def _finite(column: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    finite: npt.NDArray[np.float64] = column[np.isfinite(column)].astype(np.float64)
+    return finite
+
+
+def _center_and_scale(numeric: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Median and spread of each column; a constant or empty column gets a spread of 1."""
+    center = np.zeros(numeric.shape[1], dtype=np.float32)
+    scale = np.ones(numeric.shape[1], dtype=np.float32)
+    for j in range(numeric.shape[1]):
+        values = _finite(numeric[:, j])
+        if values.size == 0:
+            continue
+        low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+        spread = (high - low) / _NORMAL_IQR or float(values.std())
+        center[j] = middle
+        scale[j] = spread if spread > 0 else 1.0
+    return center, scale
+
+
+def _quantile_bins(
+    numeric: npt.NDArray[Any], center: npt.NDArray[Any], scale: npt.NDArray[Any], bins: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    left = np.zeros((numeric.shape[1], bins), dtype=np.float32)
+    inverse_width = np.zeros((numeric.shape[1], bins), dtype=np.float32)
+    for j in range(numeric.shape[1]):
+        values = _finite(numeric[:, j])
+        if values.size == 0:
+            continue
+        scaled = (values - center[j]) / scale[j]
+        squashed = scaled / np.sqrt(1.0 + (scaled / 3.0) ** 2)
+        edges = np.unique(np.quantile(squashed, np.linspace(0.0, 1.0, bins + 1)))
+        width = np.diff(edges)
+        wide = width > 1e-6  # noqa: PLR2004 - below it, float32 cannot tell the edges apart
+        pieces = int(wide.sum())
+        left[j, :pieces] = edges[:-1][wide]
+        inverse_width[j, :pieces] = 1.0 / width[wide]
+    return left, inverse_width
+
+
+def _vocabularies(categorical: npt.NDArray[Any], min_rows: int, max_categories: int) -> npt.NDArray[Any]:
+    """Sorted frequent hashes of each column, padded at the end to one width; 0 (missing) always belongs."""
+    kept = []
+    for j in range(categorical.shape[1]):
+        values, counts = np.unique(categorical[:, j], return_counts=True)
+        frequent = counts >= min_rows
+        values, counts = values[frequent], counts[frequent]
+        top = values[np.argsort(-counts, kind="stable")[:max_categories]]
+        kept.append(np.union1d(top, np.zeros(1, dtype=np.int64)))
+    width = max(len(values) for values in kept)
+    vocabulary = np.full((len(kept), width), _PADDING, dtype=np.int64)
+    for j, values in enumerate(kept):
+        vocabulary[j, : len(values)] = values
+    return vocabulary

@@ -1,12 +1,10 @@
 """Targets of the tabular network: one of two classes, one of several, or a number.
 
 Each target knows its loss, its calibration, what the exported graph answers, and the metrics of the answer.
-
-Calibration of probabilities by temperature scaling: one factor, learnt on the validation rows.
-
-There is deliberately no intercept. A network trained on log loss already has the base rate of its training rows; the
-validation rows are a few days, whose own base rate is weather, and an intercept would learn that (on the flights of
-January to June it cost 1.3 % of July's log loss).
+Probabilities are calibrated by temperature scaling: one factor, learnt on the validation rows. There is deliberately no
+intercept. A network trained on log loss already has the base rate of its training rows; the validation rows are a few days,
+whose own base rate is weather, and an intercept would learn that (on the flights of January to June it cost 1.3 % of July's
+log loss).
 """
 
 from __future__ import annotations
@@ -24,6 +22,10 @@ from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.params import Task
 from toque.functions.training.tabular.preprocessing import TabularData, require_both_classes
 from toque.registry.models import TensorSpec
+
+_STEPS = 50  # of Newton's method at most, to the factor of a calibration
+_TOLERANCE = 1e-8
+_RIDGE = 10.0  # pulls that factor towards 1 as some tens of rows would: few validation rows prove little
 
 
 class Target(Protocol):
@@ -181,29 +183,6 @@ def target_of(task: Task, train: TabularData, valid: TabularData) -> Target:
     return Regression(float(train.label.mean()), float(train.label.std(correction=0)))
 
 
-def _require_spread(label: Tensor, where: str) -> None:
-    if bool((label == label[0]).all()):
-        raise TrainingDataError(
-            f"{where} has one label only, {float(label[0])}: nothing can be learnt from it; widen the time range or "
-            "check the label"
-        )
-
-
-def _require_all_classes(train: TabularData) -> None:
-    counts = torch.bincount(train.label, minlength=len(train.classes)).tolist()
-    unseen = [name for name, count in zip(train.classes, counts, strict=True) if count == 0]
-    if unseen:
-        raise TrainingDataError(
-            f"classes {unseen[:5]} are absent from the training part ({len(train)} rows): give more rows of them, "
-            "leave them out, or split by 'random'"
-        )
-
-
-_STEPS = 50
-_TOLERANCE = 1e-8
-_RIDGE = 10.0  # pulls the factor towards 1 as some tens of rows would: few validation rows prove little
-
-
 def fit_inverse_temperature(logits: Tensor, label: Tensor) -> float:
     """Find the factor on logits that lowers the log loss of `label` (rows,) most, by Newton's method.
 
@@ -227,3 +206,21 @@ def fit_inverse_temperature(logits: Tensor, label: Tensor) -> float:
             break
     before, after = (float(cross_entropy(x, y)) for x in (z, factor * z))
     return factor if factor > 0 and after < before else 1.0
+
+
+def _require_spread(label: Tensor, where: str) -> None:
+    if bool((label == label[0]).all()):
+        raise TrainingDataError(
+            f"{where} has one label only, {float(label[0])}: nothing can be learnt from it; widen the time range or "
+            "check the label"
+        )
+
+
+def _require_all_classes(train: TabularData) -> None:
+    counts = torch.bincount(train.label, minlength=len(train.classes)).tolist()
+    unseen = [name for name, count in zip(train.classes, counts, strict=True) if count == 0]
+    if unseen:
+        raise TrainingDataError(
+            f"classes {unseen[:5]} are absent from the training part ({len(train)} rows): give more rows of them, "
+            "leave them out, or split by 'random'"
+        )

@@ -1,9 +1,7 @@
-"""Workers of a stacked sweep on the Ray cluster: actors away from serving, replaced when their process dies.
+"""ASHA over stacks of trials, and the workers that train them: actors away from serving, replaced when they die.
 
-ASHA over stacks: the trials that the scheduler lets train are stacked, and trained to their rung by the next free worker.
-
-The scheduler is that of trials one by one. It is asked for as many trials as a stack holds; trials of other shapes, or at another
-rung, make stacks of their own.
+The scheduler is that of trials one by one. It is asked for as many trials as a stack holds, which the next free worker trains to
+their rung; trials of other shapes, or at another rung, make stacks of their own.
 """
 
 from __future__ import annotations
@@ -28,6 +26,8 @@ from toque.functions.tuning.stacked.worker import NiceStackWorker, Results, Stac
 from toque.functions.tuning.tracking import TrialTracker
 from toque.functions.tuning.trial_states import FINISHED
 from toque.functions.tuning.trials import TrialResources
+
+_MOST_LOSSES = 3  # workers that a stack may lose before it ends an epoch
 
 
 def run_stacked(
@@ -132,9 +132,6 @@ class RayPool:
         )
         ready = actor.__ray_ready__.remote()  # type: ignore[union-attr]  # every actor has it
         return _Worker(actor, ready)
-
-
-_MOST_LOSSES = 3  # workers that a stack may lose before it ends an epoch
 
 
 class WorkerLost(Exception):  # noqa: N818 - says what happened

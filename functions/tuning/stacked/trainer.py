@@ -1,13 +1,8 @@
 """Training of several tabular networks at once, which takes the steps that `Trainer` would take with each, up to rounding.
 
-Trials of a stack see the same rows in the same order, since no sweep varies their seed. Dropout draws for each trial what it would
-draw alone: trials with the same rate share a mask.
-
-AdamW for stacked weights: each trial has a rate, a decay and a greatest norm of its own, all have taken equally many steps.
-
-Several tabular networks of one shape as one: each weight has a first axis of trials, and matrices are multiplied in batches.
-
-The rows are the same for all trials, so numbers are coded once, and the first layer's part on them is one matrix product.
+Trials of a stack see the same rows in the same order, since no sweep varies their seed: numbers are coded once, and the first
+layer's part on them is one matrix product. Each weight has a first axis of trials; all have taken equally many steps. Dropout
+draws for each trial what it would draw alone: trials with the same rate share a mask.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Worker of a stacked sweep: one process that trains one stack after the other, an epoch a call.
+"""Worker of a stacked sweep: one process that trains one stack after the other, an epoch a call, and the states it saves.
 
-Saved states of stacks after their last two epochs: one object holds all trials of a stack, from which they go on in any other.
+After each of the last two epochs one object holds all trials of a stack, from which they go on in any other.
 """
 
 from __future__ import annotations

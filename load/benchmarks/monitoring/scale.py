@@ -1,8 +1,7 @@
 """Benchmark of monitoring at scale: rows beyond memory, a day from its hours, a thousand models an hour.
 
-Parts of `python -m toque.load.benchmarks.monitoring.bounds`; each prints its figures and returns which bounds held.
-
-Fixtures of the monitoring benchmarks: models of fifty features, a training set, and a growing log.
+Parts of `python -m toque.load.benchmarks.monitoring.bounds`; each prints its figures and returns which bounds held. The
+models have fifty features, a training set and a log that grows.
 """
 
 from __future__ import annotations
@@ -57,6 +56,25 @@ COLUMNS, BLOCK_ROWS, SHIFT_SD = 20, 250_000, 0.2
 WINDOW_HOURS, ROWS_AN_HOUR = 24, 1_000
 _WARM = "warm"
 _WINDOW_KEYS = f"monitoring/{_WARM}/state/drift.json", f"monitoring/{_WARM}/reference/1.json"
+PROJECT = "monitored_models"
+HOUR = timedelta(hours=1)
+START = datetime(2026, 3, 2, tzinfo=UTC)
+NUMERIC, CATEGORICAL = 40, 10
+NAMES = [f"n{place}" for place in range(NUMERIC)], [f"c{place}" for place in range(CATEGORICAL)]
+TRAINING_ROWS, TRAINING_HOURS = 5_000, 14 * 24
+WORDS = np.array([f"w{place}" for place in range(20)])
+_TIME = pa.timestamp("us", "UTC")
+
+DRIFT = DriftMonitor(cohort=HOUR, window=24, delay=timedelta(0), lookback=timedelta(hours=24))
+QUALITY = QualityMonitor(cohort=HOUR, delay=timedelta(0), lookback=timedelta(hours=24))
+PERFORMANCE = PerformanceMonitor(cohort=HOUR, label_delay=HOUR, lookback=timedelta(hours=24))
+SIGNATURE = Signature(
+    inputs=[
+        TensorSpec(name="numeric", datatype="FP32", shape=[-1, NUMERIC], columns=NAMES[0]),
+        TensorSpec(name="categorical", datatype="BYTES", shape=[-1, CATEGORICAL], columns=NAMES[1]),
+    ],
+    outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
+)
 
 
 def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> list[bool]:
@@ -174,18 +192,6 @@ def _make_alike(monitored: MonitoredStore, chunks: list[list[str]]) -> None:
         monitored.label(pa.concat_tables(labels))
 
 
-HOUR = timedelta(hours=1)
-START = datetime(2026, 3, 2, tzinfo=UTC)
-NUMERIC, CATEGORICAL = 40, 10
-NAMES = [f"n{place}" for place in range(NUMERIC)], [f"c{place}" for place in range(CATEGORICAL)]
-TRAINING_ROWS, TRAINING_HOURS = 5_000, 14 * 24
-WORDS = np.array([f"w{place}" for place in range(20)])
-
-DRIFT = DriftMonitor(cohort=HOUR, window=24, delay=timedelta(0), lookback=timedelta(hours=24))
-QUALITY = QualityMonitor(cohort=HOUR, delay=timedelta(0), lookback=timedelta(hours=24))
-PERFORMANCE = PerformanceMonitor(cohort=HOUR, label_delay=HOUR, lookback=timedelta(hours=24))
-
-
 @dataclass
 class MonitoredStore:
     """Store at `root` with a clock that is moved by hand."""
@@ -240,9 +246,6 @@ class MonitoredStore:
         Table(self.context.store, LABELS_TABLE).append(labels, partition_by=["day"])
 
 
-PROJECT = "monitored_models"
-
-
 def declare(models: Sequence[str]) -> None:
     """Declare a project of these models, each with the three monitors every hour, and the default policy of retraining."""
     module = ModuleType(PROJECT)
@@ -261,16 +264,6 @@ def declare(models: Sequence[str]) -> None:
         for model in models
     ]
     sys.modules[PROJECT] = module
-
-
-SIGNATURE = Signature(
-    inputs=[
-        TensorSpec(name="numeric", datatype="FP32", shape=[-1, NUMERIC], columns=NAMES[0]),
-        TensorSpec(name="categorical", datatype="BYTES", shape=[-1, CATEGORICAL], columns=NAMES[1]),
-    ],
-    outputs=[TensorSpec(name="probability", datatype="FP32", shape=[-1, 1])],
-)
-_TIME = pa.timestamp("us", "UTC")
 
 
 def feature_rows(rng: np.random.Generator, rows: int) -> pa.Table:

@@ -1,8 +1,6 @@
-"""What the serving benchmarks ask, by wrk or h2load, and the predictor that they start.
+"""What the serving benchmarks ask, by wrk or h2load, and the predictor, models, splits and features that they start with.
 
-Fixtures of the serving benchmarks: registered models, traffic splits, and features read by key.
-
-Closed loop of requests by `h2load`, for JSON over HTTP/1.1 and for gRPC.
+wrk and h2load send in a closed loop; h2load takes JSON over HTTP/1.1 and gRPC.
 """
 
 from __future__ import annotations
@@ -35,6 +33,11 @@ from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
 _PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
 _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+WIDE, LONG_ROW, FEATURES = 2_048, 500, 40
+SERVICE, KEY = "forty_features", "k1"
+FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
+_VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
+INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def need(*tools: str) -> None:
@@ -189,12 +192,6 @@ def predictor(
         yield running
 
 
-WIDE, LONG_ROW, FEATURES = 2_048, 500, 40
-SERVICE, KEY = "forty_features", "k1"
-FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
-_VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
-
-
 class WideMlp(torch.nn.Module):
     """MLP of 8.4 million weights, which reading dominates for one row as for many."""
 
@@ -301,9 +298,6 @@ def another_version(registry: Registry, folder: Path, name: str, model: Benchmar
         example = torch.full((2, model.columns), 0.1)
         save_program(export_program(model.module, {"x": example}), path / "model.pt2")
     return registry.create_version(name, path=path, signature=model.signature(), tags=model.tags).version
-
-
-INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 def ask_by_h2load(

@@ -1,7 +1,4 @@
-"""Rows that trainings of benchmarks learn from: made-up ones with gaps and categories, and the columns of 2013's flights.
-
-Llamas with fresh weights and random tokens, for benchmarks of the platform's training loop.
-"""
+"""Inputs of the training benchmarks: made-up rows, the columns of 2013's flights, and Llamas with fresh weights."""
 
 from __future__ import annotations
 

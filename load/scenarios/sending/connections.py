@@ -1,11 +1,8 @@
-"""Client of a few hundred persistent connections that sends each request when it is due, whatever became of those before.
+"""Client of some hundred persistent connections that sends each request when it is due, whatever became of those before.
 
-Written on sockets: a general client takes more of a core than the server that it asks.
-
-Open loop: one request so many times a second, independent of earlier answers, timed from when it was due.
-
-A caller that waits for an answer before it asks again is silent while a server stalls, and never sees the stall. Here
-the moments are drawn beforehand, as of many callers who do not know of each other (a Poisson process, seeded).
+Written on sockets: a general client takes more of a core than the server that it asks. A caller that waits for an answer before
+it asks again is silent while a server stalls, and never sees the stall. Here the moments are drawn beforehand, as of many
+callers who do not know of each other (a Poisson process, seeded), and an answer is timed from when its request was due.
 """
 
 from __future__ import annotations
@@ -27,6 +24,7 @@ import numpy.typing as npt
 
 _SWEEP_S = 0.05  # how often timeouts and patience are looked at
 _RECONNECT_S = 0.05  # between two attempts on one connection
+_PATIENCE_S = 30.0  # after which a request without a connection or an answer has failed
 
 
 class Ended(Protocol):
@@ -274,9 +272,6 @@ def _body_of(head: bytes, rest: bytes) -> tuple[bool, bytes]:
     if b"transfer-encoding: chunked" in lowered:
         return rest.endswith(b"0\r\n\r\n"), rest
     raise ValueError(f"an answer without Content-Length cannot be read: {head[:200]!r}")
-
-
-_PATIENCE_S = 30.0  # after which a request without a connection or an answer has failed
 
 
 @dataclass(frozen=True, slots=True)

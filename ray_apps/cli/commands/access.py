@@ -1,7 +1,4 @@
-"""`toque token`, `toque workspace` and `toque audit-log`: who may do what, and where, and who did.
-
-`toque erase`, `erasures` and `retention`: what is stored about people, and for how long.
-"""
+"""`toque token`, `workspace`, `audit-log`, `erase`, `erasures` and `retention`: access, and what is stored about people."""
 
 from __future__ import annotations
 
@@ -62,10 +59,19 @@ _QUEUE: tuple[Argument, ...] = (
     arg("--at-once N", "its experiments that may run at a time", type=int),
 )
 _LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE, _SERVICE_TIER)
+_DAYS = {"d": 1.0, "w": 7.0, "y": 365.0}
+_KINDS = ("predictions", "labels", "invocations", "reports")
+_ENTITY = repeatable("--entity KEY=VALUE", "join key of features, and its value")
+_UNIT = arg("--unit U", "unit of the traffic split, as in the predictions' `unit`")
+_TEXT = flag(
+    "--text", "erase texts, too, that mention a value of 8 characters or more, whoever they are about"
+)
+_DRY_RUN = flag("--dry-run", "list what would go, why, and whose it is; erase nothing")
+_NOTHING = "no table has a row of it; what was logged in the last seconds is not searched by a dry run"
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on tokens, workspaces and the audit log."""
     tokens = group(commands, "token", "Create, list and revoke bearer tokens.")
     narrowed = (_OF_WORKSPACE, _OF_MODEL, _GRANTS, _EXPIRES)
     add(tokens, "create", _create, _NAME, _ROLE, *narrowed, *_LIMITS)
@@ -174,40 +180,8 @@ def _given(body: dict[str, Any]) -> dict[str, Any]:
     return {name: content for name, content in body.items() if content not in (None, [])}
 
 
-_TOKENS = columns(
-    "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
-    " | revoked: revoked_at",
-    wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
-    " | tokens/min: limits.tokens_per_minute | tier: limits.service_tier | ID: id",
-    values={  # left out where there is none
-        "tokens/min": lambda row: row["limits"].get("tokens_per_minute"),
-        "tier": lambda row: row["limits"].get("service_tier"),
-    },
-)
-_AUDIT = columns(
-    "at | kind | who | what | status | times: count | workspace | detail",
-    wide="address: client",
-    texts="detail",
-)
-_WORKSPACES = columns(
-    "name | description | requests/s: limits.rate_per_s | in flight: limits.max_in_flight",
-    wide="share: queue.share | CPUs: queue.cpus | GPUs: queue.gpus | at once: queue.at_once | made by: created_by | made: created_at",
-    texts="description",
-)
-
-
-_DAYS = {"d": 1.0, "w": 7.0, "y": 365.0}
-_KINDS = ("predictions", "labels", "invocations", "reports")
-_ENTITY = repeatable("--entity KEY=VALUE", "join key of features, and its value")
-_UNIT = arg("--unit U", "unit of the traffic split, as in the predictions' `unit`")
-_TEXT = flag(
-    "--text", "erase texts, too, that mention a value of 8 characters or more, whoever they are about"
-)
-_DRY_RUN = flag("--dry-run", "list what would go, why, and whose it is; erase nothing")
-
-
 def register_privacy(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on what is stored about people."""
     add(commands, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
     add(commands, "erasures", _erasures, limit())
     actions = group(commands, "retention", "Show and set how long data about people is kept.")
@@ -325,8 +299,27 @@ def _kept(kind: str) -> Any:
     return lambda setting: "for ever" if setting[kind] is None else f"{setting[kind]:g} days"
 
 
+_TOKENS = columns(
+    "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
+    " | revoked: revoked_at",
+    wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
+    " | tokens/min: limits.tokens_per_minute | tier: limits.service_tier | ID: id",
+    values={  # left out where there is none
+        "tokens/min": lambda row: row["limits"].get("tokens_per_minute"),
+        "tier": lambda row: row["limits"].get("service_tier"),
+    },
+)
+_AUDIT = columns(
+    "at | kind | who | what | status | times: count | workspace | detail",
+    wide="address: client",
+    texts="detail",
+)
+_WORKSPACES = columns(
+    "name | description | requests/s: limits.rate_per_s | in flight: limits.max_in_flight",
+    wide="share: queue.share | CPUs: queue.cpus | GPUs: queue.gpus | at once: queue.at_once | made by: created_by | made: created_at",
+    texts="description",
+)
 _PREVIEW = columns("place | goes | stays | why | whose", texts="why")
-_NOTHING = "no table has a row of it; what was logged in the last seconds is not searched by a dry run"
 _CERTIFICATE = columns(
     "certificate: id | by: requested_by | holds until: holds_until | completed: completed_at | tables | others | "
     "affected training sets | affected models | left | silent writers: silent_writers",

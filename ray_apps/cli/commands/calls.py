@@ -1,6 +1,6 @@
-"""`toque functions`, `run`, `submit` and `invocations`.
+"""`toque functions`, `run`, `submit`, `invocations`, `logs`, `queue` and `costs`: calls, and what became of them.
 
-`toque logs`, `toque queue` and `toque costs`: what an invocation printed, which ones wait, and what all of them cost.
+toque.functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
 """
 
 from __future__ import annotations
@@ -42,8 +42,12 @@ from toque.ray_apps.cli.output import (
 from toque.ray_apps.cli.transfer import invocation_bar
 
 POLL_S = 0.2
+FOLLOW_S = 0.5
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
 STATES = ("queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled")
+_OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
+_STORE_PRICES = ("store_reads_1000", "store_writes_1000")
+_PRICES_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
 
 _FUNCTION = arg("function name", "name of the function, as `toque functions` shows it")
 _FULLY = arg("function name", "function to show in full (default: list all)", nargs="?")
@@ -55,10 +59,14 @@ _WAIT = flag("--wait", "wait for the result and print it")
 _STATE = arg("--state", "only those in this state", choices=STATES)
 _SIGNAL = arg("name", "name of the signal that it waits for")
 _VALUE = arg("--json JSON", "the signal's value (default: true)", default="true")
+_FOLLOW = flag("-f --follow", "go on until it has ended; exit code 1 unless it succeeded")
+_TIMES = flag("--times", "put time, function and source before each line")
+_CPU = arg("--cpu-hour PRICE", "price of a CPU for an hour (default: TOQUE_PRICES)", type=float)
+_GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICES)", type=float)
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands that call functions and steer invocations."""
     add(commands, "functions", _functions, _FULLY, limit(None))
     add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
     add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
@@ -223,47 +231,8 @@ def _result(invocation: dict[str, Any]) -> str | None:
     return json.dumps(invocation["result"], ensure_ascii=False) if done else None
 
 
-_LISTED = columns(
-    "function: name | arguments | what it does",
-    wide="signature | schedule: schedules | events | reference",
-    texts="arguments | what it does",
-    values={"arguments": _names, "what it does": _summary, "signature": _signature},
-)
-_IN_FULL = columns(
-    "function: name | reference | what it does: doc | arguments | result | time limit, s: timeout_s | attempts: max_attempts"
-    " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
-    wide="code digest: digest",
-    texts="what it does | arguments | result",
-    values={"arguments": _signature, "result": lambda row: _type(row["output_schema"])},
-)
-_INVOCATIONS = columns(
-    "ID: id | function | status | submitted: submitted_at",
-    wide="caller | attempts | key | finished: finished_at | arguments",
-    texts="arguments",
-)
-_INVOCATION = columns(
-    "ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at"
-    " | finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | error | result"
-    " | queue, s: receipt.queue_s | run, s: receipt.run_s | CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
-    wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
-    texts="arguments | steps done | error | result | progress",
-    values={"error": _failure, "result": _result},
-)
-
-
-# toque.functions.runtime would bring Ray, two seconds; its segments of a log are plain JSON, and so are its receipts.
-
-FOLLOW_S = 0.5
-_OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
-
-_FOLLOW = flag("-f --follow", "go on until it has ended; exit code 1 unless it succeeded")
-_TIMES = flag("--times", "put time, function and source before each line")
-_CPU = arg("--cpu-hour PRICE", "price of a CPU for an hour (default: TOQUE_PRICES)", type=float)
-_GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICES)", type=float)
-
-
 def register_ledger(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on logs, queue and costs."""
     add(commands, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
     add(commands, "queue", _queue, limit(100))
     add(commands, "costs", _costs, _CPU, _GPU, limit(100))
@@ -339,26 +308,22 @@ def _prices(given: Given) -> dict[str, Any]:
     try:
         known = json.loads(text)
     except json.JSONDecodeError as error:
-        raise UsageError(f"TOQUE_PRICES is not JSON: {text!r}: {error}; {_EXAMPLE}") from error
+        raise UsageError(f"TOQUE_PRICES is not JSON: {text!r}: {error}; {_PRICES_EXAMPLE}") from error
     if not isinstance(known, dict) or not isinstance(known.get("currency"), str):
-        raise UsageError(f"TOQUE_PRICES={text} names no currency; {_EXAMPLE}")
+        raise UsageError(f"TOQUE_PRICES={text} names no currency; {_PRICES_EXAMPLE}")
     options = {name: getattr(given, name) for name in ("cpu_hour", "gpu_hour")}
     prices = known | {name: price for name, price in options.items() if price is not None}
-    asked = ("cpu_hour", "gpu_hour", *(name for name in _OPTIONAL if prices.get(name) is not None))
+    asked = ("cpu_hour", "gpu_hour", *(name for name in _STORE_PRICES if prices.get(name) is not None))
     for name in asked:
         price = prices.get(name)
         if not isinstance(price, int | float) or isinstance(price, bool) or not 0 <= price < math.inf:
             shown = json.dumps(price) if name in prices else "missing"
-            raise UsageError(f"{name} is {shown}, not a price of 0 or more; {_EXAMPLE}")
+            raise UsageError(f"{name} is {shown}, not a price of 0 or more; {_PRICES_EXAMPLE}")
     return prices
 
 
-_OPTIONAL = ("store_reads_1000", "store_writes_1000")
-_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
-
-
 def _money(row: dict[str, Any], prices: dict[str, Any]) -> float:
-    reads, writes = (prices.get(name) or 0.0 for name in _OPTIONAL)
+    reads, writes = (prices.get(name) or 0.0 for name in _STORE_PRICES)
     requests = row["store_reads"] * reads + row["store_writes"] * writes
     return float(
         (row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600 + requests / 1000
@@ -374,6 +339,32 @@ def _total(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return names | {each: sum(row[each] for row in rows) for each in summed}
 
 
+_LISTED = columns(
+    "function: name | arguments | what it does",
+    wide="signature | schedule: schedules | events | reference",
+    texts="arguments | what it does",
+    values={"arguments": _names, "what it does": _summary, "signature": _signature},
+)
+_IN_FULL = columns(
+    "function: name | reference | what it does: doc | arguments | result | time limit, s: timeout_s | attempts: max_attempts"
+    " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
+    wide="code digest: digest",
+    texts="what it does | arguments | result",
+    values={"arguments": _signature, "result": lambda row: _type(row["output_schema"])},
+)
+_INVOCATIONS = columns(
+    "ID: id | function | status | submitted: submitted_at",
+    wide="caller | attempts | key | finished: finished_at | arguments",
+    texts="arguments",
+)
+_INVOCATION = columns(
+    "ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at"
+    " | finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | error | result"
+    " | queue, s: receipt.queue_s | run, s: receipt.run_s | CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
+    wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
+    texts="arguments | steps done | error | result | progress",
+    values={"error": _failure, "result": _result},
+)
 _QUEUE = columns(
     "invocation | function | team | GPUs: gpus | CPUs: cpus | priority | submitted: since | waits for: waits_for",
     wide="caller | workers | card | preemptible | started: started_at | preemptions",

@@ -1,15 +1,13 @@
-"""`toque capacity`: what a rate needs that nobody has tried, from a few measured points of a model.
+"""`toque capacity` and `plan train`: what a rate that nobody has tried, or a training, needs before it is paid for.
 
-`toque plan train`: what a training of a language model needs and costs, before a card is paid for.
-
-The price list that commands count with.
+The commands themselves import `load` with numpy and scipy, and `functions`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from toque.functions.training.planning import Card, Decoder, Plan, Setup
     from toque.load.capacity_model.fit import Interval, Needs, Point
 
-
-# load, numpy and scipy are imported by the command itself.
 
 _RPS = arg("--rps RATE", "requests/s that the model shall answer", type=float, required=True)
 _ROWS = arg("--rows N", "rows of each of them (default: 1)", type=int, default=1)
@@ -49,9 +45,27 @@ _LOWEST = arg(
 )
 _LABELS = arg("--labels N", "labels for a prediction (default: 0)", type=float, default=0.0)
 
+_CONFIG = arg("config", "folder of a Hugging Face model, or its config.json")
+_CARD = arg("--card NAME", "kind of card, such as h100, a100, l4 (default: h100)", default="h100")
+_CARDS = arg("--cards N", "number of cards, one worker each (default: 1)", type=int, default=1)
+_TOKENS = arg("--tokens N", "tokens of the whole training, as in 2e9", type=float, required=True)
+_BATCH = arg("--batch ROWS", "rows of a step over all cards (default: 64)", type=int, default=64)
+_LENGTH = arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, default=1024)
+_SHARDING = arg(
+    "--sharding KIND", "replicate or shard (default: the faster that fits)", choices=("replicate", "shard")
+)
+_TENSOR = arg("--tensor N", "cards that split each layer, with --sharding shard (default: 1)", type=int)
+_ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int)
+_RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
+_PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
+_LORA = arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0)
+_VALID = arg("--valid-fraction F", "share of rows held out, scored after each epoch", type=float, default=0.1)
+_RUN = arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float)
+_RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpointing")
+
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the command `capacity`."""
     measuring = (_MEASURE, _SECONDS, _KEYS, _POINTS, _SAVE)
     add(
         commands,
@@ -166,35 +180,8 @@ def _text(interval: Interval, digits: int) -> str:
     return f"{interval.value:,.{digits}f} ({interval.low:,.{digits}f} to {interval.high:,.{digits}f})"
 
 
-_NEEDS = columns("request | replicas | cores | nodes | price | profile | measured")
-_PARTS = columns(
-    "part: name | load over capacity: utilisation | verdict | load | capacity | unit | remedy", texts="remedy"
-)
-
-
-# `functions` is imported by the command itself.
-
-_CONFIG = arg("config", "folder of a Hugging Face model, or its config.json")
-_CARD = arg("--card NAME", "kind of card, such as h100, a100, l4 (default: h100)", default="h100")
-_CARDS = arg("--cards N", "number of cards, one worker each (default: 1)", type=int, default=1)
-_TOKENS = arg("--tokens N", "tokens of the whole training, as in 2e9", type=float, required=True)
-_BATCH = arg("--batch ROWS", "rows of a step over all cards (default: 64)", type=int, default=64)
-_LENGTH = arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, default=1024)
-_SHARDING = arg(
-    "--sharding KIND", "replicate or shard (default: the faster that fits)", choices=("replicate", "shard")
-)
-_TENSOR = arg("--tensor N", "cards that split each layer, with --sharding shard (default: 1)", type=int)
-_ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int)
-_RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
-_PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
-_LORA = arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0)
-_VALID = arg("--valid-fraction F", "share of rows held out, scored after each epoch", type=float, default=0.1)
-_RUN = arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float)
-_RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpointing")
-
-
 def register_plans(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands that plan a training."""
     actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
     ways = (_SHARDING, _TENSOR, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _VALID, _RUN, _RUN_RECOMPUTED)
     add(actions, "train", _plan_train, _CONFIG, _TOKENS, _CARD, _CARDS, _BATCH, _LENGTH, *ways)
@@ -240,8 +227,6 @@ def _plan_train(given: Given) -> int:
 
 def _reached(given: Given, asked: Setup, model: Decoder, card: Card) -> float:
     """Share of the card's peak that a short run reached, or a usual one if none was given. Raises: ValueError if it is impossible."""
-    from dataclasses import replace
-
     from toque.functions.training.planning import REACHED, plan
 
     if given.run_tokens_s is None:
@@ -303,16 +288,20 @@ def _show_plan(given: Given, found: Plan, prices: Prices | None) -> None:
     table(given.output, _PLAN_PARTS, parts)
 
 
-_PLAN = columns("setup | memory | step | tokens | days | price")
-_PLAN_PARTS = columns("part | of | figure")
-
-
 def find_prices() -> Prices | None:
     """Read the price list of the environment or the profile. Raises: UsageError."""
-    from toque.functions.runtime.receipt import Prices  # late: a command imports what it needs
+    from toque.functions.runtime.receipt import Prices
 
     text = os.environ.get("TOQUE_PRICES")
     try:
         return Prices.model_validate_json(text) if text else None
     except ValueError as error:
         raise UsageError(f"TOQUE_PRICES: {error}") from error
+
+
+_NEEDS = columns("request | replicas | cores | nodes | price | profile | measured")
+_PARTS = columns(
+    "part: name | load over capacity: utilisation | verdict | load | capacity | unit | remedy", texts="remedy"
+)
+_PLAN = columns("setup | memory | step | tokens | days | price")
+_PLAN_PARTS = columns("part | of | figure")

@@ -1,7 +1,4 @@
-"""`toque features`, `catalog`, `sources` and `streams`: the views, how fresh and full they are, and where their rows come from.
-
-`toque vectors` and `toque search`: indexes of vectors, and the rows that are nearest to a text, a key or a vector.
-"""
+"""`toque features`, `catalog`, `sources`, `streams`, `vectors`, `search`: views, the origin of their rows, and indexes."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ from toque.ray_apps.cli.errors import UsageError
 from toque.ray_apps.cli.output import Column, chosen, columns, listing, say, table
 
 SAMPLES = 3  # newest rows of a view that are shown
+_MOST_FOUND = 1_000
 _VIEW_NAMES = arg("views VIEW", "name of a view to show feature by feature (default: list all)", nargs="*")
 _SOURCE_NAMES = arg("sources SOURCE", "name of a source to show load by load (default: list all)", nargs="*")
 _STREAM_NAMES = arg("streams STREAM", "name of a stream", nargs="+")
@@ -24,13 +22,21 @@ _FROM = arg(
 )
 _STORED = flag("--stored", "do not read the log: fill the views from the events that are stored")
 _HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
-
 _WORDS = arg("words WORD", "words that an entry must have, anywhere in it (default: list all)", nargs="*")
 _UNUSED = flag("--unused", "only features that no service and no other view reads")
+_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features` shows it")
+_FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")
+_TEXT = arg("--text TEXT", "find what is nearest to a text, by the index's text model")
+_KEY = arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\'')
+_VECTOR = arg("--vector JSON", "find what is nearest to a vector, such as '[0.1, 0.2]'")
+_WHERE = arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\'')
+_AT = arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset")
+_EXACT = flag("--exact", "compare every row, even where there is an index")
+_REFRESH = flag("--refresh", "bring the indexes up to date first")
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on views, sources and streams."""
     add(commands, "features", _features, _VIEW_NAMES, _HOURS, limit(None))
     add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
     add(commands, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
@@ -149,6 +155,57 @@ def _span(seconds: float | None) -> str | None:
     return " ".join(parts[:2]) or "0s"
 
 
+def register_vectors(commands: Commands) -> None:
+    """Add the commands on indexes of vectors."""
+    names = arg("names VIEW", "name of a view (default: all that declare an index)", nargs="*")
+    add(commands, "vectors", _vectors, names, _REFRESH, limit(None))
+    add(
+        commands,
+        "search",
+        _search,
+        _INDEXED_VIEW,
+        _TEXT,
+        _KEY,
+        _VECTOR,
+        _FIELD,
+        _WHERE,
+        _AT,
+        _EXACT,
+        limit(10),
+    )
+
+
+def _vectors(given: Given) -> None:
+    """Show vector indexes: how good they are, and how many rows they have and lack."""
+    function = "refresh_vector_indexes" if given.refresh else "vector_indexes"
+    found = call(given.client, function, {"views": given.names or None})
+    listing(
+        chosen(given.output),
+        _INDEXES,
+        found,
+        empty="no feature view declares a vector index",
+        limit=given.limit,
+    )
+
+
+def _search(given: Given) -> None:
+    """Find the rows of a feature view whose vectors are nearest to a text, a key or a vector."""
+    if given.limit > _MOST_FOUND:
+        raise UsageError(f"--limit {given.limit}: a search finds at most {_MOST_FOUND}")
+    asked: dict[str, Any] = {"text": given.text, "field": given.field, "at": given.at}
+    for name in ("key", "vector", "where"):
+        text = getattr(given, name)
+        asked[name] = None if text is None else read_json(text)
+    body = {name: value for name, value in asked.items() if value is not None}
+    body |= {"k": given.limit, "exact": given.exact}
+    found = given.client.send("POST", f"/features/{given.view}/search", body=body).json()
+    table(chosen(given.output), _FOUND, found["found"], whole=found)
+
+
+def _shown(row: dict[str, Any], part: str) -> str:
+    return ", ".join(f"{name}={value}" for name, value in row[part].items())
+
+
 _VALUES = {
     "age": lambda row: _span(row["freshness_s"]),
     "ttl": lambda row: _span(row["ttl_s"]),
@@ -207,71 +264,6 @@ _CATALOG_FEATURE = columns(
     },
 )
 _FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})
-
-
-_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features` shows it")
-_FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")
-_TEXT = arg("--text TEXT", "find what is nearest to a text, by the index's text model")
-_KEY = arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\'')
-_VECTOR = arg("--vector JSON", "find what is nearest to a vector, such as '[0.1, 0.2]'")
-_WHERE = arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\'')
-_AT = arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset")
-_EXACT = flag("--exact", "compare every row, even where there is an index")
-_REFRESH = flag("--refresh", "bring the indexes up to date first")
-_MOST = 1_000
-
-
-def register_vectors(commands: Commands) -> None:
-    """Add the commands of this module."""
-    names = arg("names VIEW", "name of a view (default: all that declare an index)", nargs="*")
-    add(commands, "vectors", _vectors, names, _REFRESH, limit(None))
-    add(
-        commands,
-        "search",
-        _search,
-        _INDEXED_VIEW,
-        _TEXT,
-        _KEY,
-        _VECTOR,
-        _FIELD,
-        _WHERE,
-        _AT,
-        _EXACT,
-        limit(10),
-    )
-
-
-def _vectors(given: Given) -> None:
-    """Show vector indexes: how good they are, and how many rows they have and lack."""
-    function = "refresh_vector_indexes" if given.refresh else "vector_indexes"
-    found = call(given.client, function, {"views": given.names or None})
-    listing(
-        chosen(given.output),
-        _INDEXES,
-        found,
-        empty="no feature view declares a vector index",
-        limit=given.limit,
-    )
-
-
-def _search(given: Given) -> None:
-    """Find the rows of a feature view whose vectors are nearest to a text, a key or a vector."""
-    if given.limit > _MOST:
-        raise UsageError(f"--limit {given.limit}: a search finds at most {_MOST}")
-    asked: dict[str, Any] = {"text": given.text, "field": given.field, "at": given.at}
-    for name in ("key", "vector", "where"):
-        text = getattr(given, name)
-        asked[name] = None if text is None else read_json(text)
-    body = {name: value for name, value in asked.items() if value is not None}
-    body |= {"k": given.limit, "exact": given.exact}
-    found = given.client.send("POST", f"/features/{given.view}/search", body=body).json()
-    table(chosen(given.output), _FOUND, found["found"], whole=found)
-
-
-def _shown(row: dict[str, Any], part: str) -> str:
-    return ", ".join(f"{name}={value}" for name, value in row[part].items())
-
-
 _INDEXES = columns(
     "view | field | metric | build | rows | behind | recall | built: built_at",
     wide="least recall: least_recall | text model: text_model",

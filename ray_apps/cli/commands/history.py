@@ -1,10 +1,6 @@
-"""`toque audit` and `toque audit-keys`: whether the store's history is what was written, told on this machine.
+"""`toque audit`, `audit-keys`, `store copy`, `backup`, `restore`: whether a store is what was written, and its copies.
 
-They read the store itself, with keys that only its operator has: a platform that was broken into would lie.
-
-`toque store copy`, `toque backup` and `toque restore`: the whole store to another place, and back.
-
-They read the store itself, on this machine, with the audit keys of its operator.
+They read the store itself, on this machine, with keys that only its operator has: a platform that was broken into would lie.
 """
 
 from __future__ import annotations
@@ -33,26 +29,27 @@ if TYPE_CHECKING:
 # registry, functions and toque.ray_apps.local are imported by what needs them: they bring the tables, half a second.
 
 _FROM = arg("source FROM", "the store: its url, or the path of a folder")
-
 _TO = arg(
     "target TO", "where to: a url or the path of a folder, empty or with an earlier copy of the same store"
 )
-
 _BACKUP_TO = arg("target TO", "where the backups are: a url or the path of a folder, empty the first time")
-
 _BACKUP = arg("source BACKUP", "the backup: a url or the path of a folder")
-
 _INTO = arg("--store URL", "address of the empty store to fill (default: as `toque up` would take it)")
-
 _REDIS = arg("--redis URL", "address of its Redis (default: that of the environment or of the platform here)")
-
 _NO_REDIS = flag("--no-redis", "leave out what Redis holds: predictions and labels of the last seconds")
-
 _SCRATCH = arg("--scratch FOLDER", "where temporary files go (default: the machine's temporary folder)")
+_MODEL = arg("model", "audit this model's journals only", nargs="?")
+_HEADS = arg("--heads TARGET", "compare with the heads published there: a folder, or the url of a store")
+_PUBLISH = arg(
+    "--publish TARGET", "publish the heads there if nothing was found: a folder, or the url of a store"
+)
+_STORE = arg("--store URL", "address of the store (default: that of the environment or of the platform here)")
+_KEY = arg("key", "id of the key, as `toque audit-keys list` shows it")
+_KEYS = columns("key: id | makes MACs: newest")
 
 
 def register_store(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands that bring a store elsewhere and back."""
     add(group(commands, "store", "Copy a store."), "copy", _copy, _FROM, _TO, _SCRATCH)
     add(commands, "backup", _backup, _BACKUP_TO, _STORE, _REDIS, _NO_REDIS, _SCRATCH)
     add(commands, "restore", _restore, _BACKUP, _INTO, _SCRATCH)
@@ -154,25 +151,8 @@ def _content(copied: CopyReport | None) -> dict[str, Any]:
     return asdict(copied) if copied else {}
 
 
-# registry and toque.ray_apps.local are imported by what needs them: they bring the tables, half a second.
-
-_MODEL = arg("model", "audit this model's journals only", nargs="?")
-
-_HEADS = arg("--heads TARGET", "compare with the heads published there: a folder, or the url of a store")
-
-_PUBLISH = arg(
-    "--publish TARGET", "publish the heads there if nothing was found: a folder, or the url of a store"
-)
-
-_STORE = arg("--store URL", "address of the store (default: that of the environment or of the platform here)")
-
-_KEY = arg("key", "id of the key, as `toque audit-keys list` shows it")
-
-_KEYS = columns("key: id | makes MACs: newest")
-
-
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands that audit a store, and those on its keys."""
     add(commands, "audit", _audit, _MODEL, _HEADS, _PUBLISH, _STORE)
     keys = group(
         commands, "audit-keys", "Adopt a store, and list, rotate and retire the keys of its history."

@@ -1,9 +1,4 @@
-"""`toque up`, `down`, `status` and `demo`.
-
-`toque config`, `toque node` and `toque deploy`: the platform on a cluster.
-
-`toque ui`: opens the console in a browser, signed in as the owner of the command line's token.
-"""
+"""`toque up`, `down`, `status`, `demo`, `config`, `node`, `deploy`, `ui`: the platform on this machine and on a cluster."""
 
 from __future__ import annotations
 
@@ -32,13 +27,16 @@ if TYPE_CHECKING:
     from toque.ray_apps.local import Settings
 
 
-# toque.ray_apps.local is imported by the commands that need it: it brings Redis and the tables, half a second.
+# toque.ray_apps.local and deployment are imported by the commands that need them: they bring Redis and the tables, or Ray.
 
 # What Ray Data and Tune would print would tear a demo's bars apart.
 _QUIET = {"RAY_DATA_LOG_LEVEL": "ERROR", "RAY_DATA_DISABLE_PROGRESS_BARS": "1", "RAY_AIR_NEW_OUTPUT": "0"}
+ADMIN_FILE = "~/.toque/token"
 
 _DOORS = columns("door | where")
 _PARTS = columns("part: name | answers: up | where")
+_SETTINGS = columns("setting | value | variable | from: source")
+_DEPLOYED = columns("application | state")
 
 _PROJECT = arg("--project MODULE", "module of your definitions (default: TOQUE_PROJECT)")
 _PROJECTS = arg(
@@ -59,9 +57,36 @@ _FIXED = flag("--fixed-ports", "stop at a taken port instead of moving on")
 _ENVIRONMENT = flag("--environment", "print shell lines for a client, with the token")
 _REST = arg("rest", "arguments for the demo, after --", nargs=argparse.REMAINDER)
 
+_SERVE = flag("--serve", "print the config of Ray Serve that `toque deploy` applies, as JSON")
+_HEAD = flag("--head", "this node is the cluster's head")
+_ADDRESS = arg("--address HOST", "address of the cluster's head, as in 10.0.0.4")
+_TYPE = arg("--type NAME", "what the node is for: serve takes replicas, any other name takes experiments")
+_BLOCK = flag("--block", "stay until Ray ends")
+_MORE = arg(
+    "rest", "further arguments of `ray start`, or the whole command, after --", nargs=argparse.REMAINDER
+)
+_WITHIN = arg(
+    "--within SECONDS",
+    "when the machine ends (default: 100); `--within 0`: no time is set",
+    type=float,
+    default=100.0,
+)
+_WHEN_TOLD = arg(
+    "--when-told CLOUD", "wait until the cloud says that it takes the machine", choices=("aws", "gcp")
+)
+_TOKEN_FILE = arg("--token-file PATH", f"file for the first admin token (default: {ADMIN_FILE})")
+_TOKEN_SECRET = arg("--token-secret NAME", "Kubernetes secret for the first admin token, in place of a file")
+_NEW_TOKEN = flag("--new-token", "revoke the first admin token, and make another: for who lost its secret")
+_RESTART = flag("--restart", "replace every replica, also where nothing changed")
+_WAIT = arg(
+    "--wait SECONDS", "how long applications may take to be ready (default: 300)", type=float, default=300.0
+)
+_JOBS = arg("--address URL", "job endpoint of the cluster, as in http://127.0.0.1:8265: deploy from there")
+_PRINT = flag("--print", "print the address instead of opening it, for a browser on another machine")
+
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on the platform of this machine."""
     add(commands, "up", _up, _PROJECTS, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
     add(commands, "down", _down, _CLUSTER)
     add(commands, "status", _status, _ENVIRONMENT)
@@ -227,41 +252,8 @@ def _require(module: str) -> None:
         raise UsageError(f"no module {module!r} in {Path.cwd()} or on PYTHONPATH: is the name right?")
 
 
-# toque.ray_apps.deployment is imported by the commands that need it: it brings Ray, or the store.
-
-_SETTINGS = columns("setting | value | variable | from: source")
-_DEPLOYED = columns("application | state")
-ADMIN_FILE = "~/.toque/token"
-
-_SERVE = flag("--serve", "print the config of Ray Serve that `toque deploy` applies, as JSON")
-_HEAD = flag("--head", "this node is the cluster's head")
-_ADDRESS = arg("--address HOST", "address of the cluster's head, as in 10.0.0.4")
-_TYPE = arg("--type NAME", "what the node is for: serve takes replicas, any other name takes experiments")
-_BLOCK = flag("--block", "stay until Ray ends")
-_MORE = arg(
-    "rest", "further arguments of `ray start`, or the whole command, after --", nargs=argparse.REMAINDER
-)
-_WITHIN = arg(
-    "--within SECONDS",
-    "when the machine ends (default: 100); `--within 0`: no time is set",
-    type=float,
-    default=100.0,
-)
-_WHEN_TOLD = arg(
-    "--when-told CLOUD", "wait until the cloud says that it takes the machine", choices=("aws", "gcp")
-)
-_TOKEN_FILE = arg("--token-file PATH", f"file for the first admin token (default: {ADMIN_FILE})")
-_TOKEN_SECRET = arg("--token-secret NAME", "Kubernetes secret for the first admin token, in place of a file")
-_NEW_TOKEN = flag("--new-token", "revoke the first admin token, and make another: for who lost its secret")
-_RESTART = flag("--restart", "replace every replica, also where nothing changed")
-_WAIT = arg(
-    "--wait SECONDS", "how long applications may take to be ready (default: 300)", type=float, default=300.0
-)
-_JOBS = arg("--address URL", "job endpoint of the cluster, as in http://127.0.0.1:8265: deploy from there")
-
-
 def register_cluster(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on a cluster."""
     add(commands, "config", _config, _SERVE)
     nodes = group(commands, "node", "Start and drain the nodes of a cluster.")
     add(nodes, "start", _node_start, _HEAD, _ADDRESS, _TYPE, _BLOCK, _MORE)
@@ -392,11 +384,8 @@ def _deploy_from(given: Given) -> int:
         return run_on_cluster(given.address, f"toque {shlex.join(words)}", report=note)
 
 
-_PRINT = flag("--print", "print the address instead of opening it, for a browser on another machine")
-
-
 def register_console(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the command that opens the console."""
     add(commands, "ui", _ui, _PRINT)
 
 

@@ -1,10 +1,7 @@
-"""`toque models`: the registry's models and versions, who approved them, and which one is live.
+"""`toque models` and `toque prompts`: versions with their approvals, signatures, record and prompts, and which is live.
 
-`toque models sign` and `verify`: the private key, and the judgement, stay on this machine.
-
-`toque models policy`, `card`, `audit`, `made-from` and `origins`: what is recorded of a model, and whether it still stands.
-
-`toque prompts`: prompts of language models, each a version of its model.
+What signs and verifies stays on this machine: the private key, and the judgement. `registry` is imported by what needs it: it
+brings the tables, a third of a second.
 """
 
 from __future__ import annotations
@@ -56,10 +53,23 @@ if TYPE_CHECKING:
 
 _ACCEPT_CODE = repeatable("--accept-code PATH", "a file that can execute code, which you read and accept")
 _COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
+_KEY = arg("--key FILE", "PEM file of an elliptic-curve private key", required=True)
+_PASSWORD = arg("--password-file FILE", "file with the key's password")
+_PUBLIC = arg("--public-key FILE", "PEM file of the signer's public key", required=True)
+_SAVE = arg("--save FILE", "write the signature there, as `model_signing verify key` reads it")
+_SET = arg(
+    "--set JSON",
+    'the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
+)
+_SOURCE = arg("source", "TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
+_FILE = arg("file", "the prompt, as JSON or YAML")
+_BASE = arg("--base VERSION", "version or alias that gives weights and settings (default: the champion)")
+_DESCRIPTION = arg("--description", "what is new in it, for its card", default="")
+_BEFORE, _AFTER = arg("before version", "version or alias"), arg("after version", "version or alias")
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on models and their versions."""
     models = group(commands, "models", "List, show, register, approve, sign, promote, download models.")
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
@@ -141,46 +151,8 @@ def _version(entry: dict[str, Any]) -> Any:
     return version["version"] if isinstance(version, dict) else version
 
 
-_MODELS = columns(
-    "model: name | versions | aliases | created: created_at | description",
-    wide="tags",
-    texts="description",
-    values={"versions": lambda row: len(row["versions"]), "aliases": pairs("aliases"), "tags": pairs("tags")},
-)
-_VERSIONS = columns(
-    "version | status | aliases | gates | approved by | author | created: created_at",
-    wide="metrics | files | bytes | run: lineage.run | tags",
-    texts="gates | approved by",
-    values={
-        "gates": _gates,
-        "approved by": _approvers,
-        "files": lambda row: len(row["files"]),
-        "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
-        "tags": pairs("tags"),
-    },
-)
-_HISTORY = columns(
-    "entry: number | at | actor | change | version | reason",
-    wide="all that was written: body",
-    texts="reason",
-    values={
-        "change": lambda row: row["body"].get("kind"),
-        "version": _version,
-        "reason": lambda row: row["body"].get("reason"),
-    },
-)
-
-
-# registry is imported by what needs it: it brings the tables, a third of a second.
-
-_KEY = arg("--key FILE", "PEM file of an elliptic-curve private key", required=True)
-_PASSWORD = arg("--password-file FILE", "file with the key's password")
-_PUBLIC = arg("--public-key FILE", "PEM file of the signer's public key", required=True)
-_SAVE = arg("--save FILE", "write the signature there, as `model_signing verify key` reads it")
-
-
 def register_signing(models: Commands) -> None:
-    """Add the commands of this module to the group of models."""
+    """Add the commands on signatures to the group of models."""
     add(models, "sign", _sign, MODEL, VERSION, _KEY, _PASSWORD)
     add(models, "verify", _verify, MODEL, VERSION, _PUBLIC, _SAVE)
 
@@ -249,17 +221,8 @@ def _digests(version: dict[str, Any]) -> dict[str, str]:
     return {path: blob["sha256"] for path, blob in version["files"].items()}
 
 
-_SET = arg(
-    "--set JSON",
-    'the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
-)
-_SOURCE = arg("source", "TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
-_ORIGINS = columns("kind | name | rows | first | last | load | read", texts="read")
-_DEPENDENTS = columns("model | version | aliases | serves as: arms | created: created_at")
-
-
 def register_record(models: Commands) -> None:
-    """Add the commands of this module to the group of models."""
+    """Add the commands on what is recorded to the group of models."""
     add(models, "policy", _policy, MODEL, _SET)
     add(models, "card", _card, MODEL, VERSION_OR_ALIAS)
     add(models, "audit", _audit, MODEL)
@@ -269,7 +232,7 @@ def register_record(models: Commands) -> None:
 
 def source_of(text: str) -> TableSnapshot | str:
     """What a version may be made from: a table as of a version (`TABLE@VERSION`), else an id or digest."""
-    from toque.registry import TableSnapshot  # late: it brings the tables, a third of a second
+    from toque.registry import TableSnapshot
 
     table_name, at, version = text.rpartition("@")
     return TableSnapshot(name=table_name, version=int(version)) if at and version.isdecimal() else text
@@ -342,7 +305,7 @@ def _shown(pieces: list[str]) -> str:
 
 
 def _dependents(client: Client, source: TableSnapshot | str) -> Iterator[dict[str, Any]]:
-    from toque.registry import Lineage  # late: see `source_of`
+    from toque.registry import Lineage
 
     for model in client.get("/models"):
         traffic = model["traffic"] or {"arms": []}
@@ -358,14 +321,8 @@ def _dependents(client: Client, source: TableSnapshot | str) -> Iterator[dict[st
                 }
 
 
-_FILE = arg("file", "the prompt, as JSON or YAML")
-_BASE = arg("--base VERSION", "version or alias that gives weights and settings (default: the champion)")
-_DESCRIPTION = arg("--description", "what is new in it, for its card", default="")
-_BEFORE, _AFTER = arg("before version", "version or alias"), arg("after version", "version or alias")
-
-
 def register_prompts(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the commands on prompts."""
     prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
     add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
     add(prompts, "list", _list_prompts, MODEL, limit())
@@ -408,6 +365,36 @@ def _beginning(row: dict[str, Any]) -> str:
     return " ".join(text.split())
 
 
+_MODELS = columns(
+    "model: name | versions | aliases | created: created_at | description",
+    wide="tags",
+    texts="description",
+    values={"versions": lambda row: len(row["versions"]), "aliases": pairs("aliases"), "tags": pairs("tags")},
+)
+_VERSIONS = columns(
+    "version | status | aliases | gates | approved by | author | created: created_at",
+    wide="metrics | files | bytes | run: lineage.run | tags",
+    texts="gates | approved by",
+    values={
+        "gates": _gates,
+        "approved by": _approvers,
+        "files": lambda row: len(row["files"]),
+        "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
+        "tags": pairs("tags"),
+    },
+)
+_HISTORY = columns(
+    "entry: number | at | actor | change | version | reason",
+    wide="all that was written: body",
+    texts="reason",
+    values={
+        "change": lambda row: row["body"].get("kind"),
+        "version": _version,
+        "reason": lambda row: row["body"].get("reason"),
+    },
+)
+_ORIGINS = columns("kind | name | rows | first | last | load | read", texts="read")
+_DEPENDENTS = columns("model | version | aliases | serves as: arms | created: created_at")
 _PROMPTS = columns(
     "version | on: parent | aliases | prompt | author | created: created_at",
     wide="description",

@@ -1,10 +1,6 @@
-"""`toque predict` and `toque label`: ask a model, by tensors or by key, and say later what was true.
+"""`toque predict`, `label`, `trace` and `replay`: ask a model, say what was true, and tell what became of requests.
 
-Rows of a CSV or Parquet file as they are sent to a model by name, and its answers beside them.
-
-`toque trace`: what became of one request, from the id of its prediction or of its trace.
-
-`toque replay`: whether a version still answers its logged requests with the same bits.
+polars is imported by who reads a file: it takes 100 ms.
 """
 
 from __future__ import annotations
@@ -47,6 +43,10 @@ if TYPE_CHECKING:
     import polars as pl
 
 
+ROWS_A_REQUEST = 1_000
+_MISSING = ("", "NA", "NULL", "null")
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+
 _VERSION = arg("--version N", "ask this version, whatever the traffic policy says", type=int)
 _REQUEST = arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -")
 _ENTITIES = arg("--entities JSON", 'join keys of each row, as in \'[{"airport": "JFK"}]\', @file or -')
@@ -64,6 +64,21 @@ _DROP = repeatable(
 _UNIT = arg("--unit", "user or thing that the traffic policy keeps on one arm")
 _ATTRIBUTE = repeatable("--attribute NAME=VALUE", "an attribute that the policy's rules look at")
 _EXPLAIN = flag("--explain", "say what each feature added to the answer")
+_ID = arg("--id", "prediction ID (default: a fresh one)")
+_EXAMPLE = flag("--example", "ask with the first row of the champion's example, by tensors")
+_ARGUMENTS = (
+    MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _FILE, _KEY, _DROP, _EXAMPLE, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID,
+)  # fmt: skip
+_PREDICTION = arg("prediction", "ID of the prediction, which its answer had as `id`")
+_OBSERVED = arg("--observed-at TIME", "when that became known, as in 2026-05-01T12:00:00Z (default: now)")
+_REQUEST_ID = arg("id", "ID of a prediction, or of a trace, as the header `traceparent` has it")
+_MODEL = arg("--model NAME", "read the log of this model only, which is quicker")
+_DAYS = arg("--days N", "how far to look back (default: %(default)s)", type=int, default=7)
+_REPLAYED_VERSION = arg(
+    "--version V", "number of the version, or an alias (default: %(default)s)", default="champion"
+)
+_SINCE = arg("--since TIME", "from when on, as 2026-05-01T00:00:00Z (default: 7 days ago)")
+_LIMIT = arg("--limit N", "about how many rows, the newest (default: %(default)s)", type=int, default=10_000)
 
 
 def label_of(text: str) -> Any:
@@ -80,22 +95,15 @@ def label_of(text: str) -> Any:
         return {"text": text}
 
 
-_ID = arg("--id", "prediction ID (default: a fresh one)")
-_EXAMPLE = flag("--example", "ask with the first row of the champion's example, by tensors")
-_ARGUMENTS = (
-    MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _FILE, _KEY, _DROP, _EXAMPLE, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID,
-)  # fmt: skip
-_PREDICTION = arg("prediction", "ID of the prediction, which its answer had as `id`")
 _LABEL = arg(
     "label",
     'what was true: 0 or 1, the name or number of the class, a number, a text as in \'"Main Street 1"\', or a list as in \'["rain", "wind"]\'',
     type=label_of,
 )
-_OBSERVED = arg("--observed-at TIME", "when that became known, as in 2026-05-01T12:00:00Z (default: now)")
 
 
 def register(commands: Commands) -> None:
-    """Add the command of this module."""
+    """Add the commands `predict` and `label`."""
     add(commands, "predict", _predict, *_ARGUMENTS, json_option=False)
     add(commands, "label", _label, _PREDICTION, _LABEL, _OBSERVED)
 
@@ -190,13 +198,6 @@ def _parameters(given: Given) -> dict[str, Any]:
     return found
 
 
-# polars is imported by who reads a file: it takes 100 ms.
-
-ROWS_A_REQUEST = 1_000
-_MISSING = ("", "NA", "NULL", "null")
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
-
 def read_rows(path: Path, *, leave_out: Sequence[str]) -> list[dict[str, Any]]:
     """Read the rows of a file, without some columns; a CSV column holds numbers if all its values are, and none begins with a 0.
 
@@ -278,13 +279,8 @@ def _sendable(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_REQUEST_ID = arg("id", "ID of a prediction, or of a trace, as the header `traceparent` has it")
-_MODEL = arg("--model NAME", "read the log of this model only, which is quicker")
-_DAYS = arg("--days N", "how far to look back (default: %(default)s)", type=int, default=7)
-
-
 def register_trace(commands: Commands) -> None:
-    """Add the command of this module."""
+    """Add the command `trace`."""
     add(commands, "trace", _trace, _REQUEST_ID, _MODEL, _DAYS)
 
 
@@ -318,28 +314,8 @@ def _show(given: Given, prediction: dict[str, Any]) -> None:
             table(given.output, heading, rows)
 
 
-_TRACED = columns(
-    "prediction: prediction_id | model | version | arm | shadow | predicted at: predicted_at | latency, ms: latency_ms"
-    " | outputs | label | observed at: observed_at | trace: trace_id | kept as: kept",
-    wide="span: span_id",
-)
-_STAGES = columns("stage: name | began after, ms: begin_ms | took, ms: duration_ms")
-_VERDICTS = columns(
-    "verdict of: by | name | subject | verdict | what: text | judged at: judged_at",
-    wide="rows from: start | rows until: end",
-    texts="what",
-)
-
-
-_REPLAYED_VERSION = arg(
-    "--version V", "number of the version, or an alias (default: %(default)s)", default="champion"
-)
-_SINCE = arg("--since TIME", "from when on, as 2026-05-01T00:00:00Z (default: 7 days ago)")
-_LIMIT = arg("--limit N", "about how many rows, the newest (default: %(default)s)", type=int, default=10_000)
-
-
 def register_replay(commands: Commands) -> None:
-    """Add the command of this module."""
+    """Add the command `replay`."""
     add(commands, "replay", _replay, MODEL, _REPLAYED_VERSION, _SINCE, _LIMIT)
 
 
@@ -352,6 +328,21 @@ def _replay(given: Given) -> int:
     return int(found["different"] > 0)
 
 
+def _counts(skipped: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "0"
+
+
+_TRACED = columns(
+    "prediction: prediction_id | model | version | arm | shadow | predicted at: predicted_at | latency, ms: latency_ms"
+    " | outputs | label | observed at: observed_at | trace: trace_id | kept as: kept",
+    wide="span: span_id",
+)
+_STAGES = columns("stage: name | began after, ms: begin_ms | took, ms: duration_ms")
+_VERDICTS = columns(
+    "verdict of: by | name | subject | verdict | what: text | judged at: judged_at",
+    wide="rows from: start | rows until: end",
+    texts="what",
+)
 _RESULT = columns(
     "model | version | rows read: rows | equal | different | not scored again: skipped",
     wide="beside rows that are not in the log: filled",
@@ -360,7 +351,3 @@ _RESULT = columns(
 _DIFFERENCES = columns(
     "prediction: prediction_id | output | rows in its batch: batch_rows | logged | replayed"
 )
-
-
-def _counts(skipped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "0"

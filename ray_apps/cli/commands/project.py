@@ -1,7 +1,4 @@
-"""`toque init` and `toque train`: from a file to a project, and from a project to a version of its model.
-
-`toque train`: from a project's tables to a version that was judged, told in words with what to do next.
-"""
+"""`toque init` and `toque train`: from a file to a project, and from its tables to a version that was judged."""
 
 from __future__ import annotations
 
@@ -26,10 +23,10 @@ if TYPE_CHECKING:
     from toque.ray_apps.new_project import Draft, Finding, Wishes
 
 
-# toque.ray_apps.new_project is imported by the command that needs it: it brings polars.
+# toque.ray_apps.new_project and `functions` are imported by the commands that need them: they bring polars and Ray.
 
 _GUESSES = columns("role | taken as: value | because: reason | to change it: option", texts="because")
-_LISTED = 20
+_LISTED = 20  # findings that are shown
 
 _NAME = arg("name", "name of the project: its folder, its package and its model")
 _FROM = arg(
@@ -69,10 +66,20 @@ _INIT = (
     _ENCODING,
     _YES,
 )
+_MODEL = arg("model", "name of the model (default: the project's only one)", nargs="?")
+_PROJECT = arg(
+    "--project MODULE", "module of your definitions (default: TOQUE_PROJECT, else that of this folder)"
+)
+_NO_LOAD = flag(
+    "--no-load", "train on the tables as they are: neither the project's `load` nor its sources are read"
+)
+_PROMOTE = flag(
+    "--promote", "make the version the champion if it passes its gate and the model's policy allows it"
+)
 
 
 def register(commands: Commands) -> None:
-    """Add the commands of this module."""
+    """Add the command `init`."""
     add(commands, "init", _init, *_INIT)
 
 
@@ -175,22 +182,8 @@ def _ask(question: str) -> str:
     return sys.stdin.readline().strip()
 
 
-# `functions` is imported by the command itself: it brings Ray.
-
-_MODEL = arg("model", "name of the model (default: the project's only one)", nargs="?")
-_PROJECT = arg(
-    "--project MODULE", "module of your definitions (default: TOQUE_PROJECT, else that of this folder)"
-)
-_NO_LOAD = flag(
-    "--no-load", "train on the tables as they are: neither the project's `load` nor its sources are read"
-)
-_PROMOTE = flag(
-    "--promote", "make the version the champion if it passes its gate and the model's policy allows it"
-)
-
-
 def register_train(commands: Commands) -> None:
-    """Add the command of this module."""
+    """Add the command `train`."""
     add(commands, "train", _train, _MODEL, _PROJECT, _NO_LOAD, _PROMOTE)
 
 

@@ -1,6 +1,6 @@
 """`toque rollout`: plan, start, follow and end the rollout of a version.
 
-`toque rollout status -f`: a rollout as it goes on, tables at a terminal and a line for each change in a pipe.
+`status -f` shows it as it goes on: tables at a terminal, and a line for each change in a pipe.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from toque.ray_apps.cli.output import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+
+POLL_S = 2.0
 
 _FOLLOW = flag(
     "-f --follow --watch", "show the newest one until it has ended; exit code 1 unless it was promoted"
@@ -192,34 +194,6 @@ def _improvement(tick: dict[str, Any]) -> str | None:
     return None if tick["estimate"] is None else effect(tick)
 
 
-_VALUES = {"version": _versions, "stage": _stage, "decided by": _words("rule")}
-_ROLLOUTS = columns(
-    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by | why: reason",
-    texts="why",
-    values=_VALUES,
-)
-_STATE = columns(
-    "rollout | version | against: champion | stage | started: started_at | in this stage since: stage_since"
-    " | labels judged: judged_labels | why: reason",
-    wide="canary since: canary_since | policy",
-    texts="why",
-    values=_VALUES,
-)
-_TICK = columns(
-    "model | rollout | version: challenger | stage | action | decided by | why: text | labels | improvement in loss | entry",
-    texts="why",
-    values={
-        "stage": _words("stage"),
-        "action": _words("action"),
-        "decided by": _words("rule"),
-        "improvement in loss": _improvement,
-    },
-)
-
-
-POLL_S = 2.0
-
-
 def follow(
     client: Client, model: str, *, output: Format | None = None, console: Console | None = None
 ) -> int:
@@ -313,6 +287,29 @@ def effect(each: dict[str, Any]) -> str:
     return f"{each['estimate']:+.5f} (from {each['lower']:+.5f} to {each['upper']:+.5f})"
 
 
+_VALUES = {"version": _versions, "stage": _stage, "decided by": _words("rule")}
+_ROLLOUTS = columns(
+    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by | why: reason",
+    texts="why",
+    values=_VALUES,
+)
+_STATE = columns(
+    "rollout | version | against: champion | stage | started: started_at | in this stage since: stage_since"
+    " | labels judged: judged_labels | why: reason",
+    wide="canary since: canary_since | policy",
+    texts="why",
+    values=_VALUES,
+)
+_TICK = columns(
+    "model | rollout | version: challenger | stage | action | decided by | why: text | labels | improvement in loss | entry",
+    texts="why",
+    values={
+        "stage": _words("stage"),
+        "action": _words("action"),
+        "decided by": _words("rule"),
+        "improvement in loss": _improvement,
+    },
+)
 _ARMS = columns(
     "arm | version | share | answers | errors | slow | units",
     values={"share": lambda row: percent(row["share"])},

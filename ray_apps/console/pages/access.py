@@ -1,7 +1,4 @@
-"""Page of the audit: who was refused what, and who changed access and models.
-
-Page of tokens: whose they are, what they may do, when they were used, and the button that revokes one.
-"""
+"""Pages of access: the audit, with who was refused or changed what, and the tokens, with the button that revokes one."""
 
 from __future__ import annotations
 
@@ -14,17 +11,17 @@ from toque.ray_apps.console.page import Page
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
-TOKENS_ENTRY = Entry("Tokens", "tokens", role="admin")
-
-Admin = Annotated[Page, page_for(Role.admin)]
-
-
-def _is_live(token: dict[str, str | None], now: str) -> bool:
-    """Whether a token is neither revoked nor expired; times are UTC in the same form, so they compare as texts."""
-    return not token["revoked_at"] and (not token["expires_at"] or str(token["expires_at"]) > now)
-
-
 router = pages_router()
+ENTRY = Entry("Audit", "audit", role="admin")
+TOKENS_ENTRY = Entry("Tokens", "tokens", role="admin")
+Admin = Annotated[Page, page_for(Role.admin)]
+ROWS = 100
+_KINDS = {
+    "": "everything",
+    "refusal": "refusals",
+    "access": "changes of access",
+    "model": "changes of models",
+}
 
 
 @router.get("/tokens")
@@ -45,21 +42,9 @@ async def revoke(page: Admin, name: str, _: Annotated[Form, CHANGE]) -> Response
     return await page.change(page.link("tokens"), done, "DELETE", f"/tokens/{page.quoted(name)}")
 
 
-ENTRY = Entry("Audit", "audit", role="admin")
-
-ROWS = 100
-
-_KINDS = {
-    "": "everything",
-    "refusal": "refusals",
-    "access": "changes of access",
-    "model": "changes of models",
-}
-
-
 @router.get("/audit")
 async def show_audit(
-    page: Annotated[Page, page_for(Role.admin)],
+    page: Admin,
     kind: Literal["", "refusal", "access", "model"] = "",
     actor: Annotated[str, Query(max_length=128)] = "",
     since: Annotated[str, Query(max_length=40)] = "",
@@ -89,6 +74,11 @@ async def show_audit(
         kinds=_KINDS,
         chosen={"kind": kind, "actor": actor, "since": since, "until": until},
     )
+
+
+def _is_live(token: dict[str, str | None], now: str) -> bool:
+    """Whether a token is neither revoked nor expired; times are UTC in the same form, so they compare as texts."""
+    return not token["revoked_at"] and (not token["expires_at"] or str(token["expires_at"]) > now)
 
 
 def _link(page: Page, entry: dict[str, Any]) -> str | None:

@@ -1,7 +1,4 @@
-"""Page of costs: what invocations used in some days, by function, model, team, caller or day, with prices where they are known.
-
-Page of the queue of experiments: what runs, what waits for what, and what each team may have and has spent.
-"""
+"""Pages of costs, by function, model, team, caller or day, and of the queue: what waits for what, and each team's quota."""
 
 from __future__ import annotations
 
@@ -18,27 +15,15 @@ from toque.ray_apps.console.page import Page
 from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role
 
-QUEUE_ENTRY = Entry("Queue", "queue")
-
-
-def _teams(quotas: dict[str, Any], running: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What each team has and may have, `everyone` last."""
-    gpus, cpus, count = Counter[str](), Counter[str](), Counter[str]()
-    for each in running:
-        for team in (each["team"], "everyone"):
-            gpus[team] += each["gpus"]
-            cpus[team] += each["cpus"]
-            count[team] += 1
-    names = sorted({*quotas, *count}, key=lambda name: (name == "everyone", name))
-    return [
-        {"team": name, "used_gpus": gpus[name], "used_cpus": cpus[name], "running": count[name]}
-        | {"members": [], "gpus": None, "cpus": None, "at_once": None, "share": 1.0}
-        | quotas.get(name, {})
-        for name in names
-    ]
-
-
 router = pages_router()
+ENTRY = Entry("Costs", "costs")
+QUEUE_ENTRY = Entry("Queue", "queue")
+_DAYS: Final = (1, 7, 30)
+_BY: Final = ("function", "model", "team", "caller", "day")
+_SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money")  # fmt: skip
+_BARS = 30
+_CHARS, _FEWEST_CHARS = 100, 12  # of the names under all bars, and of each at least
+By = Literal["function", "model", "team", "caller", "day"]
 
 
 @router.get("/queue")
@@ -56,21 +41,6 @@ async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
         teams=_teams(quotas, running),
         budgets=[each | {"left": max(0.0, each["limit"] - each["spent"])} for each in budgets],
     )
-
-
-ENTRY = Entry("Costs", "costs")
-
-_DAYS: Final = (1, 7, 30)
-
-_BY: Final = ("function", "model", "team", "caller", "day")
-
-_SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes", "money")  # fmt: skip
-
-_BARS = 30
-
-_CHARS, _FEWEST_CHARS = 100, 12  # of the names under all bars, and of each at least
-
-By = Literal["function", "model", "team", "caller", "day"]
 
 
 @router.get("/costs")
@@ -107,6 +77,23 @@ async def show_costs(
         by=by,
         of=of,
     )
+
+
+def _teams(quotas: dict[str, Any], running: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each team has and may have, `everyone` last."""
+    gpus, cpus, count = Counter[str](), Counter[str](), Counter[str]()
+    for each in running:
+        for team in (each["team"], "everyone"):
+            gpus[team] += each["gpus"]
+            cpus[team] += each["cpus"]
+            count[team] += 1
+    names = sorted({*quotas, *count}, key=lambda name: (name == "everyone", name))
+    return [
+        {"team": name, "used_gpus": gpus[name], "used_cpus": cpus[name], "running": count[name]}
+        | {"members": [], "gpus": None, "cpus": None, "at_once": None, "share": 1.0}
+        | quotas.get(name, {})
+        for name in names
+    ]
 
 
 def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:

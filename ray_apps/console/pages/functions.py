@@ -1,7 +1,4 @@
-"""Pages of functions: which can be called, when each runs next, and a form that calls one.
-
-Pages of durable invocations: the list, and one with its steps, log, result and the buttons that steer it.
-"""
+"""Pages of functions, with a form that calls one, and of durable invocations, with the buttons that steer one."""
 
 from __future__ import annotations
 
@@ -20,77 +17,21 @@ from toque.ray_apps.console.page import ApiError, Page
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
-INVOCATIONS_ENTRY = Entry("Invocations", "invocations")
-
-ROWS = 50
-
-INDEXED: Final = ("queued", "running", "failed", "waiting", "dead")
-
-SCANNED = 1_000  # invocations that a search for a function looks at
-
-_STEPS_DRAWN = 24
-
-_SEGMENTS = 100  # of a log that the API gives at once
-
-Sent = Annotated[Form, CHANGE]
-
-Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
-
-Segment = Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")]
-
-
-async def _shown_invocation(
-    page: Page, invocation: str, after: str = "", *, typed: str = "", error: str = ""
-) -> Response:
-    """Render the page of one invocation. typed: value of a signal that somebody wrote and that is refused for `error`."""
-    path = f"/invocations/{page.quoted(invocation)}"
-    found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
-    declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
-    return await page.render(
-        "invocation.html",
-        HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
-        error=error,
-        typed=typed,
-        live=() if error or found["status"] in ENDED else (f"invocations/{invocation}",),
-        invocation=found,
-        has_page=not isinstance(declared, str),  # a function that is not called by HTTP has none
-        ended=found["status"] in ENDED,
-        steps=_steps(found, page),
-        steps_left=max(0, len(found["steps"]) - _STEPS_DRAWN),
-        lines=[line for segment in log for line in segment["lines"]],
-        after=after,
-        following=log[-1]["name"] if len(log) == _SEGMENTS else None,
-    )
-
-
-async def _post(page: Page, invocation: str, verb: str, body: Any, done: str) -> Response:
-    to = page.link("invocations", invocation)
-    return await page.change(to, done, "POST", f"/invocations/{page.quoted(invocation)}/{verb}", body)
-
-
-def _steps(invocation: dict[str, Any], page: Page) -> Markup:
-    """Draw the way of a workflow: its parent, its finished steps in their order, and what it is at now."""
-    steps = invocation["steps"][:_STEPS_DRAWN]
-    if not steps and invocation["parent"] is None:
-        return Markup()
-    columns = [[Node("step " + str(number), name)] for number, name in enumerate(steps, 1)]
-    if invocation["parent"] is not None:
-        link = page.link("invocations", invocation["parent"])
-        columns.insert(0, [Node("called by", invocation["parent"][:12], link=link)])
-    now = f"signal {invocation['waits_for']}" if invocation["waits_for"] else invocation["function"]
-    columns.append([Node(invocation["status"], now, "own")])
-    return draw_columns(columns, label=f"Steps of {invocation['function']} {invocation['id']}")
-
-
 router = pages_router()
-
 ENTRY = Entry("Functions", "functions")
-
-_LATEST = 10
-
-_SCANNED = 500  # invocations among which the last ones are looked for
-
+INVOCATIONS_ENTRY = Entry("Invocations", "invocations")
+ROWS = 50
+INDEXED: Final = ("queued", "running", "failed", "waiting", "dead")
+SCANNED = 1_000  # invocations that a search for a function looks at
+_STEPS_DRAWN = 24
+_SEGMENTS = 100  # of a log that the API gives at once
+Sent = Annotated[Form, CHANGE]
+Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+Segment = Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")]
+_LAST_SHOWN = 10
+_LAST_SCANNED = 500  # invocations among which the last ones are looked for
 Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.get("/invocations")
@@ -122,9 +63,6 @@ async def list_invocations(
 async def show_invocation(page: Viewer, invocation: str, after: Segment = "") -> Response:
     """Show one invocation: its state, steps, arguments, result or failure, and its log from a segment on."""
     return await _shown_invocation(page, invocation, after)
-
-
-Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.post("/invocations/{invocation}/cancel")
@@ -185,7 +123,7 @@ async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -
     """Render the page of one function. typed: arguments that somebody wrote and that are refused for `error`."""
     found, latest = await asyncio.gather(
         page.api.get(f"/functions/{page.quoted(name)}"),
-        page.api.get("/invocations", function=name, limit=_LATEST, scan=_SCANNED),
+        page.api.get("/invocations", function=name, limit=_LAST_SHOWN, scan=_LAST_SCANNED),
     )
     return await page.render(
         "function.html",
@@ -196,12 +134,12 @@ async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -
         function=found,
         arguments=_arguments(found["input_schema"]),
         latest=latest,
-        scanned=_SCANNED,
+        scanned=_LAST_SCANNED,
     )
 
 
 @router.post("/functions/{name}/call")
-async def call(page: Operator, name: str, form: Annotated[Form, CHANGE]) -> Response:
+async def call(page: Operator, name: str, form: Sent) -> Response:
     """Queue an invocation of a function in the viewer's name and go to its page."""
     typed = form.get("arguments", "")
     try:
@@ -212,6 +150,49 @@ async def call(page: Operator, name: str, form: Annotated[Form, CHANGE]) -> Resp
     except ApiError as error:
         return await _shown(page, name, typed=typed, error=error.detail)
     return page.go(page.link("invocations", accepted["id"]), notice=f"{name} is queued.")
+
+
+async def _shown_invocation(
+    page: Page, invocation: str, after: str = "", *, typed: str = "", error: str = ""
+) -> Response:
+    """Render the page of one invocation. typed: value of a signal that somebody wrote and that is refused for `error`."""
+    path = f"/invocations/{page.quoted(invocation)}"
+    found, log = await asyncio.gather(page.api.get(path), page.api.get(f"{path}/logs", after=after))
+    declared = await page.told(page.api.get(f"/functions/{page.quoted(found['function'])}"))
+    return await page.render(
+        "invocation.html",
+        HTTPStatus.UNPROCESSABLE_ENTITY if error else HTTPStatus.OK,
+        error=error,
+        typed=typed,
+        live=() if error or found["status"] in ENDED else (f"invocations/{invocation}",),
+        invocation=found,
+        has_page=not isinstance(declared, str),  # a function that is not called by HTTP has none
+        ended=found["status"] in ENDED,
+        steps=_steps(found, page),
+        steps_left=max(0, len(found["steps"]) - _STEPS_DRAWN),
+        lines=[line for segment in log for line in segment["lines"]],
+        after=after,
+        following=log[-1]["name"] if len(log) == _SEGMENTS else None,
+    )
+
+
+async def _post(page: Page, invocation: str, verb: str, body: Any, done: str) -> Response:
+    to = page.link("invocations", invocation)
+    return await page.change(to, done, "POST", f"/invocations/{page.quoted(invocation)}/{verb}", body)
+
+
+def _steps(invocation: dict[str, Any], page: Page) -> Markup:
+    """Draw the way of a workflow: its parent, its finished steps in their order, and what it is at now."""
+    steps = invocation["steps"][:_STEPS_DRAWN]
+    if not steps and invocation["parent"] is None:
+        return Markup()
+    columns = [[Node("step " + str(number), name)] for number, name in enumerate(steps, 1)]
+    if invocation["parent"] is not None:
+        link = page.link("invocations", invocation["parent"])
+        columns.insert(0, [Node("called by", invocation["parent"][:12], link=link)])
+    now = f"signal {invocation['waits_for']}" if invocation["waits_for"] else invocation["function"]
+    columns.append([Node(invocation["status"], now, "own")])
+    return draw_columns(columns, label=f"Steps of {invocation['function']} {invocation['id']}")
 
 
 def _arguments(schema: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""Pages of models: the list, the versions that wait for an approver, and one model with its versions, policy and history.
-
-Pages of one version, of two compared, and the buttons by which a version is approved, rejected and promoted.
-"""
+"""Pages of models and versions: lists, what waits for an approver, one, two compared, and the buttons of a version."""
 
 from __future__ import annotations
 
@@ -17,90 +14,11 @@ from toque.ray_apps.console.rendering import render_markdown
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
-Approver = Annotated[Page, page_for(Role.approver)]
-
-Sent = Annotated[Form, CHANGE]
-
-Number = Annotated[int, Path(ge=1, le=2**31)]
-
-Chosen = Annotated[list[int], Query(max_length=20)]
-
-
-async def _reviewed(
-    page: Page, model: str, version: int, verb: str, body: dict[str, Any], done: str
-) -> Response:
-    to = page.link("models", model, "versions", version)
-    told = f"{model}@{version} is {done} by you."
-    return await page.change(to, told, "POST", f"{_path(page, model, version)}/{verb}", body)
-
-
-def _path(page: Page, model: str, version: int) -> str:
-    return f"/models/{page.quoted(model)}/versions/{version}"
-
-
-def _figures(details: dict[str, Any]) -> dict[str, Any]:
-    """Lay a gate's details out by name: checks as a table, numbers as rows, anything else as text."""
-    checks = [each for each in details.get("checks", []) if isinstance(each, dict)]
-    plain = {
-        name: value
-        for name, value in details.items()
-        if not isinstance(value, dict | list) and value not in (None, "")
-    }
-    groups = {
-        name: value
-        for name, value in details.items()
-        if isinstance(value, dict) and value and all(not isinstance(each, list) for each in value.values())
-    }
-    return {"checks": checks, "plain": plain, "groups": groups}
-
-
-def _gate_figures(version: dict[str, Any]) -> dict[str, Any]:
-    return {name: "passed" if gate["passed"] else "failed" for name, gate in version["gates"].items()}
-
-
-def _sources(version: dict[str, Any]) -> dict[str, Any]:
-    lineage = version["lineage"]
-    tables = {f"table {each['name']}": f"version {each['version']}" for each in lineage["datasets"]}
-    views = {f"feature view {name}": digest[:12] for name, digest in lineage["features"].items()}
-    return {"run": lineage["run"], "code": (lineage["code"] or "")[:12] or None} | tables | views
-
-
-def _rows(versions: list[dict[str, Any]], of: Any) -> list[dict[str, Any]]:
-    """Line up what each version has under the same name; `differs` where they do not agree."""
-    columns = [of(each) for each in versions]
-    names = dict.fromkeys(name for column in columns for name in column)
-    rows = [(name, [column.get(name) for column in columns]) for name in names]
-    return [
-        {"name": name, "values": values, "differs": any(value != values[0] for value in values)}
-        for name, values in rows
-        if any(value is not None for value in values)
-    ]
-
-
 router = pages_router()
-
-
-@router.post("/models/{model}/versions/{version}/approve")
-async def approve(page: Approver, model: str, version: Number, form: Sent) -> Response:
-    """Approve a version in the viewer's name."""
-    body = {"comment": form.get("comment", ""), "accept_code": form.all("accept_code")}
-    return await _reviewed(page, model, version, "approve", body, "approved")
-
-
-@router.post("/models/{model}/versions/{version}/reject")
-async def reject(page: Approver, model: str, version: Number, form: Sent) -> Response:
-    """Reject a version in the viewer's name."""
-    return await _reviewed(page, model, version, "reject", {"comment": form.get("comment", "")}, "rejected")
-
-
 ENTRY = Entry("Models", "models")
-
 ROWS = 50
-
 _ENTRIES = 20
-
 _METRICS = 3
-
 _WORDS = {
     ("review", True): "approved",
     ("review", False): "rejected",
@@ -114,8 +32,25 @@ _WORDS = {
     ("model-created", None): "created the model",
     ("model-deleted", None): "deleted the model",
 }
-
+Approver = Annotated[Page, page_for(Role.approver)]
+Sent = Annotated[Form, CHANGE]
+Number = Annotated[int, Path(ge=1, le=2**31)]
+Chosen = Annotated[list[int], Query(max_length=20)]
 Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
+
+
+@router.post("/models/{model}/versions/{version}/approve")
+async def approve(page: Approver, model: str, version: Number, form: Sent) -> Response:
+    """Approve a version in the viewer's name."""
+    body = {"comment": form.get("comment", ""), "accept_code": form.all("accept_code")}
+    return await _reviewed(page, model, version, "approve", body, "approved")
+
+
+@router.post("/models/{model}/versions/{version}/reject")
+async def reject(page: Approver, model: str, version: Number, form: Sent) -> Response:
+    """Reject a version in the viewer's name."""
+    return await _reviewed(page, model, version, "reject", {"comment": form.get("comment", "")}, "rejected")
 
 
 @router.get("/models/{model}/compare")
@@ -162,9 +97,6 @@ async def show_version(page: Viewer, model: str, version: Number) -> Response:
         made_by=made_by,
         lineage=draw_lineage(found, aliases, arms, page, run_is_known=made_by is not None),
     )
-
-
-Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.post("/models/{model}/versions/{version}/promote")
@@ -234,7 +166,7 @@ async def show_model(
 
 
 @router.post("/models/{model}/rollback")
-async def roll_back(page: Operator, model: str, form: Annotated[Form, CHANGE]) -> Response:
+async def roll_back(page: Operator, model: str, form: Sent) -> Response:
     """Make the champion of before the champion again, if it is still the one that the page showed."""
     champion = form.get("expected", "")
     expected = int(champion) if champion.isdecimal() else None
@@ -245,6 +177,57 @@ async def roll_back(page: Operator, model: str, form: Annotated[Form, CHANGE]) -
         f"/models/{page.quoted(model)}/aliases/champion/rollback",
         {"reason": form.get("reason", ""), "expected": expected},
     )
+
+
+async def _reviewed(
+    page: Page, model: str, version: int, verb: str, body: dict[str, Any], done: str
+) -> Response:
+    to = page.link("models", model, "versions", version)
+    told = f"{model}@{version} is {done} by you."
+    return await page.change(to, told, "POST", f"{_path(page, model, version)}/{verb}", body)
+
+
+def _path(page: Page, model: str, version: int) -> str:
+    return f"/models/{page.quoted(model)}/versions/{version}"
+
+
+def _figures(details: dict[str, Any]) -> dict[str, Any]:
+    """Lay a gate's details out by name: checks as a table, numbers as rows, anything else as text."""
+    checks = [each for each in details.get("checks", []) if isinstance(each, dict)]
+    plain = {
+        name: value
+        for name, value in details.items()
+        if not isinstance(value, dict | list) and value not in (None, "")
+    }
+    groups = {
+        name: value
+        for name, value in details.items()
+        if isinstance(value, dict) and value and all(not isinstance(each, list) for each in value.values())
+    }
+    return {"checks": checks, "plain": plain, "groups": groups}
+
+
+def _gate_figures(version: dict[str, Any]) -> dict[str, Any]:
+    return {name: "passed" if gate["passed"] else "failed" for name, gate in version["gates"].items()}
+
+
+def _sources(version: dict[str, Any]) -> dict[str, Any]:
+    lineage = version["lineage"]
+    tables = {f"table {each['name']}": f"version {each['version']}" for each in lineage["datasets"]}
+    views = {f"feature view {name}": digest[:12] for name, digest in lineage["features"].items()}
+    return {"run": lineage["run"], "code": (lineage["code"] or "")[:12] or None} | tables | views
+
+
+def _rows(versions: list[dict[str, Any]], of: Any) -> list[dict[str, Any]]:
+    """Line up what each version has under the same name; `differs` where they do not agree."""
+    columns = [of(each) for each in versions]
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = [(name, [column.get(name) for column in columns]) for name in names]
+    return [
+        {"name": name, "values": values, "differs": any(value != values[0] for value in values)}
+        for name, values in rows
+        if any(value is not None for value in values)
+    ]
 
 
 def _told(entry: dict[str, Any]) -> dict[str, Any]:

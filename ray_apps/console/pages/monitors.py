@@ -1,7 +1,4 @@
-"""Pages of monitors: alarms of every model that stand, and one model's monitors, alarms in time and findings.
-
-Pages of predictions: found by id, or by model, time and entity; one with its stages, label, verdicts and inputs.
-"""
+"""Pages of monitors, with alarms and findings, and of predictions, found by id or by model, time and entity."""
 
 from __future__ import annotations
 
@@ -21,47 +18,21 @@ from toque.ray_apps.console.rendering import number
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
-PREDICTIONS_ENTRY = Entry("Predictions", "predictions")
-
-MOST_HOURS: Final = 24 * 31
-
-_MODELS = 200
-
-_EXPECTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
-
-Text = Annotated[str, Query(max_length=512)]
-
-Days = Annotated[int, Query(ge=1, le=3_650)]
-
-
-def _explained(found: dict[str, Any], inputs: Any) -> dict[str, Any]:
-    """Lay an explanation out: the features by what they added, with their values and bars of a length up to 100."""
-    values = inputs["values"] if isinstance(inputs, dict) else {}
-    parts = sorted(found["attributions"].items(), key=lambda part: abs(part[1]), reverse=True)
-    most = max((abs(each) for _, each in parts), default=0.0) or 1.0
-    rows = [
-        {"name": name, "given": values.get(name), "added": added, "length": round(100 * added / most, 1)}
-        for name, added in parts
-    ]
-    return found | {"rows": rows}
-
-
-def _moment(text: str) -> str:
-    """Read a moment as a browser's field or a link has it; one without a zone is UTC."""
-    return text if text.endswith("Z") or "+" in text else f"{text}Z"
-
-
 router = pages_router()
-
 ENTRY = Entry("Monitors", "monitors")
-
+PREDICTIONS_ENTRY = Entry("Predictions", "predictions")
 ROWS = 50
-
 WRONG: Final = frozenset({"alarm", "drifted", "vanished", "incident", "contradicted"})
-
+MOST_HOURS: Final = 24 * 31
+_MODELS = 200
+_EXPECTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNPROCESSABLE_ENTITY})
+Text = Annotated[str, Query(max_length=512)]
+Days = Annotated[int, Query(ge=1, le=3_650)]
 _HOURS: Final = (1, 4, 24, 72, 168)
-
 Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
+Sent = Annotated[Form, CHANGE]
+Name = Annotated[str | None, Query(max_length=400)]
 
 
 @router.get("/predictions")
@@ -151,13 +122,6 @@ async def show_prediction(
         explained=_explained(explained, inputs) if isinstance(explained, dict) else explained,
         longest=[max((s["begin_ms"] + s["duration_ms"] for s in row["stages"]), default=0.0) for row in rows],
     )
-
-
-Operator = Annotated[Page, page_for(Role.operator)]
-
-Sent = Annotated[Form, CHANGE]
-
-Name = Annotated[str | None, Query(max_length=400)]
 
 
 @router.get("/monitors")
@@ -261,6 +225,23 @@ async def search_slices(page: Operator, model: str, _: Sent) -> Response:
     except ApiError as error:
         return page.go(page.link("monitors", model), notice=error.detail, kind="error")
     return page.go(page.link("invocations", accepted["id"]), notice="The search is queued.")
+
+
+def _explained(found: dict[str, Any], inputs: Any) -> dict[str, Any]:
+    """Lay an explanation out: the features by what they added, with their values and bars of a length up to 100."""
+    values = inputs["values"] if isinstance(inputs, dict) else {}
+    parts = sorted(found["attributions"].items(), key=lambda part: abs(part[1]), reverse=True)
+    most = max((abs(each) for _, each in parts), default=0.0) or 1.0
+    rows = [
+        {"name": name, "given": values.get(name), "added": added, "length": round(100 * added / most, 1)}
+        for name, added in parts
+    ]
+    return found | {"rows": rows}
+
+
+def _moment(text: str) -> str:
+    """Read a moment as a browser's field or a link has it; one without a zone is UTC."""
+    return text if text.endswith("Z") or "+" in text else f"{text}Z"
 
 
 def _cohort(page: Page, model: str, of: dict[str, Any]) -> str:

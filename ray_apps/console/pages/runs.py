@@ -1,6 +1,6 @@
 """Pages of experiments and runs: lists, search, one run with its curves, many compared, and a version made of one.
 
-Parallel coordinates as SVG made on the server: an axis for each parameter and metric, a line for each run.
+Runs are compared in parallel coordinates, as SVG made on the server: an axis for each parameter and metric, a line for each run.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Pages of traffic: which version answers for each model, and one model's split with its rates and a change of it.
-
-Pages of rollouts: those of the workspace, and one with its confidence sequence, verdict and buttons.
-"""
+"""Pages of traffic, with one model's split, its rates and a change of it, and of rollouts, with verdicts and buttons."""
 
 from __future__ import annotations
 
@@ -20,55 +17,20 @@ from toque.ray_apps.console.rendering import figure_texts, number
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
+router = pages_router()
+ENTRY = Entry("Traffic", "traffic")
 ROLLOUTS_ENTRY = Entry("Rollouts", "rollouts")
-
+ROWS = 50
+_FREE = 2  # empty rows of the form for new arms
 _CHANGES: Final[dict[str, tuple[str, dict[str, str], str]]] = {
     "pause": ("pause_rollout", {}, "The rollout is paused; its guardrails go on."),
     "resume": ("resume_rollout", {}, "The rollout goes on."),
     "promote": ("end_rollout", {"action": "promote"}, "The challenger becomes the champion."),
     "roll-back": ("end_rollout", {"action": "roll_back"}, "The challenger is rolled back."),
 }
-
-
-def _sequence(record: dict[str, Any]) -> Markup:
-    """Draw how the interval of the improvement narrowed, with what was decided and what is worth a promotion."""
-    looks = record["looks"]
-    versions = dict.fromkeys(gain["version"] for look in looks for gain in look["gains"])
-    series = [
-        Series(
-            f"version {version}",
-            [_point(look, gain) for look in looks for gain in look["gains"] if gain["version"] == version],
-        )
-        for version in versions
-    ]
-    floor = record["state"]["policy"]["min_effect"]
-    levels = [Level(floor, "worth a promotion", "floor")] + ([Level(0.0, "no difference")] if floor else [])
-    marks = [Mark(_at(look), look["action"]) for look in looks if look["action"] != "hold"]
-    label = "Improvement of the mean loss over time, with bounds that hold at every look"
-    return draw_lines(series, label=label, levels=levels, marks=marks)
-
-
-def _point(look: dict[str, Any], gain: dict[str, Any]) -> Point:
-    bounds = "no bounds yet"
-    if gain["lower"] is not None:
-        bounds = f"{number(gain['lower'])} to {number(gain['upper'])}"
-    note = f"{number(gain['estimate'])} ({bounds}) on {number(gain['labels'])} labels, {look['action']}"
-    return Point(_at(look), gain["estimate"], gain["lower"], gain["upper"], note)
-
-
-def _at(look: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(look["at"])
-
-
-router = pages_router()
-
-ENTRY = Entry("Traffic", "traffic")
-
-ROWS = 50
-
-_FREE = 2  # empty rows of the form for new arms
-
 Viewer = Annotated[Page, page_for(Role.viewer)]
+Operator = Annotated[Page, page_for(Role.operator)]
+Sent = Annotated[Form, CHANGE]
 
 
 @router.get("/rollouts")
@@ -115,11 +77,8 @@ async def show_rollout(
     )
 
 
-Operator = Annotated[Page, page_for(Role.operator)]
-
-
 @router.post("/rollouts/{model}/{change}")
-async def change_rollout(page: Operator, model: str, change: str, form: Annotated[Form, CHANGE]) -> Response:
+async def change_rollout(page: Operator, model: str, change: str, form: Sent) -> Response:
     """Pause, resume or end the open rollout in the viewer's name."""
     to = page.link("rollouts", model)
     if change not in _CHANGES:
@@ -127,9 +86,6 @@ async def change_rollout(page: Operator, model: str, change: str, form: Annotate
     function, arguments, done = _CHANGES[change]
     body = {"model": model, "reason": form.get("reason", "")} | arguments
     return await page.change(to, done, "POST", f"/functions/{function}", body)
-
-
-Sent = Annotated[Form, CHANGE]
 
 
 @router.get("/traffic")
@@ -197,6 +153,36 @@ async def _shown(page: Page, model: str, preview: dict[str, Any] | None = None) 
         free=range(len(rows), len(rows) + _FREE),
         preview=preview,
     )
+
+
+def _sequence(record: dict[str, Any]) -> Markup:
+    """Draw how the interval of the improvement narrowed, with what was decided and what is worth a promotion."""
+    looks = record["looks"]
+    versions = dict.fromkeys(gain["version"] for look in looks for gain in look["gains"])
+    series = [
+        Series(
+            f"version {version}",
+            [_point(look, gain) for look in looks for gain in look["gains"] if gain["version"] == version],
+        )
+        for version in versions
+    ]
+    floor = record["state"]["policy"]["min_effect"]
+    levels = [Level(floor, "worth a promotion", "floor")] + ([Level(0.0, "no difference")] if floor else [])
+    marks = [Mark(_at(look), look["action"]) for look in looks if look["action"] != "hold"]
+    label = "Improvement of the mean loss over time, with bounds that hold at every look"
+    return draw_lines(series, label=label, levels=levels, marks=marks)
+
+
+def _point(look: dict[str, Any], gain: dict[str, Any]) -> Point:
+    bounds = "no bounds yet"
+    if gain["lower"] is not None:
+        bounds = f"{number(gain['lower'])} to {number(gain['upper'])}"
+    note = f"{number(gain['estimate'])} ({bounds}) on {number(gain['labels'])} labels, {look['action']}"
+    return Point(_at(look), gain["estimate"], gain["lower"], gain["upper"], note)
+
+
+def _at(look: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(look["at"])
 
 
 async def _live(page: Page, path: str) -> dict[str, Any]:

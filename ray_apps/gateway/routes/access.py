@@ -1,9 +1,4 @@
-"""Routes of tokens and workspaces: who may do what, and where.
-
-Route that reads the audit: who was refused what, and who changed access and models.
-
-Route that makes a single-use code, by which the caller's browser signs in to the console.
-"""
+"""Routes of access: tokens, workspaces, the audit of refusals and changes, and codes that sign a browser in."""
 
 from __future__ import annotations
 
@@ -31,22 +26,10 @@ from toque.registry.access.audit import AuditEntry, Kind, newest_first
 from toque.registry.access.tokens import TOKEN_LIFETIME
 from toque.registry.times import utc_now
 
-
-class SignInCode(BaseModel):
-    """Code that signs the caller's browser in once. path: the page that takes it."""
-
-    code: str
-    path: str
-    expires_at: datetime
-
-
+router = APIRouter(route_class=GuardedRoute, tags=["access"])
 LOOK_BACK = timedelta(days=7)
-
 MAX_ENTRIES = 100_000
-
 _FIELDS = tuple(AuditEntry.model_fields)
-
-
 _EXPORTS: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -55,40 +38,12 @@ _EXPORTS: dict[int | str, dict[str, Any]] = {
         }
     }
 }
-
-
-def _until(entries: Iterable[AuditEntry], until: datetime | None, seen: int | None) -> Iterator[AuditEntry]:
-    """Leave out what is later than `until`, and of its very moment the first `seen`; all of it without such a number."""
-    same = 0
-    for entry in entries:
-        same += entry.at == until
-        if until is None or entry.at < until or (entry.at == until and seen is not None and same > seen):
-            yield entry
-
-
-def _rendered(entries: list[AuditEntry], export: str) -> Response:
-    rows = [entry.model_dump(mode="json") for entry in entries]
-    if export == "json":
-        return Json(rows)
-    if export == "ndjson":
-        return Response(
-            b"".join(orjson.dumps(row) + b"\n" for row in rows), media_type="application/x-ndjson"
-        )
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _FIELDS)
-    writer.writeheader()
-    writer.writerows({field: _safe(value) for field, value in row.items()} for row in rows)
-    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
-
-
-def _safe(value: object) -> object:
-    """Keep a spreadsheet from reading a text that a caller chose as a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value
-
-
-router = APIRouter(route_class=GuardedRoute, tags=["access"])
-
+WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 Admin = Annotated[Principal, allowed(Role.admin)]
+Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
+WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
+RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
+GrantText = Annotated[str, Field(pattern=r"^[a-z]+(:[a-z0-9*][a-z0-9-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?)?$")]
 
 
 @router.get("/audit", response_model=list[AuditEntry], responses=_EXPORTS)
@@ -131,7 +86,12 @@ async def get_audit(
     return _rendered(await services.run(found), export)
 
 
-Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
+class SignInCode(BaseModel):
+    """Code that signs the caller's browser in once. path: the page that takes it."""
+
+    code: str
+    path: str
+    expires_at: datetime
 
 
 @router.post("/sign-in-codes", response_model=SignInCode, status_code=201)
@@ -142,15 +102,6 @@ async def create_sign_in_code(request: Request, _: Anybody) -> Json:
     code, expires_at = await services_of(request).run(sessions.make_code, token)
     made = SignInCode(code=code, path=f"/ui/enter?code={code}", expires_at=expires_at)
     return Json(made.model_dump(mode="json"), 201)
-
-
-WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-
-WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
-
-RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
-
-GrantText = Annotated[str, Field(pattern=r"^[a-z]+(:[a-z0-9*][a-z0-9-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?)?$")]
 
 
 class TokenRequest(BaseModel):
@@ -367,3 +318,32 @@ async def _read_again(request: Request) -> None:
 
 def _access(request: Request, principal: Principal) -> Access:
     return Access(services_of(request).context.store, actor=principal.name)
+
+
+def _until(entries: Iterable[AuditEntry], until: datetime | None, seen: int | None) -> Iterator[AuditEntry]:
+    """Leave out what is later than `until`, and of its very moment the first `seen`; all of it without such a number."""
+    same = 0
+    for entry in entries:
+        same += entry.at == until
+        if until is None or entry.at < until or (entry.at == until and seen is not None and same > seen):
+            yield entry
+
+
+def _rendered(entries: list[AuditEntry], export: str) -> Response:
+    rows = [entry.model_dump(mode="json") for entry in entries]
+    if export == "json":
+        return Json(rows)
+    if export == "ndjson":
+        return Response(
+            b"".join(orjson.dumps(row) + b"\n" for row in rows), media_type="application/x-ndjson"
+        )
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _FIELDS)
+    writer.writeheader()
+    writer.writerows({field: _safe(value) for field, value in row.items()} for row in rows)
+    return Response(text.getvalue(), media_type="text/csv; charset=utf-8")
+
+
+def _safe(value: object) -> object:
+    """Keep a spreadsheet from reading a text that a caller chose as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"} else value

@@ -1,9 +1,4 @@
-"""Route that takes rows of a feature view, for the online store, the offline store or both.
-
-Route that reads features of some entities from the online store.
-
-Route that finds the rows of a feature view whose vectors are nearest to a vector, a stored key or a text.
-"""
+"""Routes of features: push rows of a view, read the newest of some entities, and find the nearest rows by vectors."""
 
 from __future__ import annotations
 
@@ -26,6 +21,9 @@ from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
 from toque.ray_apps.gateway.wire import Json, Time, rows_schema, take_rows
 from toque.registry import Principal, Role
+
+router = APIRouter(route_class=GuardedRoute, tags=["data"])
+MAX_ENTITIES = 4_096
 
 
 class SearchRequest(BaseModel):
@@ -70,9 +68,6 @@ class SearchResult(BaseModel):
     found: list[FoundRow]
 
 
-MAX_ENTITIES = 4_096
-
-
 class ReadRequest(BaseModel):
     """A feature service or a list of `view:feature`, and the join keys and request values of each entity."""
 
@@ -91,9 +86,6 @@ class FeatureColumns(BaseModel):
     columns: dict[str, list[Any]]
     statuses: dict[str, list[str]]
     event_timestamps: dict[str, list[str | None]]
-
-
-router = APIRouter(route_class=GuardedRoute, tags=["data"])
 
 
 @router.post("/features/{view}/search", response_model=SearchResult)

@@ -1,7 +1,4 @@
-"""Route that takes labels of earlier predictions, each by its prediction id.
-
-Route that tells what became of one request, from the id of its prediction or of its trace.
-"""
+"""Routes of labels of earlier predictions, each by its prediction's id, and of what became of one request."""
 
 from __future__ import annotations
 
@@ -23,9 +20,10 @@ from toque.ray_apps.gateway.services import context_of, services_of
 from toque.ray_apps.gateway.wire import Json, Name, Time, rows_schema, take_rows
 from toque.registry import Principal, Role
 
-MAX_DAYS = 3_650
-
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
+MAX_DAYS = 3_650
+_MOST_ITEMS = 4_096  # items of a list, and letters of a name
+_MOST_TEXT = 65_536  # letters of a text
 
 
 @router.get("/traces/{request_id:path}")
@@ -56,11 +54,6 @@ async def get_trace(
     return Json(await services.run(found))
 
 
-_MOST = 4_096  # items of a list, and letters of a name
-
-_MOST_TEXT = 65_536  # letters of a text
-
-
 class TextLabel(BaseModel):
     """A label that is a text; a string alone is refused, since it may be a number that was sent as one."""
 
@@ -80,14 +73,14 @@ def _checked_label(value: Any) -> _Value:
         return float(value)
     if isinstance(value, dict) and value.keys() == {"text"} and _is_text(value["text"]):
         return str(value["text"])
-    if isinstance(value, list) and len(value) <= _MOST:
-        if all(isinstance(each, str) and len(each) <= _MOST for each in value):
+    if isinstance(value, list) and len(value) <= _MOST_ITEMS:
+        if all(isinstance(each, str) and len(each) <= _MOST_ITEMS for each in value):
             return value
         if all(map(_is_number, value)):
             return [float(each) for each in value]
     raise PydanticCustomError(
         "label_type",
-        f"want a finite number, a list of at most {_MOST:,} names or of finite numbers, or for a model that answers texts "
+        f"want a finite number, a list of at most {_MOST_ITEMS:,} names or of finite numbers, or for a model that answers texts "
         f'{{"text": …}} with at most {_MOST_TEXT:,} letters',
     )
 

@@ -1,6 +1,6 @@
 """Routes of models: list, policy, audit, history, and aliases with promotion and rollback.
 
-Calls of the registry in the caller's name, and the roles and fields that routes of models share.
+Roles, fields and calls of the registry in the caller's name are here for all routes of models.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from toque.registry import (
     Traffic,
 )
 
+router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 Viewer = Annotated[Principal, allowed(Role.viewer)]
 Operator = Annotated[Principal, allowed(Role.operator)]
 Approver = Annotated[Principal, allowed(Role.approver)]
@@ -41,36 +42,6 @@ class ChangeRequest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(default="", max_length=2000)
-
-
-async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json:
-    """Run `work` on the registry of the request's workspace in the caller's name; returns its result as JSON."""
-    context = await context_of(request)
-
-    def done() -> Any:
-        result = work(context.registry())
-        return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
-
-    return Json(await services_of(request).run(done))
-
-
-def number_or_alias(text: str) -> int | str:
-    """Parse a version in a path: a number, or else an alias."""
-    return int(text) if text.isascii() and text.isdigit() else text
-
-
-def require_may_override(request: Request, model: str, override: str) -> None:
-    """Check that only an admin goes against the policy. Raises: NotAdmitted 403."""
-    admitted = admitted_of(request)
-    if override and not admitted.may(Role.admin, model=model):
-        principal = admitted.principal
-        raise NotAdmitted(
-            403,
-            f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
-        )
-
-
-router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 
 
 class ModelSummary(BaseModel):
@@ -251,6 +222,33 @@ async def rollback(request: Request, model: Name, alias: Name, body: RollbackReq
     return await by_registry(
         request, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
     )
+
+
+async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json:
+    """Run `work` on the registry of the request's workspace in the caller's name; returns its result as JSON."""
+    context = await context_of(request)
+
+    def done() -> Any:
+        result = work(context.registry())
+        return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
+
+    return Json(await services_of(request).run(done))
+
+
+def number_or_alias(text: str) -> int | str:
+    """Parse a version in a path: a number, or else an alias."""
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def require_may_override(request: Request, model: str, override: str) -> None:
+    """Check that only an admin goes against the policy. Raises: NotAdmitted 403."""
+    admitted = admitted_of(request)
+    if override and not admitted.may(Role.admin, model=model):
+        principal = admitted.principal
+        raise NotAdmitted(
+            403,
+            f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
+        )
 
 
 def _alias_arguments(body: AliasChange) -> dict[str, Any]:

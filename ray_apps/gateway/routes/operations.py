@@ -1,9 +1,4 @@
-"""Routes for operators: health, metrics, schedules, and the server calls of the inference protocol.
-
-State of all schedules, for the gateway's route.
-
-Route of the inference protocol's repository index: versions that policies name, and whether they are deployed.
-"""
+"""Routes for operators: health, metrics, schedules, and the inference protocol's server calls and repository index."""
 
 from __future__ import annotations
 
@@ -23,7 +18,13 @@ from toque.ray_apps.gateway.wire import Json
 from toque.ray_apps.model_paths import models_path
 from toque.registry import DEFAULT_WORKSPACE, ModelState, NotFound, Principal, Role
 
+router = APIRouter(route_class=GuardedRoute)
+NAME, VERSION = "toque", "0.1.0"
+EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
+Viewer = Annotated[Principal, allowed(Role.viewer)]
+Asking = Annotated[Principal, allowed(Role.viewer, Role.caller)]
 
 
 class IndexRequest(BaseModel):
@@ -41,47 +42,6 @@ class IndexEntry(BaseModel):
     reason: str = ""
 
 
-def index(
-    states: Iterable[ModelState], *, deployed: Collection[str], workspace: str = DEFAULT_WORKSPACE
-) -> list[IndexEntry]:
-    """Make the index entries of a workspace's models; deployed: names of the running Serve applications."""
-    from toque.ray_apps.predictor import app_name, pool_app  # late: they bring Ray Serve, which takes seconds
-    from toque.ray_apps.predictor.versions.routes import wanted_versions
-
-    found: list[IndexEntry] = []
-    for state in states:
-        is_deployed = app_name(state.name, workspace) in deployed or pool_app(workspace) in deployed
-        for number in wanted_versions(state.traffic, state.aliases):
-            entry = IndexEntry(name=state.name, version=str(number), state=READY)
-            if not is_deployed:
-                entry = entry.model_copy(update={"state": UNAVAILABLE, "reason": "the model is not deployed"})
-            found.append(entry)
-    return found
-
-
-def _applications() -> frozenset[str]:
-    """Names of the running Serve applications; empty without a cluster."""
-    import ray  # late: as above
-
-    if not ray.is_initialized():
-        return frozenset()
-    from ray import serve
-
-    applications = serve.status().applications
-    return frozenset(name for name, found in applications.items() if found.status == "RUNNING")
-
-
-router = APIRouter(route_class=GuardedRoute)
-
-NAME, VERSION = "toque", "0.1.0"
-
-EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
-
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
-Viewer = Annotated[Principal, allowed(Role.viewer)]
-
-
 @router.post("/v2/repository/index", tags=["protocol"], response_model=list[IndexEntry])
 async def get_index(request: Request, _: Viewer, body: IndexRequest | None = None) -> Json:
     """List the workspace's versions that a traffic policy or an alias names; READY tells that a model is deployed."""
@@ -96,9 +56,6 @@ async def get_index(request: Request, _: Viewer, body: IndexRequest | None = Non
         return [entry.model_dump() for entry in found]
 
     return Json(await services_of(request).run(listed))
-
-
-Asking = Annotated[Principal, allowed(Role.viewer, Role.caller)]
 
 
 @router.get("/healthz", tags=["health"], dependencies=[OPEN])
@@ -165,6 +122,36 @@ async def no_such_model(request: Request, model: str, _: Asking, rest: str = "")
         f"model {model!r} is not served in workspace {context.workspace!r}; `GET /models` lists the registry's, "
         "`toque up` serves them"
     )
+
+
+def index(
+    states: Iterable[ModelState], *, deployed: Collection[str], workspace: str = DEFAULT_WORKSPACE
+) -> list[IndexEntry]:
+    """Make the index entries of a workspace's models; deployed: names of the running Serve applications."""
+    from toque.ray_apps.predictor import app_name, pool_app  # late: they bring Ray Serve, which takes seconds
+    from toque.ray_apps.predictor.versions.routes import wanted_versions
+
+    found: list[IndexEntry] = []
+    for state in states:
+        is_deployed = app_name(state.name, workspace) in deployed or pool_app(workspace) in deployed
+        for number in wanted_versions(state.traffic, state.aliases):
+            entry = IndexEntry(name=state.name, version=str(number), state=READY)
+            if not is_deployed:
+                entry = entry.model_copy(update={"state": UNAVAILABLE, "reason": "the model is not deployed"})
+            found.append(entry)
+    return found
+
+
+def _applications() -> frozenset[str]:
+    """Names of the running Serve applications; empty without a cluster."""
+    import ray  # late: as above
+
+    if not ray.is_initialized():
+        return frozenset()
+    from ray import serve
+
+    applications = serve.status().applications
+    return frozenset(name for name, found in applications.items() if found.status == "RUNNING")
 
 
 def statuses(context: Context) -> list[dict[str, Any]]:

@@ -1,7 +1,4 @@
-"""Routes of a model's traffic: the split, what its arms answered in the last minutes, and who a new split would move.
-
-Routes of experiment layers and holdouts: which model experiments on which units.
-"""
+"""Routes of a model's traffic: the split, its arms' live figures, a preview, and experiment layers with their holdouts."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ from toque.registry import LayerShare, Registry, Traffic, TrafficRule, Unavailab
 from toque.registry.models.traffic import Move, moves
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
+layers_router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
 
 class ArmShare(BaseModel):
@@ -127,9 +125,6 @@ async def preview_traffic(request: Request, model: Name, body: SplitRequest, _: 
         return Preview(entry=now.entry, staying=1.0 - sum(move.share for move in found), moves=list(found))
 
     return Json((await services_of(request).run(told)).model_dump(mode="json"))
-
-
-layers_router = APIRouter(route_class=GuardedRoute, tags=["models"])
 
 
 class ModelLayerPart(BaseModel):

@@ -1,7 +1,4 @@
-"""Routes of a model's versions: list, card, approval and rejection, signatures.
-
-Routes of reviews: what a version lacks before it may go live, and which versions wait for an approver.
-"""
+"""Routes of a model's versions: list, card, review, signatures, what one lacks to go live, and which wait for an approver."""
 
 from __future__ import annotations
 
@@ -10,10 +7,10 @@ from datetime import datetime
 from itertools import chain, islice
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.gateway.routes.models import (
     Approver,
     Number,
@@ -29,12 +26,13 @@ from toque.registry import (
     ModelState,
     ModelVersion,
     NotFound,
-    Principal,
     Registry,
-    Role,
 )
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
+reviews_router = APIRouter(route_class=GuardedRoute, tags=["models"])
+_CHAMPION = "champion"
+_AHEAD = 20  # models that are read at once
 
 
 class ReviewComment(BaseModel):
@@ -147,13 +145,6 @@ async def get_signature(
     return await by_registry(request, found)
 
 
-reviews_router = APIRouter(route_class=GuardedRoute, tags=["models"])
-
-Reader = Annotated[Principal, allowed(Role.viewer)]
-_CHAMPION = "champion"
-_AHEAD = 20  # models that are read at once
-
-
 class Unmet(BaseModel):
     """Conditions of the model's policy that a version does not meet, and files with code that nobody accepted."""
 
@@ -173,9 +164,7 @@ class Waiting(BaseModel):
 
 
 @reviews_router.get("/models/{model}/versions/{version}/unmet", response_model=Unmet)
-async def get_unmet(
-    request: Request, model: Name, version: Annotated[int, Path(ge=1, le=2**31)], _: Reader
-) -> Json:
+async def get_unmet(request: Request, model: Name, version: VersionNumber, _: Viewer) -> Json:
     """Tell what a version lacks before it may become the champion."""
     registry = (await context_of(request)).registry()
 
@@ -193,7 +182,7 @@ async def get_unmet(
 @reviews_router.get("/approvals", response_model=list[Waiting])
 async def list_waiting(
     request: Request,
-    _: Reader,
+    _: Viewer,
     after: Annotated[str, Query(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,127}@[0-9]{1,10})?$")] = "",
     limit: Annotated[int | None, Query(ge=1, le=10_000)] = None,
 ) -> Json:

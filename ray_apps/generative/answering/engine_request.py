@@ -1,8 +1,6 @@
-"""Requests as engines get them: as the version's prompt makes them; and whose fault it is that one is not answered.
+"""Requests as engines get them: as the version's prompt and guardrails make them, or refused with whose fault it is.
 
-Refuses a request that does not fit the version's task or its context, before it takes a slot of the engine.
-
-Guardrails at the door: requests and answers of a version go through its rules, and refusals have the shape that clients read.
+A request that does not fit the version's task or its context is refused before it takes a slot of the engine.
 """
 
 from __future__ import annotations
@@ -31,6 +29,10 @@ from toque.ray_apps.generative.versions import GenerativeVersion
 from toque.ray_apps.predictor.protocol.datatypes import Array
 
 _OF_APPLICATIONS: Final = ("system", "developer")
+_PER_MESSAGE, _PER_REQUEST = 16, 64
+"""Tokens that a chat template adds to each message and to a request, as a bound."""
+FILTERED: Final = "content_filter"
+"""Why an answer ended that a rule withheld, and the code of a request that one refused, as OpenAI's clients know them."""
 
 
 def engine_body(ask: Ask, version: GenerativeVersion) -> dict[str, Any]:
@@ -66,10 +68,6 @@ async def engine_refusal(
     except aiohttp.ClientError:  # it is gone
         return refusal
     return refusal
-
-
-_PER_MESSAGE, _PER_REQUEST = 16, 64
-"""Tokens that a chat template adds to each message and to a request, as a bound."""
 
 
 async def check_context(
@@ -141,10 +139,6 @@ def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> 
         param=what,
         code="context_length_exceeded",
     )
-
-
-FILTERED: Final = "content_filter"
-"""Why an answer ended that a rule withheld, and the code of a request that one refused, as OpenAI's clients know them."""
 
 
 def guarded_request(ask: Ask, prompt: Prompt) -> tuple[Ask, tuple[Finding, ...]]:

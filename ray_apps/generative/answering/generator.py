@@ -1,6 +1,6 @@
-"""Answers requests for one language model: chooses a version, asks its engine, passes the answer on as it comes, and logs it.
+"""Answers requests for one language model: chooses a version, asks its engine, passes the answer on, and logs it.
 
-Which version answers a request: the split's, or the one that the request names.
+The split's version answers, or the one that the request names.
 """
 
 from __future__ import annotations
@@ -70,6 +70,10 @@ from toque.registry.models.traffic import is_shadowed
 _OK, _CALLER_GONE, _FAULT = 200, 499, 500
 _EVENTS: Final = (b"content-type", b"text/event-stream; charset=utf-8")
 _NO_POLICY: Final = ModelPolicy()
+_JSON_HEADERS: Final = {"content-type": "application/json"}
+_AHEAD_BYTES: Final = 4 << 20
+"""Half of what is read of a stream ahead of a slow caller, who has no slot once all of it is."""
+_ID_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
 
 
 class Generator:
@@ -327,11 +331,6 @@ class Generator:
             )  # fmt: skip
 
 
-_JSON_HEADERS: Final = {"content-type": "application/json"}
-_AHEAD_BYTES: Final = 4 << 20
-"""Half of what is read of a stream ahead of a slow caller, who has no slot once all of it is."""
-
-
 def _events(call: Call) -> EventStream:
     """The stream of an answer, as the caller's API has it."""
     name = str(call.version)
@@ -349,9 +348,6 @@ def _status_of(error: BaseException) -> int:
     return _CALLER_GONE if isinstance(error, asyncio.CancelledError) else _FAULT
 
 
-_PREFIX: Final = {CHAT: "chatcmpl-", COMPLETION: "cmpl-", EMBEDDING: "embd-", RESPONSE: "resp_"}
-
-
 class VersionChooser:
     """Chooses among the versions of one model that a follower keeps ready.
 
@@ -365,7 +361,7 @@ class VersionChooser:
 
     async def choose(self, ask: Ask) -> Call:
         """Choose arm and version, and take a hold on its engine, so that no change of the policy ends it."""
-        call_id = _PREFIX[RESPONSE if ask.as_response else ask.kind] + os.urandom(16).hex()
+        call_id = _ID_PREFIX[RESPONSE if ask.as_response else ask.kind] + os.urandom(16).hex()
         begin, routes = time.perf_counter(), self._follower.routes
         if ask.selector is None:
             arm, version = routes.choose(ask.split_key or call_id, ask.attributes)

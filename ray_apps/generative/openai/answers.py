@@ -1,6 +1,6 @@
 """Answers of an engine as they are passed on: under the prediction's id and the registered name, and kept for the log.
 
-Stream of a chat as the events of OpenAI's Responses API.
+A stream of a chat also becomes the events of OpenAI's Responses API.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""Requests as clients send them: what is asked of which model, for whom; fields that there are not are refused.
+"""Requests as clients send them: what is asked of which model, for whom, and in which service tier.
 
-Values of a request's fields: whose they may be and within which bounds, so that what no engine takes is refused before one is asked.
-
-The service tier of a request, by which it waits for the engine: what OpenAI's field may say, and who may ask for what.
+Unknown fields are refused, and so are values out of bounds: what no engine takes is refused before one is asked.
 """
 
 from __future__ import annotations
@@ -19,41 +17,10 @@ from toque.ray_apps.generative.openai import responses
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.registry import SERVICE_TIERS, Limits, ServiceTier
 
+CHAT, COMPLETION, EMBEDDING, RESPONSE = "chat/completions", "completions", "embeddings", "responses"
 FIELD: Final = "service_tier"
 _AUTO: Final = "auto"
 _UNGRANTED: Final = SERVICE_TIERS.index("default")
-
-
-def check_tier(body: Mapping[str, Any]) -> None:
-    """Check the field of a request. Raises: ApiRefusal with the values there are."""
-    if body.get(FIELD, _AUTO) not in (_AUTO, *SERVICE_TIERS):
-        raise ApiRefusal(
-            f"{FIELD}: expected auto, {', '.join(SERVICE_TIERS)}, got {body[FIELD]!r:.80}", param=FIELD
-        )
-
-
-def granted_tier(body: Mapping[str, Any], bounds: Sequence[tuple[str, Limits]]) -> ServiceTier:
-    """The tier that a request waits by. bounds: of its token and workspace; none at all where authentication is off.
-
-    Without one of its own, or with `auto`, a request has the tier `default`, or that which it is bounded to. Raises: ApiRefusal 403 if
-    it asks for more than it may.
-    """
-    named = [(SERVICE_TIERS.index(each.service_tier), name) for name, each in bounds if each.service_tier]
-    most, whose = min(named, default=(_UNGRANTED, bounds[0][0] if bounds else ""))
-    asked = body.get(FIELD, _AUTO)
-    if asked == _AUTO:
-        return SERVICE_TIERS[min(most, _UNGRANTED)]
-    rank = SERVICE_TIERS.index(asked)
-    if bounds and rank > most:
-        raise ApiRefusal(
-            f"{FIELD}: {asked!r} is more than {whose} may ask for, which is {SERVICE_TIERS[most]!r}; leave the field out, or have "
-            "an admin allow more (--service-tier)",
-            status=403, param=FIELD,
-        )  # fmt: skip
-    return SERVICE_TIERS[rank]
-
-
-CHAT, COMPLETION, EMBEDDING, RESPONSE = "chat/completions", "completions", "embeddings", "responses"
 _SHARED: Final = frozenset({"model", "user", "safety_identifier", "metadata", "attributes"})
 _SAMPLING: Final = frozenset(
     {
@@ -75,6 +42,20 @@ _NOT_FOR_ENGINES: Final = (
 )  # fmt: skip
 _MAX_UNIT: Final = 256
 _MAX_ATTRIBUTES: Final = 64
+ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+"""Roles of messages; chat templates render any other word too, and guardrails go by these."""
+_NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
+    "temperature": (float, 0, 2),
+    "top_p": (float, 0, 1),
+    "min_p": (float, 0, 1),
+    "top_k": (int, -1, 1 << 31),
+    "presence_penalty": (float, -2, 2),
+    "frequency_penalty": (float, -2, 2),
+    "repeat_penalty": (float, 0, 100),
+    "seed": (int, -(1 << 63), (1 << 63) - 1),
+    "top_logprobs": (int, 0, 20),
+}
+_NESTED: Final = ("tool_calls", "function_call")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,22 +204,6 @@ def _attributes(body: dict[str, Any]) -> dict[str, str] | None:
     return found
 
 
-ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
-"""Roles of messages; chat templates render any other word too, and guardrails go by these."""
-_NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
-    "temperature": (float, 0, 2),
-    "top_p": (float, 0, 1),
-    "min_p": (float, 0, 1),
-    "top_k": (int, -1, 1 << 31),
-    "presence_penalty": (float, -2, 2),
-    "frequency_penalty": (float, -2, 2),
-    "repeat_penalty": (float, 0, 100),
-    "seed": (int, -(1 << 63), (1 << 63) - 1),
-    "top_logprobs": (int, 0, 20),
-}
-_NESTED: Final = ("tool_calls", "function_call")
-
-
 def check_numbers(body: Mapping[str, Any]) -> None:
     """Check the parameters of sampling. Raises: ApiRefusal with the bounds."""
     for name, (kind, least, most) in _NUMBERS.items():
@@ -336,6 +301,35 @@ def _check_calls(calls: Any, where: str) -> None:
                 f"{where}[{place}].function: expected a name and the arguments as a text, got {function!r:.80}",
                 param=where,
             )
+
+
+def check_tier(body: Mapping[str, Any]) -> None:
+    """Check the field of a request. Raises: ApiRefusal with the values there are."""
+    if body.get(FIELD, _AUTO) not in (_AUTO, *SERVICE_TIERS):
+        raise ApiRefusal(
+            f"{FIELD}: expected auto, {', '.join(SERVICE_TIERS)}, got {body[FIELD]!r:.80}", param=FIELD
+        )
+
+
+def granted_tier(body: Mapping[str, Any], bounds: Sequence[tuple[str, Limits]]) -> ServiceTier:
+    """The tier that a request waits by. bounds: of its token and workspace; none at all where authentication is off.
+
+    Without one of its own, or with `auto`, a request has the tier `default`, or that which it is bounded to. Raises: ApiRefusal 403 if
+    it asks for more than it may.
+    """
+    named = [(SERVICE_TIERS.index(each.service_tier), name) for name, each in bounds if each.service_tier]
+    most, whose = min(named, default=(_UNGRANTED, bounds[0][0] if bounds else ""))
+    asked = body.get(FIELD, _AUTO)
+    if asked == _AUTO:
+        return SERVICE_TIERS[min(most, _UNGRANTED)]
+    rank = SERVICE_TIERS.index(asked)
+    if bounds and rank > most:
+        raise ApiRefusal(
+            f"{FIELD}: {asked!r} is more than {whose} may ask for, which is {SERVICE_TIERS[most]!r}; leave the field out, or have "
+            "an admin allow more (--service-tier)",
+            status=403, param=FIELD,
+        )  # fmt: skip
+    return SERVICE_TIERS[rank]
 
 
 __all__ = [

@@ -1,7 +1,4 @@
-"""The predictor as Serve applications: one per model, and in each workspace a pool for the rest.
-
-The HTTP endpoint of a pool, with the routes of every model below the model's name.
-"""
+"""The predictor as Serve applications: one per model, and in each workspace a pool for the rest."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 All bookkeeping happens on the event loop; journals are read in one thread and versions loaded in another, one
 model at a time, so that a crowd of cold models delays the hot ones by no more than one load's share of a core.
-
-Wiring of an endpoint's and a pool's counts to their Prometheus series.
 """
 
 from __future__ import annotations
@@ -31,6 +29,15 @@ from toque.ray_apps.predictor.versions.loaded import OVERHEAD_BYTES, memory_of
 
 _RETRY_S = 0.005
 _log = logging.getLogger("ray.serve")
+_POOL = ("workspace",)
+LOADS = Counter("toque_pool_loads", "Models that a request or a new version had loaded into a pool.", _POOL)
+EVICTIONS = Counter("toque_pool_evictions", "Models that left a pool to make room.", _POOL)
+WAITING = Gauge(
+    "toque_pool_waiting", "Requests that wait for their model.", _POOL, multiprocess_mode="livesum"
+)
+BYTES = Gauge(
+    "toque_pool_bytes", "Estimated memory of the models in a pool.", _POOL, multiprocess_mode="livesum"
+)
 
 
 class _Resident:
@@ -285,17 +292,6 @@ def _with_new_versions(residents: Iterable[_Resident]) -> list[_Resident]:
         if resident.engine.due():
             found.append(resident)
     return found
-
-
-_POOL = ("workspace",)
-LOADS = Counter("toque_pool_loads", "Models that a request or a new version had loaded into a pool.", _POOL)
-EVICTIONS = Counter("toque_pool_evictions", "Models that left a pool to make room.", _POOL)
-WAITING = Gauge(
-    "toque_pool_waiting", "Requests that wait for their model.", _POOL, multiprocess_mode="livesum"
-)
-BYTES = Gauge(
-    "toque_pool_bytes", "Estimated memory of the models in a pool.", _POOL, multiprocess_mode="livesum"
-)
 
 
 def connect(endpoint: ModelEndpoint) -> None:

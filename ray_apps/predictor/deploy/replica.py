@@ -1,10 +1,7 @@
-"""Parts of every replica that answers requests, of models and of language models: its place on Serve, and its log.
+"""What every replica has that answers requests, of models and of language models: its place on Serve, log and latency.
 
-Settings of a replica's process: its threads, and the process that loads models first.
-
-Latency of the answers of the last seconds, measured as they leave and reported to Serve once a second.
-
-Only endpoints of autoscaled deployments are measured; the others have no cost of it.
+Latency is that of the answers of the last seconds, measured as they leave and reported to Serve once a second. Only
+endpoints of autoscaled deployments are measured; the others have no cost of it.
 """
 
 from __future__ import annotations
@@ -36,6 +33,19 @@ from toque.ray_apps.predictor.inference.recording import Confirmation
 from toque.ray_apps.predictor.protocol.errors import DeadlineExceeded
 from toque.ray_apps.spread import laid_out
 from toque.registry.store import temporary_folder
+
+LEAST_S, GROWTH, BUCKETS = 1e-5, 1.1, 192
+"""Buckets a tenth wide, from 10 µs to a quarter of an hour: a percentile is right to 5 %."""
+REPORTS = 5  # to Serve, one a second, over which durations count
+QUANTILE = 0.95
+PROBES_HZ = 100.0  # of the event loop's delay
+TIMER_ERROR_S = 1e-3
+"""uvloop's timers are good to a millisecond."""
+ROUNDS = 2
+"""A request is read in one round of the loop and has its turn in the next; a timer waits for the rest of one."""
+_PER_BUCKET = 1 / math.log(GROWTH)
+_MIDDLES_S = [LEAST_S * math.pow(GROWTH, bucket + 0.5) for bucket in range(BUCKETS)]
+_ON_TRIAL = re.compile(r"/versions/[0-9]+/infer$")
 
 
 def deployment_of(replica: Any, name: str, options: PredictorOptions) -> Any:
@@ -99,20 +109,6 @@ def configure_process(limits: SandboxLimits) -> None:
 def sandbox_of(limits: SandboxLimits) -> Sandbox:
     """The sandbox of this process; all processes of one user on one machine share its verdicts."""
     return Sandbox(limits, verdicts=temporary_folder("verdicts"), environment=os.environ)
-
-
-LEAST_S, GROWTH, BUCKETS = 1e-5, 1.1, 192
-"""Buckets a tenth wide, from 10 µs to a quarter of an hour: a percentile is right to 5 %."""
-REPORTS = 5
-QUANTILE = 0.95
-PROBES_HZ = 100.0
-TIMER_ERROR_S = 1e-3
-"""uvloop's timers are good to a millisecond."""
-ROUNDS = 2
-"""A request is read in one round of the loop and has its turn in the next; a timer waits for the rest of one."""
-_PER_BUCKET = 1 / math.log(GROWTH)
-_MIDDLES_S = [LEAST_S * math.pow(GROWTH, bucket + 0.5) for bucket in range(BUCKETS)]
-_ON_TRIAL = re.compile(r"/versions/[0-9]+/infer$")
 
 
 class LatencySummary(NamedTuple):

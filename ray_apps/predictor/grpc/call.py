@@ -1,8 +1,7 @@
-"""One gRPC call: the headers of its HTTP request, its messages and its trailing metadata.
+"""One gRPC call: the headers of its HTTP request, its messages and its trailing metadata, and the limits on calls.
 
-Maps refusals, which are HTTP answers or errors of the predictor, to gRPC statuses.
-
-Limits on what callers may take of a gRPC server, with or without a token.
+Refusals, which are HTTP answers or errors of the predictor, become gRPC statuses. The limits bound what callers may
+take of a gRPC server, with or without a token.
 """
 
 from __future__ import annotations
@@ -34,6 +33,28 @@ FORWARDED_METADATA: Final = (
 _TRACEPARENT: Final = b"traceparent"
 MAX_TIMEOUT_MS: Final = 999_999_999
 """The longest deadline that an HTTP endpoint reads, eleven days."""
+CODES: Final[Mapping[int, StatusCode]] = {
+    400: StatusCode.INVALID_ARGUMENT,
+    401: StatusCode.UNAUTHENTICATED,
+    403: StatusCode.PERMISSION_DENIED,
+    404: StatusCode.NOT_FOUND,
+    405: StatusCode.UNIMPLEMENTED,
+    413: StatusCode.RESOURCE_EXHAUSTED,
+    429: StatusCode.RESOURCE_EXHAUSTED,
+    501: StatusCode.UNIMPLEMENTED,
+    502: StatusCode.UNAVAILABLE,
+    503: StatusCode.UNAVAILABLE,
+    504: StatusCode.DEADLINE_EXCEEDED,
+}
+"""gRPC code by HTTP status; any other refusal of a request is INVALID_ARGUMENT, a fault of the server INTERNAL."""
+RETURNED_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"x-request-id", b"retry-after"})
+"""Headers of an HTTP answer that a caller gets as trailing metadata."""
+MAX_MESSAGE: Final = 2_000
+"""Characters of a refusal's message: even escaped, it fits into 8 KiB of metadata, which every client takes."""
+_FAULT: Final = 500
+_UNREACHABLE: Final = 503
+Metadata = tuple[tuple[str, str], ...]
+_log = logging.getLogger("ray.serve")
 
 
 class Call:
@@ -108,31 +129,6 @@ class Call:
         metadata = self.as_sent(trailing_metadata(headers))
         if metadata:
             self._context.set_trailing_metadata(metadata)
-
-
-CODES: Final[Mapping[int, StatusCode]] = {
-    400: StatusCode.INVALID_ARGUMENT,
-    401: StatusCode.UNAUTHENTICATED,
-    403: StatusCode.PERMISSION_DENIED,
-    404: StatusCode.NOT_FOUND,
-    405: StatusCode.UNIMPLEMENTED,
-    413: StatusCode.RESOURCE_EXHAUSTED,
-    429: StatusCode.RESOURCE_EXHAUSTED,
-    501: StatusCode.UNIMPLEMENTED,
-    502: StatusCode.UNAVAILABLE,
-    503: StatusCode.UNAVAILABLE,
-    504: StatusCode.DEADLINE_EXCEEDED,
-}
-"""gRPC code by HTTP status; any other refusal of a request is INVALID_ARGUMENT, a fault of the server INTERNAL."""
-RETURNED_HEADERS: Final = frozenset({b"traceparent", b"tracestate", b"x-request-id", b"retry-after"})
-"""Headers of an HTTP answer that a caller gets as trailing metadata."""
-MAX_MESSAGE: Final = 2_000
-"""Characters of a refusal's message: even escaped, it fits into 8 KiB of metadata, which every client takes."""
-_FAULT: Final = 500
-_UNREACHABLE: Final = 503
-_log = logging.getLogger("ray.serve")
-
-Metadata = tuple[tuple[str, str], ...]
 
 
 class UnreachableError(Exception):

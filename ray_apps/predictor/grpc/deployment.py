@@ -1,8 +1,6 @@
 """The gRPC proxy as a Serve application: on one port of its node, without a route of its own.
 
-The gRPC server on its port, with its limits.
-
-HTTP client of the models' endpoints behind one address, over kept connections.
+It asks the models' HTTP endpoints behind one address, over kept connections.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
 """GRPCInferenceService: checks each call's token, reads its message and forwards it to the model's HTTP endpoint.
 
 All handlers take a stream of raw bytes, those of unary methods too: so nothing of a call is read or parsed before its
-token was accepted, and the wait for a message is bounded.
-
-Maps gRPC methods to the HTTP endpoints' JSON documents, and the documents to response messages.
-
-Places for calls, so that a part of a server's memory is bounded, for all callers and for each.
+token was accepted, and the wait for a message is bounded. Calls take places, so that a part of a server's memory is
+bounded, for all callers and for each.
 """
 
 from __future__ import annotations
@@ -71,6 +68,11 @@ UNSERVED: Final = {
 """Methods of Triton that are refused as UNIMPLEMENTED, and why."""
 _OK, _NOT_FOUND, _UNAVAILABLE = 200, 404, 503
 _DENIED: Final = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
+_NO_MESSAGE: Final = "message: missing; a call has one"
+_INFER_RESPONSE: Final = 2  # field of ModelStreamInferResponse
+VERSION_DIGITS: Final = 9
+Method = Callable[[Call], Awaitable[bytes]]
+"""Answers a call with the bytes of a message; an exception becomes the caller's refusal."""
 
 
 class Models(Protocol):
@@ -91,10 +93,6 @@ class NotServed(PredictorError):  # noqa: N818 - an answer, as those of `errors`
     """The gRPC method is not served: 501."""
 
     status = 501
-
-
-Method = Callable[[Call], Awaitable[bytes]]
-"""Answers a call with the bytes of a message; an exception becomes the caller's refusal."""
 
 
 def make_handler(models: Models, auth: Authenticator, limits: Limits) -> Any:
@@ -275,10 +273,6 @@ def _routed(message: bytes | None) -> Any:
     return parse_message(message)[0]
 
 
-_NO_MESSAGE: Final = "message: missing; a call has one"
-_INFER_RESPONSE: Final = 2
-
-
 def _parsed(request_class: Any, message: bytes | None) -> Any:
     if message is None:
         raise BadRequest(_NO_MESSAGE)
@@ -297,9 +291,6 @@ def _successful(answer: Answer) -> Answer:
 def _bytes_of(message: Any) -> bytes:
     encoded: bytes = message.SerializeToString()
     return encoded
-
-
-VERSION_DIGITS: Final = 9
 
 
 class Document(NamedTuple):

@@ -1,21 +1,13 @@
-"""A middleware that lets predictions bypass Serve's accounting in a replica's HTTP server.
+"""A replica's HTTP server: predictions bypass Serve's accounting, and callers that are too slow are disconnected.
 
-Serve's accounting of a request (metadata, context, tasks that watch for timeouts and disconnects, metrics) costs
-about as much as a small model's prediction. A middleware stands before it, in the replica's own process; this one
-hands requests for predictions straight to the endpoint of that replica. Other requests, health checks and draining
-included, take Serve's path; the endpoint bounds and counts its requests in flight itself. The variable
+Serve's accounting of a request (metadata, context, tasks that watch for timeouts and disconnects, metrics) costs about as
+much as a small model's prediction, so predictions go straight to the replica's endpoint, which bounds and counts its
+requests in flight itself. Other requests, health checks and draining included, take Serve's path. The variable
 RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH switches it on where the cluster starts; without it all works, slower.
 
-Answers requests that Serve leaves without a response, which uvicorn would answer with a plain 500 that says nothing.
-
-Serve's Python proxy leaves those whose replica ended before it answered, or failed; a replica those whose application failed. The
-answer is that which HAProxy has in such a case (`clusters/*.http`), and that of language models has the shape that OpenAI's
-clients read.
-
-HTTP connections with deadlines: a caller that sends or reads too slowly is disconnected.
-
-uvicorn closes idle connections between two requests only. Here each connection has a timer, which looks every few
-seconds at what the connection waits for; requests themselves pay for a timestamp.
+Requests that Serve leaves without a response, because a replica ended or an application failed, get the answer that
+HAProxy has then (`clusters/*.http`); that of language models has the shape that OpenAI's clients read. uvicorn closes
+idle connections between two requests only; here each has a timer, and requests themselves pay for a timestamp.
 """
 
 from __future__ import annotations
@@ -42,47 +34,6 @@ from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
 App = Callable[[Any, Any, Any], Awaitable[None]]
 _LANGUAGE_MODELS: Final = "/v1/"
 _log = logging.getLogger("ray.serve")
-
-
-async def answered(app: App, scope: Any, receive: Any, send: Any) -> None:
-    """Pass a request on to an ASGI application, and answer it if that ends without having begun to."""
-    if scope["type"] != "http":
-        await app(scope, receive, send)
-        return
-    has_begun = False
-
-    async def noted(message: Any) -> None:
-        nonlocal has_begun
-        has_begun = True
-        await send(message)
-
-    try:
-        await app(scope, receive, noted)
-    except Exception:
-        if has_begun:
-            raise
-        _log.exception(
-            "%s %s failed", scope["method"], scope["path"]
-        )  # the caller gets an answer all the same
-    if not has_begun:
-        page = _OPENAI if scope["path"].startswith(_LANGUAGE_MODELS) else _UNKNOWN
-        for message in page:
-            await send(dict(message))
-
-
-def _page(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Read the messages of a response from a file as HAProxy reads it."""
-    head, _, body = (Path(clusters.__file__).parent / name).read_bytes().partition(b"\r\n\r\n")
-    line, *fields = head.split(b"\r\n")
-    headers = [(key.lower(), value) for key, _, value in (each.partition(b": ") for each in fields)]
-    headers.append((b"content-length", b"%d" % len(body)))
-    start = {"type": "http.response.start", "status": int(line.split()[1]), "headers": headers}
-    return start, {"type": "http.response.body", "body": body}
-
-
-_UNKNOWN, _OPENAI = _page("502.http"), _page("openai.http")
-
-
 DIRECT = "toque.direct"
 """Mark in the scope of a request that came by this replica's own port, and not by Serve's Python proxy."""
 _endpoints: dict[str, App] = {}  # route prefix -> application, of the one replica in this process
@@ -129,6 +80,45 @@ def middlewares() -> list[Middleware]:
     load_proxy_class_here()
     HTTP_PROTOCOLS["auto"] = f"{TimedProtocol.__module__}:{TimedProtocol.__qualname__}"
     return [Middleware(BypassMiddleware)]
+
+
+async def answered(app: App, scope: Any, receive: Any, send: Any) -> None:
+    """Pass a request on to an ASGI application, and answer it if that ends without having begun to."""
+    if scope["type"] != "http":
+        await app(scope, receive, send)
+        return
+    has_begun = False
+
+    async def noted(message: Any) -> None:
+        nonlocal has_begun
+        has_begun = True
+        await send(message)
+
+    try:
+        await app(scope, receive, noted)
+    except Exception:
+        if has_begun:
+            raise
+        _log.exception(
+            "%s %s failed", scope["method"], scope["path"]
+        )  # the caller gets an answer all the same
+    if not has_begun:
+        page = _OPENAI if scope["path"].startswith(_LANGUAGE_MODELS) else _UNKNOWN
+        for message in page:
+            await send(dict(message))
+
+
+def _page(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the messages of a response from a file as HAProxy reads it."""
+    head, _, body = (Path(clusters.__file__).parent / name).read_bytes().partition(b"\r\n\r\n")
+    line, *fields = head.split(b"\r\n")
+    headers = [(key.lower(), value) for key, _, value in (each.partition(b": ") for each in fields)]
+    headers.append((b"content-length", b"%d" % len(body)))
+    start = {"type": "http.response.start", "status": int(line.split()[1]), "headers": headers}
+    return start, {"type": "http.response.body", "body": body}
+
+
+_UNKNOWN, _OPENAI = _page("502.http"), _page("openai.http")
 
 
 HEAD_S: Final = 10.0

@@ -1,7 +1,6 @@
 """The HTTP endpoint of one model: the Open Inference Protocol's routes as an ASGI application.
 
-A version's signature as a model configuration of Triton, which perf_analyzer makes its requests from.
-
+A version's signature is also told as a model configuration of Triton, which perf_analyzer makes its requests from.
 Source: https://github.com/triton-inference-server/common, protobuf/model_config.proto
 """
 
@@ -38,6 +37,7 @@ from toque.registry.models.versions import Signature, TensorSpec
 ARM = b"x-toque-arm"
 """Header that selects an arm of the traffic split, regardless of the unit."""
 _VERSIONED = re.compile(r"/versions/([0-9]{1,9})(/infer|/ready|/stats|/config|)")
+_MILLISECOND_DIGITS = 9
 
 
 class ModelEndpoint(Endpoint):
@@ -220,9 +220,6 @@ def _encode_json(response: InferResponse, request: InferRequest, _typed: bool) -
 
 def _encode_message(response: InferResponse, request: InferRequest, typed: bool) -> Answer:  # noqa: FBT001  # as above
     return 200, [(b"content-type", PROTOBUF)], encode_message(response, request, typed=typed)
-
-
-_MILLISECOND_DIGITS = 9
 
 
 def _deadline(value: bytes | None) -> float | None:

@@ -1,6 +1,6 @@
 """Requests by named values: online features of entity keys and request-time values, laid out as the model's tensors.
 
-Names that the rows of a request may use: those of the model's columns, of its feature service, and of the service's sources.
+Rows may use the names of the model's columns, of its feature service, and of the service's sources.
 """
 
 from __future__ import annotations

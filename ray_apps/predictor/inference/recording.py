@@ -1,13 +1,10 @@
 """Logs each answer: inputs and outputs bit for bit, the version, the arm and its chance, the time and the latency.
 
 A failed request gets a record without vector and outputs, so that evaluations of a version count its failures. Such
-records are written a little later and are bounded in number, since a failure must not cost more than an answer.
-
-Values of a request as the log holds them: side by side for monitors, and bit for bit where that does not hold them.
-
-Waits of answers until their records are where the mode of the log promises them to be.
-
-Without a confirmation, mode `redis` answers all the same and counts it; mode `two_nodes` refuses the request.
+records are written a little later and are bounded in number, since a failure must not cost more than an answer. Values
+lie side by side for monitors, and bit for bit where that does not hold them. Answers wait until their records are where
+the mode of the log promises them to be. Without a confirmation, mode `redis` answers all the same and counts it; mode
+`two_nodes` refuses the request.
 """
 
 from __future__ import annotations
@@ -33,6 +30,13 @@ from toque.ray_apps.predictor.write_coalescing import WriteBatch
 MAX_FAILURES = 512
 """Failures that may wait to be written; more are dropped and counted."""
 FLUSH_S = 0.05
+MAX_VALUES = 65_536
+"""Number of values above which a row is logged without them."""
+MAX_REQUEST_VALUES, MAX_REQUEST_TEXTS = 1_048_576, 65_536
+"""Numbers and texts of a request above which its rows are logged without them: writing them would delay others."""
+MAX_REQUEST_BYTES = 4 * MAX_REQUEST_VALUES
+"""Bytes of a request's inputs, or of its outputs, above which they are not kept bit for bit either."""
+_FLOAT32 = np.dtype(np.float32)
 _log = logging.getLogger("ray.serve")
 
 
@@ -228,15 +232,6 @@ class Recorder:
                 self._append(log, payload)
         else:
             self.written += len(payloads)
-
-
-MAX_VALUES = 65_536
-"""Number of values above which a row is logged without them."""
-MAX_REQUEST_VALUES, MAX_REQUEST_TEXTS = 1_048_576, 65_536
-"""Numbers and texts of a request above which its rows are logged without them: writing them would delay others."""
-MAX_REQUEST_BYTES = 4 * MAX_REQUEST_VALUES
-"""Bytes of a request's inputs, or of its outputs, above which they are not kept bit for bit either."""
-_FLOAT32 = np.dtype(np.float32)
 
 
 def _is_logged(tensors: Mapping[str, Array]) -> bool:

@@ -1,7 +1,4 @@
-"""Parameters of a request that say whom it is for: its unit, its attributes, and whether anybody reads the answer.
-
-Explanation that a request asks for beside its answer, and its errors in the words of the request.
-"""
+"""Parameters of a request: its unit, its attributes, whether anybody reads the answer, and whether it is explained."""
 
 from __future__ import annotations
 

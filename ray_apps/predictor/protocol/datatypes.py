@@ -1,11 +1,8 @@
-"""The tensor datatypes of the Open Inference Protocol and their numpy equivalents.
+"""The tensor datatypes of the Open Inference Protocol and their numpy equivalents, and bounds on what a step decodes.
 
 BYTES tensors are numpy object arrays whose items are `bytes`, or None for a JSON null. BF16 has no numpy type and is refused.
 On the wire numbers are little-endian, as they are in the memory of every machine that Ray runs on.
-
 Source: Open Inference Protocol v2, "Tensor Data Types".
-
-Bounds on what is decoded and encoded in one step, so that no request holds the interpreter for long.
 
 Parsers hold the interpreter's lock from the first byte to the last, in whatever thread they run, and their time grows with
 the number of values. So JSON and typed contents are bounded by that number; tensors as bytes are only copied, piece by
@@ -54,6 +51,21 @@ _MOST_NESTED = 8  # dimensions of a shape
 _FEW = 256  # up to here Python's min and max over the list are faster than numpy's
 _LENGTH = struct.Struct("<I")
 _PIECE_BYTES = 4 << 20
+SMALL_BYTES: Final = 64 << 10
+"""Size up to which decoding takes a few milliseconds at most, and is done on the event loop."""
+MAX_JSON_BYTES: Final = 8 << 20
+MAX_JSON_VALUES: Final = 262_144
+"""Numbers, texts, names and brackets in the JSON of one request: some 25 ms of parsing, 50 at the very most."""
+MAX_TYPED_BYTES: Final = 1 << 20
+"""Size of a message without its raw contents."""
+MAX_FIELDS: Final = 4_096
+"""Fields on the first level of a message of more than `SMALL_BYTES`."""
+MAX_ITEMS: Final = 262_144
+"""Items of a BYTES tensor, each of which is an object of some 50 bytes in memory."""
+SLICE_VALUES: Final = 65_536
+"""Values that are written as JSON in one step."""
+_LOOK_BEHIND: Final = 64
+_SEPARATORS: Final = (b",", b"[", b"{", b":")
 
 
 def dtype_of(datatype: Any, field: str) -> np.dtype[Any]:
@@ -267,23 +279,6 @@ def joined(head: bytes, tensors: Iterable[bytes | memoryview]) -> bytearray:
         for at in range(0, len(tensor), _PIECE_BYTES):
             out += tensor[at : at + _PIECE_BYTES]
     return out
-
-
-SMALL_BYTES: Final = 64 << 10
-"""Size up to which decoding takes a few milliseconds at most, and is done on the event loop."""
-MAX_JSON_BYTES: Final = 8 << 20
-MAX_JSON_VALUES: Final = 262_144
-"""Numbers, texts, names and brackets in the JSON of one request: some 25 ms of parsing, 50 at the very most."""
-MAX_TYPED_BYTES: Final = 1 << 20
-"""Size of a message without its raw contents."""
-MAX_FIELDS: Final = 4_096
-"""Fields on the first level of a message of more than `SMALL_BYTES`."""
-MAX_ITEMS: Final = 262_144
-"""Items of a BYTES tensor, each of which is an object of some 50 bytes in memory."""
-SLICE_VALUES: Final = 65_536
-"""Values that are written as JSON in one step."""
-_LOOK_BEHIND: Final = 64
-_SEPARATORS: Final = (b",", b"[", b"{", b":")
 
 
 def check_json(text: bytes | bytearray) -> None:

@@ -3,13 +3,8 @@
 A replica answers with them when the gRPC proxy forwards a call, or a caller sends a message over HTTP. The response
 has raw contents for a request with raw contents or without tensors, typed contents for typed ones. Parameters that a
 message cannot hold, `entities`, `request`, `attributes`, `missing`, `explain` and `explanation`, are JSON texts there.
-
-Source: Open Inference Protocol v2 (gRPC).
-
-The protocol's gRPC messages as Python classes, made from `open_inference.proto`.
-
-They live in a descriptor pool of their own: a process may use another package that brings the same messages
-(tritonclient does), and in one pool the two would be refused as duplicates.
+The messages' classes, made from `open_inference.proto`, live in a descriptor pool of their own: tritonclient brings the
+same messages, and in one pool the two would be refused as duplicates. Source: Open Inference Protocol v2 (gRPC).
 """
 
 from __future__ import annotations
@@ -59,6 +54,12 @@ PROTOBUF: Final = b"application/x-protobuf"
 """The content type of a message over HTTP."""
 _BY_KIND = {"b": "bool_contents", "O": "bytes_contents", "f4": "fp32_contents", "f8": "fp64_contents",
             "i8": "int64_contents", "u8": "uint64_contents", "i": "int_contents", "u": "uint_contents"}  # fmt: skip
+DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
+SERVICE: Final = "inference.GRPCInferenceService"
+_RAW_CONTENTS: Final = 7 << 3 | 2
+_RAW_OUTPUT: Final = 6  # field of a response
+_VARINT_BYTES: Final = 10
+_FIXED: Final = {1: 8, 5: 4}
 
 
 def decode_message(body: bytes | bytearray) -> tuple[InferRequest, bool]:
@@ -113,11 +114,6 @@ def _without_raw(body: memoryview) -> tuple[bytes, list[memoryview]]:
                 f"message: more than {MAX_TYPED_BYTES} bytes beside raw_input_contents; send tensors as raw contents"
             )
     raise TooLarge(f"message: more than {MAX_FIELDS} fields; send fewer tensors")
-
-
-_RAW_CONTENTS: Final = 7 << 3 | 2
-_VARINT_BYTES: Final = 10
-_FIXED: Final = {1: 8, 5: 4}
 
 
 def _varint(body: memoryview, at: int) -> tuple[int, int]:
@@ -260,9 +256,6 @@ def encode_message(response: InferResponse, request: InferRequest, *, typed: boo
     return joined(b"".join(parts), raw) if large else b"".join(parts)
 
 
-_RAW_OUTPUT: Final = 6
-
-
 @lru_cache(maxsize=1_024)
 def _encoded_head(model: str, version: int, arm: str | None) -> bytes:
     """Encode the fields that all responses of one arm share; concatenated messages merge into one."""
@@ -309,10 +302,6 @@ def _set_parameters(holders: Any, parameters: Mapping[str, Any]) -> None:
 
 def _text(value: Any) -> str:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()
-
-
-DESCRIPTION = Path(__file__).with_name("open_inference.binpb")
-SERVICE: Final = "inference.GRPCInferenceService"
 
 
 def _load() -> dict[str, Any]:

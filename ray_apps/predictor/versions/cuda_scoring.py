@@ -1,13 +1,8 @@
 """Scores on a CUDA device: inputs go there from pinned memory, outputs come back into it, one thread at a time.
 
 Rows are padded with zeros up to a power of two where that changes no answer, so that batches of any size have few
-shapes, whose graphs are soon captured.
-
-A CUDA device as a scorer uses it: pinned memory, one stream of work, and CUDA graphs.
-
-CUDA graphs of one program, captured for input shapes that recur: one call then queues the whole run.
-
-Comparison of a program's outputs between two ways to run it, such as CPU and CUDA device.
+shapes. Those that recur are soon captured as CUDA graphs: one call then queues the whole run. A program's outputs on
+the device are compared with the CPU's before it takes requests.
 """
 
 from __future__ import annotations
@@ -45,77 +40,18 @@ MAX_GRAPHS = 12
 _MAX_COUNTED = 256
 
 Shapes = tuple[tuple[int, ...], ...]
+_WARM_UPS = 3
+_MEMORY_ALLOCATION = 2
 
-
-class GraphCache:
-    """Runs a program on a device, by a captured graph where there is one for its shapes.
-
-    To be used by one thread at a time, in the device's stream, in inference mode. run: the program. limit: graphs
-    that are kept; the least recently used one is dropped first.
-    """
-
-    def __init__(self, run: Callable[..., Outputs], device: Device, *, limit: int = MAX_GRAPHS) -> None:
-        self._run, self._device = run, device
-        self._entries: LRUCache[Shapes, _Entry] = LRUCache(limit)
-        self._counts: LRUCache[Shapes, int] = LRUCache(_MAX_COUNTED)
-        self.unsupported = False
-        """Whether the program cannot be captured, so that it is run step by step from then on."""
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def copy_in(self, hosts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        """Queue the copy of inputs from the host; returns the device tensors that `run` reads."""
-        entry = self._entries.get(_shapes(hosts))
-        inputs = (
-            entry.inputs if entry else [torch.empty_like(h, device=self._device.torch_device) for h in hosts]
-        )
-        for tensor, host in zip(inputs, hosts, strict=True):
-            tensor.copy_(host, non_blocking=True)
-        return inputs
-
-    def run(self, inputs: Sequence[torch.Tensor]) -> Outputs:
-        """Queue a run on inputs of `copy_in`; the outputs are valid until the next call."""
-        shapes = _shapes(inputs)
-        entry = self._entries.get(shapes)
-        if entry is None and self._is_due(shapes):
-            entry = self._capture(shapes, inputs)
-        if entry is None:
-            return self._run(*inputs)
-        entry.graph.replay()
-        return entry.graph.outputs
-
-    def clear(self) -> None:
-        """Free the memory of all graphs."""
-        self._entries.clear()
-        self._counts.clear()
-
-    def _is_due(self, shapes: Shapes) -> bool:
-        if self.unsupported or any(0 in shape for shape in shapes):  # an empty tensor has no work to record
-            return False
-        count = self._counts.pop(shapes, 0) + 1
-        if count < REPEATS:
-            self._counts[shapes] = count
-        return count >= REPEATS
-
-    def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> _Entry | None:
-        if len(self._entries) >= self._entries.maxsize:
-            self._entries.popitem()  # before the capture, so that no more memory is taken
-        try:
-            entry = _Entry(inputs, self._device.capture(lambda: self._run(*inputs)))
-        except RuntimeError as error:
-            self.unsupported = True
-            self.clear()  # room for what runs step by step
-            _log.warning("the program cannot be captured as a CUDA graph and runs step by step: %s", error)
-            return None
-        self._entries[shapes] = entry
-        return entry
-
-
-def _shapes(tensors: Sequence[torch.Tensor]) -> Shapes:
-    return tuple(tuple(tensor.shape) for tensor in tensors)
-
-
+"""cudaErrorMemoryAllocation, the `error_code` of an AcceleratorError."""
+TOLERANCES: dict[str, tuple[float, float]] = {
+    "float16": (1e-2, 1e-3),
+    "float32": (1e-4, 1e-5),
+    "float64": (1e-4, 1e-5),  # as a rule fp32's, cast
+}
+"""Relative and absolute tolerance by dtype; other dtypes must be equal."""
+Outputs = tuple[torch.Tensor, ...]
+Arrays = Mapping[str, Array]
 _log = logging.getLogger("ray.serve")
 
 
@@ -248,13 +184,73 @@ class CudaScorer:
         return 1 << max(0, len(arrays[0]) - 1).bit_length()
 
 
-Outputs = tuple[torch.Tensor, ...]
+class GraphCache:
+    """Runs a program on a device, by a captured graph where there is one for its shapes.
 
-_WARM_UPS = 3
+    To be used by one thread at a time, in the device's stream, in inference mode. run: the program. limit: graphs
+    that are kept; the least recently used one is dropped first.
+    """
 
-_MEMORY_ALLOCATION = 2
+    def __init__(self, run: Callable[..., Outputs], device: Device, *, limit: int = MAX_GRAPHS) -> None:
+        self._run, self._device = run, device
+        self._entries: LRUCache[Shapes, _Entry] = LRUCache(limit)
+        self._counts: LRUCache[Shapes, int] = LRUCache(_MAX_COUNTED)
+        self.unsupported = False
+        """Whether the program cannot be captured, so that it is run step by step from then on."""
 
-"""cudaErrorMemoryAllocation, the `error_code` of an AcceleratorError."""
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def copy_in(self, hosts: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Queue the copy of inputs from the host; returns the device tensors that `run` reads."""
+        entry = self._entries.get(_shapes(hosts))
+        inputs = (
+            entry.inputs if entry else [torch.empty_like(h, device=self._device.torch_device) for h in hosts]
+        )
+        for tensor, host in zip(inputs, hosts, strict=True):
+            tensor.copy_(host, non_blocking=True)
+        return inputs
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> Outputs:
+        """Queue a run on inputs of `copy_in`; the outputs are valid until the next call."""
+        shapes = _shapes(inputs)
+        entry = self._entries.get(shapes)
+        if entry is None and self._is_due(shapes):
+            entry = self._capture(shapes, inputs)
+        if entry is None:
+            return self._run(*inputs)
+        entry.graph.replay()
+        return entry.graph.outputs
+
+    def clear(self) -> None:
+        """Free the memory of all graphs."""
+        self._entries.clear()
+        self._counts.clear()
+
+    def _is_due(self, shapes: Shapes) -> bool:
+        if self.unsupported or any(0 in shape for shape in shapes):  # an empty tensor has no work to record
+            return False
+        count = self._counts.pop(shapes, 0) + 1
+        if count < REPEATS:
+            self._counts[shapes] = count
+        return count >= REPEATS
+
+    def _capture(self, shapes: Shapes, inputs: Sequence[torch.Tensor]) -> _Entry | None:
+        if len(self._entries) >= self._entries.maxsize:
+            self._entries.popitem()  # before the capture, so that no more memory is taken
+        try:
+            entry = _Entry(inputs, self._device.capture(lambda: self._run(*inputs)))
+        except RuntimeError as error:
+            self.unsupported = True
+            self.clear()  # room for what runs step by step
+            _log.warning("the program cannot be captured as a CUDA graph and runs step by step: %s", error)
+            return None
+        self._entries[shapes] = entry
+        return entry
+
+
+def _shapes(tensors: Sequence[torch.Tensor]) -> Shapes:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,15 +336,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     code = getattr(error, "error_code", None)
     out = isinstance(error, torch.OutOfMemoryError) or code == _MEMORY_ALLOCATION
     return out or "STATUS_ALLOC_FAILED" in str(error)
-
-
-Arrays = Mapping[str, Array]
-TOLERANCES: dict[str, tuple[float, float]] = {
-    "float16": (1e-2, 1e-3),
-    "float32": (1e-4, 1e-5),
-    "float64": (1e-4, 1e-5),  # as a rule fp32's, cast
-}
-"""Relative and absolute tolerance by dtype; other dtypes must be equal."""
 
 
 class _Model(Protocol):

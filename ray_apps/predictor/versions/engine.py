@@ -1,6 +1,6 @@
 """Keeps the versions of one model loaded in this process, as its traffic policy names them.
 
-Waits for a champion that is being loaded, so that requests which come meanwhile are answered by it.
+Requests that come while a champion is being loaded wait for it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,15 @@ from toque.ray_apps.predictor.versions.loaded import (
 )
 from toque.registry.models import ModelVersion
 
+PATIENCE_S: Final = 30.0
+"""Longest that a request without a deadline of its own waits."""
+_LOOK_S: Final = 0.02
+VersionLoader = Callable[[ModelVersion], LoadedVersion]
+"""Loads a version, ready to answer. Raises: LoadError."""
+
 
 class VersionSource(ArtifactSource, JournalSource, Protocol):
     """The part of the registry that an engine needs: journals and files of versions."""
-
-
-VersionLoader = Callable[[ModelVersion], LoadedVersion]
-"""Loads a version, ready to answer. Raises: LoadError."""
 
 
 class Engine(VersionFollower[LoadedVersion]):
@@ -77,11 +79,6 @@ class Engine(VersionFollower[LoadedVersion]):
     def size_bytes(self) -> int:
         """Estimated memory of the loaded versions."""
         return sum(memory_of(version.record) for version in list(self._loaded.values()))
-
-
-PATIENCE_S: Final = 30.0
-"""Longest that a request without a deadline of its own waits."""
-_LOOK_S: Final = 0.02
 
 
 class Loading(Protocol):

@@ -1,10 +1,8 @@
 """One version of a model in memory, checked against its signature and warmed up by its example.
 
-Counts and durations of one loaded version's requests, in the terms of Triton's statistics extension.
-
-Source: https://github.com/triton-inference-server/server, docs/protocol/extension_statistics.md
-
-Which of a version's tensors the log's columns for monitors hold bit for bit: float32 and texts, side by side.
+Its requests are counted and timed in the terms of Triton's statistics extension. Source:
+https://github.com/triton-inference-server/server, docs/protocol/extension_statistics.md
+The log's columns for monitors hold float32 and texts bit for bit, side by side; `InView` says where that is all.
 """
 
 from __future__ import annotations
@@ -41,6 +39,7 @@ MAX_MATRIX_COLUMNS = 4_096
 
 OVERHEAD_BYTES = 128 << 10
 """Memory of a version beside its weights: 83 KiB were measured for a program of a small MLP."""
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Scorer(Protocol):
@@ -393,9 +392,6 @@ class VersionStatistics:
 
 def _duration(count: int, total_s: float) -> dict[str, int]:
     return {"count": count, "ns": int(total_s * 1e9)}
-
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)

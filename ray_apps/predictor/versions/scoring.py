@@ -1,14 +1,10 @@
-"""Calls an exported program without the wrappers that torch puts around it.
+"""Calls an exported program without the wrappers that torch puts around it, on the CPU or a CUDA device.
 
 `ScoringModel` checks and converts whatever it is given; the predictor has done that already, against the same
 signature. For a small model the wrappers cost as much as the model, so the program's own function is called on
-plain attributes. A program that cannot be called so, or answers its example differently then, is left to
-`ScoringModel`. Where a CUDA device was reserved, the program runs there (`toque.ray_apps.predictor.versions.cuda_scoring`).
-
-Replacement of operators in a program by a kernel of the platform that computes the same on a CUDA device.
-
-Versions are saved as plain operators, which any reader of torch programs knows; so the kernel is put in where a program is placed
-on a device, also for versions saved before there was one. Answers are then compared with the CPU's, as for any program there.
+plain attributes. A program that cannot be called so, or answers its example differently then, is left to `ScoringModel`.
+Versions are saved as plain operators, which any reader of torch programs knows; a kernel of the platform that computes
+the same is put in where a program is placed on a device, also for versions saved before there was one.
 """
 
 from __future__ import annotations
@@ -45,49 +41,7 @@ from toque.ray_apps.predictor.versions.loaded import Scorer
 from toque.registry.models import Signature
 
 wrap("encode_linear")
-
-
-def fuse(program: GraphModule) -> int:
-    """Replace the operators of a tabular network's first layer by `encode_linear`, in place; returns how many layers it found."""
-    return len(replace_pattern(program, _operators, _kernel))
-
-
-def _operators(
-    numeric: Tensor,
-    missing: Tensor,
-    category: Tensor,
-    left: Tensor,
-    inverse_width: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    """What `toque.kernels.encoder.encode_linear_reference` is in a saved program."""
-    embedded = _aten.flatten.using_ints(_aten.embedding.default(table, category), 1)
-    above = _aten.sub.Tensor(_aten.unsqueeze.default(numeric, 2), left)
-    shares = _aten.clamp.default(_aten.mul.Tensor(above, inverse_width), 0.0, 1.0)
-    codes = [_aten.flatten.using_ints(shares, 1), numeric, missing, embedded]
-    found: Tensor = _aten.linear.default(_aten.cat.default(codes, 1), weight, bias)
-    return found
-
-
-def _kernel(
-    numeric: Tensor,
-    missing: Tensor,
-    category: Tensor,
-    left: Tensor,
-    inverse_width: Tensor,
-    table: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-) -> Tensor:
-    return encode_linear(numeric, missing, category, left, inverse_width, table, weight, bias)
-
-
-_log = logging.getLogger("ray.serve")
-
 _aten = torch.ops.aten
-
 DIRECT: Mapping[Any, Callable[..., Any]] = {
     _aten.add.Tensor: torch.add,
     _aten.addmm.default: torch.addmm,
@@ -123,6 +77,7 @@ DIRECT: Mapping[Any, Callable[..., Any]] = {
 }
 
 """Function by ATen operator, without the dispatch by name that takes a quarter to a third of a small program."""
+_log = logging.getLogger("ray.serve")
 
 
 class DirectScorer:
@@ -272,6 +227,43 @@ def _example_inputs(signature: Signature) -> dict[str, Array]:
         name: np.array(given[name], dtype=object) if name in texts else array
         for name, array in example_arrays(signature).items()
     }
+
+
+def fuse(program: GraphModule) -> int:
+    """Replace the operators of a tabular network's first layer by `encode_linear`, in place; returns how many layers it found."""
+    return len(replace_pattern(program, _operators, _kernel))
+
+
+def _operators(
+    numeric: Tensor,
+    missing: Tensor,
+    category: Tensor,
+    left: Tensor,
+    inverse_width: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """What `toque.kernels.encoder.encode_linear_reference` is in a saved program."""
+    embedded = _aten.flatten.using_ints(_aten.embedding.default(table, category), 1)
+    above = _aten.sub.Tensor(_aten.unsqueeze.default(numeric, 2), left)
+    shares = _aten.clamp.default(_aten.mul.Tensor(above, inverse_width), 0.0, 1.0)
+    codes = [_aten.flatten.using_ints(shares, 1), numeric, missing, embedded]
+    found: Tensor = _aten.linear.default(_aten.cat.default(codes, 1), weight, bias)
+    return found
+
+
+def _kernel(
+    numeric: Tensor,
+    missing: Tensor,
+    category: Tensor,
+    left: Tensor,
+    inverse_width: Tensor,
+    table: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    return encode_linear(numeric, missing, category, left, inverse_width, table, weight, bias)
 
 
 __all__ = ["DirectScorer", "fuse", "load_scorer", "place_on_device"]

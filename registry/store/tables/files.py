@@ -1,10 +1,8 @@
-"""Files of a Delta table as an Arrow file system that stays usable: each process opens it by itself, and renews credentials.
+"""Files of a Delta table: as an Arrow file system that stays usable, safe on disk, and with times as tables store them.
 
-What deltalake makes for a table holds the credentials of that moment, so a reader of an hour would outlive them.
-
-Durability of tables in a folder: Delta's library writes files and leaves it to the kernel when they reach the disk.
-
-Times as tables store them: UTC to the microsecond, at every depth.
+What deltalake makes for a table holds the credentials of that moment, so a reader of an hour would outlive them: each
+process opens the file system by itself, and renews credentials. Delta's library leaves it to the kernel when files
+reach the disk. Times are UTC to the microsecond, at every depth.
 """
 
 from __future__ import annotations
@@ -35,6 +33,8 @@ if TYPE_CHECKING:
 # In what deltalake raises, of many classes, for a request that its S3 client gave up, and for one that was refused.
 _REQUEST_FAILED, _REQUEST_REFUSED = "Error performing ", "lacked the necessary privileges"
 _LAYOUT = re.compile(r"\x1b\[\d+m|↳")  # of Delta's kernel, which draws its errors as a tree in colours
+_FILE_URL = "file://"
+STORED_TIME: Final = pa.timestamp("us", "UTC")
 
 
 @contextmanager
@@ -123,9 +123,6 @@ def file_system(store: ObjectStore, name: str, sizes: Mapping[str, int] | None =
     return fs.PyFileSystem(TableFiles(store, name, sizes))
 
 
-_FOLDER = "file://"
-
-
 def settle(store: ObjectStore) -> None:
     """Return once all that the tables of a store were given survives a power cut; in S3 it does already.
 
@@ -133,9 +130,9 @@ def settle(store: ObjectStore) -> None:
     whose writers may have been killed before they settled them.
     Raises: Unavailable if the disk fails.
     """
-    if not store.url.startswith(_FOLDER):
+    if not store.url.startswith(_FILE_URL):
         return
-    root = unquote(store.url.removeprefix(_FOLDER))
+    root = unquote(store.url.removeprefix(_FILE_URL))
     try:
         descriptor = os.open(root, os.O_RDONLY)
         try:
@@ -163,9 +160,6 @@ def _sync_file_system(descriptor: int) -> None:
 def _syncfs() -> Any:
     """The C library's call for one file system, which Python lacks; None where the C library lacks it too, as on macOS."""
     return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-
-
-STORED_TIME: Final = pa.timestamp("us", "UTC")
 
 
 def with_stored_times(data: pa.Table, name: str) -> pa.Table:

@@ -2,11 +2,9 @@
 
 The newest version changes by a commit like any other, so concurrent writers see a conflict and followers see the change.
 Older versions are then rewritten in place: each names, instead of a file with such rows, a new file without them. So a
-snapshot that is named by its version stays readable, less the removed rows. Where a log was cut off (`trim_log`) no version is named
-by anybody: it is summed up in a checkpoint of the newest version, and all before it goes. Every step may be repeated after a kill; a
-reader that opened the table before may find a file gone and has to open it again.
-
-Actions of a Delta table's log, as JSON values, and how a commit is rewritten when files are replaced.
+snapshot that is named by its version stays readable, less the removed rows. Where a log was cut off (`trim_log`) no
+version is named by anybody: it is summed up in a checkpoint of the newest version, and all before it goes. Every step may
+be repeated after a kill; a reader that opened the table before may find a file gone and has to open it again.
 """
 
 from __future__ import annotations
@@ -40,6 +38,7 @@ _LOG = "_delta_log/"
 _PARALLEL = 8
 _ROUNDS = 8
 _STALE_H = 1  # a file that no commit names for so long was left by a killed writer
+Action = dict[str, Any]
 
 
 class Choice(Protocol):
@@ -325,9 +324,6 @@ def _partition_of(key: str) -> dict[str, str | None]:
     """Partition values of a data file, by the folders that it lies in."""
     parts = (part.partition("=") for part in key.split("/")[:-1])
     return {name: unquote(value) for name, _, value in parts}
-
-
-Action = dict[str, Any]
 
 
 def lines(actions: Iterable[Action]) -> bytes:

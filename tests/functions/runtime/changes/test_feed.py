@@ -9,6 +9,7 @@ import pytest
 
 from tests.redis_server import RedisServer, running_redis
 from tests.waiting import until
+from toque.functions.runtime import changes as feeds
 from toque.functions.runtime.changes import (
     Announcer,
     ChangeFeed,
@@ -17,7 +18,6 @@ from toque.functions.runtime.changes import (
     connection,
     journals_in,
 )
-from toque.functions.runtime.changes import feed as feeds
 from toque.registry import Registry, open_store
 from toque.registry.journal.journal import Journal
 

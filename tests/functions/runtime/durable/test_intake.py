@@ -13,9 +13,9 @@ import pytest
 
 from tests.conditions.faults import Fault, FaultyStore
 from toque.functions import Context, function, wait_for
+from toque.functions.runtime.durable import executor as rounds
 from toque.functions.runtime.durable import intake, queue, workers
 from toque.functions.runtime.durable.executor import Executor
-from toque.functions.runtime.durable.executor import executor as rounds
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
 from toque.ray_apps.leader_lease import Leadership
