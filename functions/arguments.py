@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from toque.functions.runtime.environments import Environment
 from toque.registry import TableSnapshot
 
 Model = Annotated[str, Field(description="Name of a registered model.")]
@@ -15,9 +16,15 @@ View = Annotated[str, Field(description="Name of a feature view.")]
 Views = Annotated[
     list[str] | None, Field(description="Names of feature views; all of the project unless given.")
 ]
+PredictionId = Annotated[str, Field(description="Id of a logged prediction, as its answer had it.")]
+PredictedAt = Annotated[
+    datetime,
+    Field(description="Time of that prediction, with an offset from UTC, as `list_predictions` tells it."),
+]
 Label = Annotated[str, Field(description="Column of the outcome that is predicted.")]
 TrainingSet = Annotated[
-    TableSnapshot, Field(description="Table of training rows at one version, which is recorded with the model.")
+    TableSnapshot,
+    Field(description="Table of training rows at one version, which is recorded with the model."),
 ]
 Dataset = Annotated[TableSnapshot, Field(description="Table of rows at one version.")]
 Start = Annotated[datetime, Field(description="Begin of the period, with an offset from UTC; included.")]
@@ -27,14 +34,46 @@ Experiment = Annotated[
     str | None, Field(description="Experiment under which the run is tracked; the model's name unless given.")
 ]
 Priority = Annotated[
-    int, Field(description="What waits for room starts by priority, the highest first; 0 is usual.")
+    int,
+    Field(
+        description="Priority of a submitted call in the queue of experiments, the highest first; 0 is usual."
+    ),
 ]
 LimitSeconds = Annotated[
-    float | None, Field(description="Seconds of running after which it is ended; no limit unless given.")
+    float | None,
+    Field(
+        description=(
+            "Seconds after which a submitted call is ended, with which it may fill a gap in the queue; no "
+            "limit unless given."
+        )
+    ),
 ]
 Threads = Annotated[int, Field(description="Threads of the processor that each worker computes with.")]
-Workers = Annotated[int, Field(description="Number of workers that Ray Train starts.")]
+NumWorkers = Annotated[
+    int, Field(description="Number of workers; 1 trains in this process, more train on the Ray cluster.")
+]
 WorkerCpus = Annotated[float, Field(description="Processors that each worker has.")]
-WorkerGpus = Annotated[float, Field(description="GPUs that each worker has.")]
+WorkerGpus = Annotated[
+    float, Field(description="GPUs that each worker has; without any it computes on processors.")
+]
+Card = Annotated[
+    str | None,
+    Field(
+        description="Type of the GPUs as Ray names it; any whole ones unless given.",
+        examples=["H100", "H100-1g.10gb"],
+    ),
+]
+BroughtEnvironment = Annotated[
+    Environment | None,
+    Field(
+        description=(
+            "Packages and variables that the processes of a submitted call have, if the profile allows them."
+        )
+    ),
+]
+Numeric = Annotated[list[str], Field(description="Feature columns of numbers.")]
+Categorical = Annotated[list[str], Field(description="Feature columns of texts, integers or booleans.")]
 Register = Annotated[bool, Field(description="Whether the trained model is registered as the next version.")]
-Tags = Annotated[dict[str, str] | None, Field(description="Words by which the run is found, by key.")]
+Tags = Annotated[
+    dict[str, str] | None, Field(description="Tags of the run and of the version that it registers, by key.")
+]

@@ -7,8 +7,9 @@ and waits in the ledger until there is one; `toque.functions.runtime.durable.exp
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.runtime import catalog
 from toque.functions.runtime.admission.request import EVERYONE, Quota, QuotaRequest
@@ -61,20 +62,52 @@ class Budget(BaseModel):
 
 @function(http=True, role="admin")
 def set_quota(
-    team: str,
-    cpus: float | None = None,
-    gpus: float | None = None,
-    at_once: int | None = None,
-    members: list[str] | None = None,
-    gpu_hours: float | None = None,
-    money: float | None = None,
-    share: float = 1.0,
+    team: Annotated[str, Field(description='Name of the team, or "everyone" for all teams together.')],
+    cpus: Annotated[
+        float | None,
+        Field(description="Processors that its experiments occupy at a time; no limit unless given."),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        Field(
+            description=(
+                "GPUs that its experiments occupy at a time, "
+                "a slice as its part of a card; no limit unless given."
+            )
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None, Field(description="Number of its experiments that run at a time; no limit unless given.")
+    ] = None,
+    members: Annotated[
+        list[str] | None,
+        Field(description="Callers who belong to the team, each to one team at most; nobody unless given."),
+    ] = None,
+    gpu_hours: Annotated[
+        float | None,
+        Field(
+            description="Hours of GPUs that it may use in each calendar month (UTC); no limit unless given."
+        ),
+    ] = None,
+    money: Annotated[
+        float | None,
+        Field(
+            description=(
+                "What it may spend in each calendar month (UTC), "
+                "by the profile's `prices`; no limit unless given."
+            )
+        ),
+    ] = None,
+    share: Annotated[
+        float,
+        Field(
+            description="Weight of the team in the fair share among the teams of its workspace, in (0, 1000]."
+        ),
+    ] = 1.0,
 ) -> dict[str, Quota]:
     """Limit what the experiments of a team may occupy at a time and use in a month; returns all quotas.
 
-    team: its name, or "everyone" for all teams together; at_once: how many of them; None: no limit; members: callers who belong to
-    the team; gpu_hours, money: budget of each calendar month (UTC); share: weight in the fair share of the team among the teams of
-    the workspace. A team's earlier quota is replaced. Running experiments go on.
+    A team's earlier quota is replaced. Running experiments go on.
     Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team, a
     share of "everyone", or a budget in money where no prices are known.
     """
@@ -107,7 +140,11 @@ def set_quota(
 
 
 @function(http=True, role="admin")
-def remove_quota(team: str) -> dict[str, Quota]:
+def remove_quota(
+    team: Annotated[
+        str, Field(description='Name of the team, or "everyone" for the quota of all teams together.')
+    ],
+) -> dict[str, Quota]:
     """Let a team's experiments occupy what they like, and forget its members; returns the other quotas."""
     quotas = quotas_in(context().store, context().actor)
     quotas.transact(lambda there: {"team": team, "quota": None} if team in there else None)

@@ -20,7 +20,9 @@ Severity = Literal["info", "warning", "critical"]
 SENDS: tuple[Rule, ...] = ("new", "again", "recovered")
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 _MAX_KEYS = 512  # keys that the fold keeps
-_SINK_NAME = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+_SINK_NAME = Field(
+    pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Name of the sink; no other of the policy has the same."
+)
 
 
 class Silence(BaseModel):
@@ -151,20 +153,29 @@ def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
 class Webhook(BaseModel):
     """Webhook sink: a URL that alerts are posted to.
 
-    url: or url_secret, the name of the secret that holds it (Slack's and PagerDuty's URLs are secrets: anyone who knows one may post).
-    shape: what is posted. routing_key_secret: the secret with PagerDuty's integration key, needed for its shape.
-    least: alerts of less severity are not sent here.
+    Either its URL is given, or the secret that holds it. Slack's and PagerDuty's are secrets: anyone who knows one may post.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["webhook"] = "webhook"
+    kind: Literal["webhook"] = Field(default="webhook", description="Kind of the sink.")
     name: str = _SINK_NAME
-    shape: Literal["generic", "slack", "pagerduty"] = "generic"
-    url: str | None = None
-    url_secret: str | None = None
-    routing_key_secret: str | None = None
-    least: Severity = "info"
+    shape: Literal["generic", "slack", "pagerduty"] = Field(
+        default="generic", description="Form of the JSON that is posted."
+    )
+    url: str | None = Field(
+        default=None,
+        description="URL, http:// or https://, that alerts are posted to, where it is no secret.",
+    )
+    url_secret: str | None = Field(default=None, description="Name of the secret that holds the URL.")
+    routing_key_secret: str | None = Field(
+        default=None,
+        description=(
+            "Name of the secret that holds PagerDuty's integration key; "
+            "of the shape `pagerduty`, which needs it."
+        ),
+    )
+    least: Severity = Field(default="info", description="Least severity of the alerts that are sent here.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -180,23 +191,27 @@ class Webhook(BaseModel):
 
 
 class Email(BaseModel):
-    """E-mail sink: mailboxes, reached by SMTP.
-
-    security: STARTTLS, TLS from the start, or none (a relay on this machine). user, password_secret: both or neither.
-    """
+    """E-mail sink: mailboxes, reached by SMTP. User and password are given both or neither."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["email"] = "email"
+    kind: Literal["email"] = Field(default="email", description="Kind of the sink.")
     name: str = _SINK_NAME
-    host: str
-    port: int = Field(default=587, ge=1, le=65_535)
-    security: Literal["starttls", "tls", "none"] = "starttls"
-    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$")
-    to: tuple[str, ...] = Field(min_length=1)
-    user: str | None = None
-    password_secret: str | None = None
-    least: Severity = "info"
+    host: str = Field(description="Host of the SMTP server.")
+    port: int = Field(default=587, ge=1, le=65_535, description="Port of the SMTP server.")
+    security: Literal["starttls", "tls", "none"] = Field(
+        default="starttls",
+        description="STARTTLS, TLS from the start, or none, as for a relay on this machine.",
+    )
+    sender: str = Field(pattern=r"^[^@\s]+@[^@\s]+$", description="Address that the mails come from.")
+    to: tuple[str, ...] = Field(min_length=1, description="Addresses that each alert is mailed to.")
+    user: str | None = Field(
+        default=None, description="User that logs in to the SMTP server; nobody does unless given."
+    )
+    password_secret: str | None = Field(
+        default=None, description="Name of the secret that holds the user's password."
+    )
+    least: Severity = Field(default="info", description="Least severity of the alerts that are sent here.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

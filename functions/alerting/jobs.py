@@ -8,9 +8,9 @@ alert is recorded as sent, so that a crash between the two sends nothing twice a
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.alerting import (
     Alert,
@@ -25,6 +25,7 @@ from toque.functions.alerting import (
     deliver,
     step,
 )
+from toque.functions.arguments import Model, Reason
 from toque.functions.monitoring import TOPIC, Alarm
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import OnEvent, Retries
@@ -61,7 +62,9 @@ class AlertOutcome(BaseModel):
     retries=Retries(max_attempts=5, never=(ProjectError,)),
     on=OnEvent(TOPIC, payload_as="alarm"),
 )
-def tell_people(alarm: Alarm) -> AlertOutcome:
+def tell_people(
+    alarm: Annotated[Alarm, Field(description="Alarm of the model's monitors, raised or recovered.")],
+) -> AlertOutcome:
     """Decide whether people are alerted of `alarm`, and if so send it to every sink of its model's policy.
 
     Raises: ProjectError if the project does not define the model.
@@ -100,7 +103,12 @@ def tell_people(alarm: Alarm) -> AlertOutcome:
 
 
 @function(timeout_s=60, retries=_PATIENT, in_thread=True)
-def send_alert(alert: Alert, sink: Sink) -> str:
+def send_alert(
+    alert: Annotated[Alert, Field(description="Alert that is sent.")],
+    sink: Annotated[
+        Sink, Field(description="Sink that it is sent to, as the policy of the alert's model declares it.")
+    ],
+) -> str:
     """Send one alert to one sink of the policy that the project declares for its model; returns the sink's name.
 
     Any other sink is refused: a caller could else have secrets of the platform sent to an address of theirs.
@@ -118,10 +126,23 @@ def send_alert(alert: Alert, sink: Sink) -> str:
 
 
 @function(http=True, timeout_s=60)
-def silence_alerts(model: str, about: str, hours: float, reason: str) -> AlertState:
+def silence_alerts(
+    model: Model,
+    about: Annotated[
+        str,
+        Field(
+            description=(
+                "What is silenced: `monitor/subject` as alerts name it, a monitor, or `*` for everything."
+            )
+        ),
+    ],
+    hours: Annotated[
+        float, Field(description="Hours from now that the silence lasts, at most a year; 0 ends a silence.")
+    ],
+    reason: Reason,
+) -> AlertState:
     """Hold back alerts about a subject for some hours; an alarm that still stands then is sent.
 
-    about: "monitor/subject" as alerts name it, a monitor, or "*". hours: 0 ends a silence.
     Raises: ValueError for a time below zero or above a year.
     """
     if not 0 <= hours <= _YEAR_HOURS:
@@ -138,10 +159,13 @@ _YEAR_HOURS = 24 * 366
 
 
 @function(http=True, timeout_s=60)
-def acknowledge_alert(model: str, about: str) -> AlertState:
+def acknowledge_alert(
+    model: Model,
+    about: Annotated[str, Field(description="Subject of the alert: `monitor/subject`, as alerts name it.")],
+) -> AlertState:
     """Acknowledge a standing alert: it is not sent again, but its recovery is.
 
-    about: "monitor/subject", as alerts name it. Raises: NotFound if no alert about it stands.
+    Raises: NotFound if no alert about it stands.
     """
     fold = alert_journal(model)
     body = {"event": "acknowledged", "about": about, "by": context().actor}
@@ -153,7 +177,7 @@ def acknowledge_alert(model: str, about: str) -> AlertState:
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def alert_status(model: str) -> AlertState:
+def alert_status(model: Model) -> AlertState:
     """Report a model's standing alerts, who acknowledged them, and what is silenced."""
     return alert_journal(model).refresh()
 

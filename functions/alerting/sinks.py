@@ -13,7 +13,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.alerting.decide import AlertPolicy, Email, Severity, Sink, Webhook, alert_subject
 from toque.functions.monitoring import Alarm
@@ -142,22 +142,23 @@ def _secret(sink: str, name: str, find: FindSecret) -> str:
 
 
 class Alert(BaseModel):
-    """Alert that people get for an alarm.
-
-    key: of this sending; thread: shared by all alerts on a subject, recovery included. page: of the console about the subject,
-    known where the alert is sent.
-    """
+    """Alert that people get for an alarm."""
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
-    thread: str
-    alarm: Alarm
-    severity: Severity
-    owner: str
-    runbook: str | None = None
-    at: AwareDatetime
-    page: str | None = None
+    key: str = Field(description="Key of this sending, by which a sink knows a repeated one.")
+    thread: str = Field(description="Key that all alerts on a subject share, recovery included.")
+    alarm: Alarm = Field(description="Alarm that people are told of.")
+    severity: Severity = Field(description="Severity, by the policy of the model.")
+    owner: str = Field(description="Person or team that looks after the model.")
+    runbook: str | None = Field(default=None, description="Link to what to do, if there is one.")
+    at: AwareDatetime = Field(
+        description="Moment when it was decided to send the alert, with an offset from UTC."
+    )
+    page: str | None = Field(
+        default=None,
+        description="Link to the console's page about the subject, known where the alert is sent.",
+    )
 
     @classmethod
     def of(cls, alarm: Alarm, policy: AlertPolicy, *, key: str, at: AwareDatetime) -> Self:

@@ -12,13 +12,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import ray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore.offline.retrieval import row_bytes
+from toque.functions.arguments import LimitSeconds, Model, Priority
 from toque.functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
 from toque.functions.evaluation.language.evaluation_set import asked_column
 from toque.functions.evaluation.language.prompt_batches import (
@@ -71,24 +72,39 @@ def _demand(max_actors: int, threads: int, priority: int, limit_s: float | None,
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def predict_batch(
-    model: str,
-    dataset: TableSnapshot,
-    version: int | str = "champion",
-    output: str | None = None,
-    keep: list[str] | None = None,
-    shard_rows: int | None = None,
-    max_actors: int = 2,
-    threads: int = 1,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    model: Model,
+    dataset: Annotated[TableSnapshot, Field(description="Table of the rows to score, at one version of it.")],
+    version: Annotated[
+        int | str, Field(description="Number or alias of a version of the model.")
+    ] = "champion",
+    output: Annotated[
+        str | None,
+        Field(
+            description="Name of the table that predictions are appended to; `batch/{model}` unless given."
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        Field(description="Columns of the dataset that the output has too; none unless given."),
+    ] = None,
+    shard_rows: Annotated[
+        int | None,
+        Field(
+            description=(
+                "Rows that one commit writes; 50,000 unless given, of a language model 64 and at most 5,000."
+            )
+        ),
+    ] = None,
+    max_actors: Annotated[int, Field(description="Most actors of the pool that scores on a cluster.")] = 2,
+    threads: Annotated[
+        int,
+        Field(description="CPUs that each actor reserves, and threads of the engine of a language model."),
+    ] = 1,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
 ) -> BatchPredictions:
     """Score every row of `dataset` with a version and append the predictions to a table, each row exactly once.
 
-    version: a number or an alias; output: the table's name (default: "batch/{model}"); keep: input columns to carry
-    over (default: none); shard_rows: rows written by one commit (default: 50,000, of a language model 64); max_actors: the
-    pool grows up to it; threads: of the engine of a language model;
-    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, None for as
-    long as it takes.
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a

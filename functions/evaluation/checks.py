@@ -28,6 +28,8 @@ Take = Callable[[pa.Table, npt.NDArray[np.int64]], pa.Table]
 Predict = Callable[[pa.Table], Floats]
 MeanLoss = Callable[[Floats, Floats], float]
 Measure = Literal["selection_rate", "true_positive_rate", "false_positive_rate", "calibration", "loss"]
+"""Share of answers at or above a threshold, the same among label 1 (equal opportunity) or label 0, mean answer less mean
+label, or mean loss, which every outcome has."""
 
 _MIN_SLICE_ENTITIES = 10
 _SHOWN_SLICES = 5
@@ -72,22 +74,44 @@ class Judged:
 
 
 class SliceRule(BaseModel):
-    """Rule that a model's loss must not be proven higher than the reference's on any slice of the data.
-
-    columns: texts, each value a slice, and numbers, each quarter of their range; missing values are a slice of their own.
-    depth: 2 checks all pairs of columns too. against: the reference, on the same rows.
-    max_excess: of the mean loss, that is tolerated. alpha: chance that a model that is nowhere worse fails (Holm's
-    correction over all slices). min_rows: smaller slices are not judged; without any other slice the check fails.
-    """
+    """Rule that a model's loss must not be proven higher than the reference's on any slice of the data."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    columns: tuple[str, ...] = Field(min_length=1)
-    depth: Literal[1, 2] = 1
-    against: Literal["champion", "constant", "logistic"] = "constant"
-    max_excess: float = Field(default=0.0, ge=0.0)
-    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
-    min_rows: int = Field(default=100, ge=2)
+    columns: tuple[str, ...] = Field(
+        min_length=1,
+        description=(
+            "Columns of texts (a value is a slice) and numbers (a quarter of the rows is one); "
+            "missing values are a slice too."
+        ),
+    )
+    depth: Literal[1, 2] = Field(
+        default=1,
+        description="Number of columns that a slice may combine; 2 checks all pairs of columns too.",
+    )
+    against: Literal["champion", "constant", "logistic"] = Field(
+        default="constant",
+        description=(
+            "Reference whose loss on the same rows is compared; "
+            "the gate must compare with it over all rows, too."
+        ),
+    )
+    max_excess: float = Field(
+        default=0.0,
+        ge=0.0,
+        description="Excess of a slice's mean loss over the reference's that is tolerated.",
+    )
+    alpha: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=0.5,
+        description="Chance that a model that is nowhere worse fails, over all slices (Holm's correction).",
+    )
+    min_rows: int = Field(
+        default=100,
+        ge=2,
+        description="Fewest rows of a slice that is judged; the check fails if no slice has them.",
+    )
 
 
 def judge_slices(
@@ -144,20 +168,35 @@ def _column(name: str, column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
 
 
 class RobustnessRule(BaseModel):
-    """Rule on the loss with one disturbed input, over the undisturbed loss, at most.
-
-    max_missing_ratio: with a column null in every row. max_shift_ratio: with a numeric column shifted by `shift` times its
-    interquartile range, up and down. None: not tried. columns: to disturb, all inputs unless given.
-    max_rows: rows that are tried, spread evenly.
-    """
+    """Rule on the loss with one disturbed input, over the undisturbed loss, at most."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_missing_ratio: float | None = Field(default=2.0, ge=1.0)
-    max_shift_ratio: float | None = Field(default=None, ge=1.0)
-    shift: float = Field(default=1.0, gt=0.0)
-    columns: tuple[str, ...] = ()
-    max_rows: int = Field(default=2_000, ge=10)
+    max_missing_ratio: float | None = Field(
+        default=2.0,
+        ge=1.0,
+        description=(
+            "Most that the loss with a column null in every row may be over the undisturbed one; "
+            "null does not try it."
+        ),
+    )
+    max_shift_ratio: float | None = Field(
+        default=None,
+        ge=1.0,
+        description=(
+            "Most that the loss with a numeric column shifted up or down may be over the undisturbed one; "
+            "not tried unless given."
+        ),
+    )
+    shift: float = Field(
+        default=1.0, gt=0.0, description="Size of the shift, in interquartile ranges of the column."
+    )
+    columns: tuple[str, ...] = Field(
+        default=(), description="Columns that are disturbed, one at a time; all inputs of the model if empty."
+    )
+    max_rows: int = Field(
+        default=2_000, ge=10, description="Most rows that are tried, spread evenly over the data."
+    )
 
 
 def judge_robustness(
@@ -243,23 +282,44 @@ def _worst(
 
 
 class FairnessRule(BaseModel):
-    """Rule that a gap between the groups of a column must stay small.
-
-    measure: share of answers above the threshold (selection_rate), the same among label 1 (true_positive_rate, equal
-    opportunity) or label 0 (false_positive_rate), mean answer less mean label (calibration), or mean loss, which every outcome has.
-    max_gap: greatest less least value over groups; max_gap_high: the upper end of its 95 % interval, at most: a gap that is proven
-    to be small. min_rows: smaller groups, counted by the rows that the measure uses, are named but not judged; with fewer than two
-    groups left the check fails.
-    """
+    """Rule that a gap between the groups of a column must stay small."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    column: str
-    measure: Measure = "calibration"
-    max_gap: float = Field(gt=0.0)
-    max_gap_high: float | None = Field(default=None, gt=0.0)
-    threshold: float = Field(default=0.5, gt=0.0, lt=1.0)
-    min_rows: int = Field(default=100, ge=1)
+    column: str = Field(description="Column whose values are the groups; rows without a value are one, too.")
+    measure: Measure = Field(
+        default="calibration",
+        description=(
+            "Measure of a group: share of answers at or above the threshold (of all, or of label 1 or 0), "
+            "mean answer less mean label, or mean loss."
+        ),
+    )
+    max_gap: float = Field(
+        gt=0.0,
+        description="Most that the measure may differ between two groups; at most 1, unless of losses.",
+    )
+    max_gap_high: float | None = Field(
+        default=None,
+        gt=0.0,
+        description=(
+            "Most that the upper end of the gap's 95 % interval may be, "
+            "which proves it small; not checked unless given."
+        ),
+    )
+    threshold: float = Field(
+        default=0.5,
+        gt=0.0,
+        lt=1.0,
+        description="Answer from which on a row counts as selected, for the rates.",
+    )
+    min_rows: int = Field(
+        default=100,
+        ge=1,
+        description=(
+            "Fewest rows, of those that the measure uses, of a group that is judged; "
+            "with fewer than two such groups it fails."
+        ),
+    )
 
     @model_validator(mode="after")
     def _a_share_is_at_most_one(self) -> Self:
@@ -354,35 +414,50 @@ def _mean_with_error(values: Floats, entity: npt.NDArray[np.generic] | None) -> 
 
 
 class Invariance(BaseModel):
-    """Rule that other values of a column must hardly change the answer.
-
-    values: given to every row, one value after the other; empty: the column's own values, shuffled.
-    max_change: of the answer, up to which it counts as unchanged. min_share: of rows that must stay unchanged.
-    """
+    """Rule that other values of a column must hardly change the answer."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["invariance"] = "invariance"
-    column: str
-    values: tuple[str | float, ...] = ()
-    max_change: float = Field(default=0.01, gt=0.0)
-    min_share: float = Field(default=0.95, gt=0.0, le=1.0)
+    kind: Literal["invariance"] = Field(default="invariance", description="Kind of the behaviour.")
+    column: str = Field(description="Column that is given other values.")
+    values: tuple[str | float, ...] = Field(
+        default=(),
+        description=(
+            "Values that every row is given, one after the other; the column's own, shuffled, if empty."
+        ),
+    )
+    max_change: float = Field(
+        default=0.01, gt=0.0, description="Change of the answer up to which it counts as unchanged."
+    )
+    min_share: float = Field(
+        default=0.95,
+        gt=0.0,
+        le=1.0,
+        description="Least share of rows whose answer must stay unchanged under all the values.",
+    )
 
 
 class Direction(BaseModel):
     """Rule that more of a numeric column must move the answer one way.
 
-    change: amount that is added. expected: direction of the answer. min_share: of rows that must not move the other way; the
-    mean must move the expected way, so that a model which ignores the column fails.
+    The mean answer must move that way whatever the share of rows, so that a model which ignores the column fails.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["direction"] = "direction"
-    column: str
-    change: float = Field(allow_inf_nan=False)
-    expected: Literal["up", "down"]
-    min_share: float = Field(default=0.9, gt=0.0, le=1.0)
+    kind: Literal["direction"] = Field(default="direction", description="Kind of the behaviour.")
+    column: str = Field(description="Numeric column that is changed.")
+    change: float = Field(
+        allow_inf_nan=False,
+        description="Amount that is added to the column in every row; negative takes away.",
+    )
+    expected: Literal["up", "down"] = Field(description="Way that the answer must move.")
+    min_share: float = Field(
+        default=0.9,
+        gt=0.0,
+        le=1.0,
+        description="Least share of rows whose answer must not move the other way.",
+    )
 
 
 Behaviour = Annotated[Invariance | Direction, Field(discriminator="kind")]

@@ -46,36 +46,93 @@ POPULARITY: Baseline = "popularity"
 class Gate(BaseModel):
     """Limits that a version must keep to pass.
 
-    max_log_loss_ratio: baseline -> the model's loss, as its outcome has it, over the baseline's, at most; "constant" is the mean or
-    the share of each class, "linear" (also "logistic", "ridge", "poisson") a linear model, of texts ("nearest") the answer of the nearest row; max_champion_ratio: the same
-    over the champion's (None: not compared; no champion yet: passes); max_ece: expected calibration error, at most; the default
-    is left out for an outcome that has none;
-    min_auc: at least; min_rows: fewer rows of evaluation fail. max_ece_high: the upper end of the calibration error's 95 %
-    interval, at most: calibration that is proven, not only estimated.
-    entity: the column that names a row's entity; intervals and slices take rows of one entity as one observation.
-    slices: parts of the data on which it must not be worse than a reference. fairness: gaps between groups. robustness:
-    missing and shifted inputs. behaviours: changes of an input that must not, or must, move the answer.
-    item: the column that names the item of a ranking's row, for the baseline "popularity".
-    max_latency_ms: median time of one row in this process; max_size_bytes: of all files of the version.
+    Losses are those of the outcome. Of the baselines "constant" is the mean or the share of each class, and "linear" (also
+    "logistic", "ridge", "poisson") a linear model, of texts ("nearest") the answer of the nearest row.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "offline"
-    max_log_loss_ratio: dict[Baseline, float] = Field(default={"constant": 0.99, "logistic": 1.01})
-    max_champion_ratio: float | None = Field(default=None, gt=0.0)
-    max_ece: float | None = Field(default=0.1, gt=0.0, le=1.0)
-    min_auc: float | None = Field(default=None, ge=0.0, le=1.0)
-    min_rows: int = Field(default=200, ge=1)
-    max_ece_high: float | None = Field(default=None, gt=0.0, le=1.0)
-    entity: str | None = None
-    slices: SliceRule | None = None
-    fairness: tuple[FairnessRule, ...] = ()
-    robustness: RobustnessRule | None = None
-    behaviours: tuple[Behaviour, ...] = ()
-    item: str | None = None
-    max_latency_ms: float | None = Field(default=None, gt=0.0)
-    max_size_bytes: int | None = Field(default=None, gt=0)
+    name: str = Field(
+        default="offline", description="Name of the gate, by which its outcome stands with the version."
+    )
+    max_log_loss_ratio: dict[Baseline, float] = Field(
+        default={"constant": 0.99, "logistic": 1.01},
+        description=(
+            "Most that the version's mean loss may be over a baseline's, by baseline; "
+            "empty compares with none."
+        ),
+    )
+    max_champion_ratio: float | None = Field(
+        default=None,
+        gt=0.0,
+        description=(
+            "Most that the mean loss may be over the champion's, if there is one; not compared unless given."
+        ),
+    )
+    max_ece: float | None = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description=(
+            "Greatest expected calibration error; "
+            "null leaves it out, as does the default for outcomes that have none."
+        ),
+    )
+    min_auc: float | None = Field(
+        default=None, ge=0.0, le=1.0, description="Least area under the ROC curve; not checked unless given."
+    )
+    min_rows: int = Field(
+        default=200, ge=1, description="Fewest rows to judge by, of a ranking requests; with fewer it fails."
+    )
+    max_ece_high: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description=(
+            "Greatest upper end of the calibration error's 95 % interval, which proves it small; "
+            "not checked unless given."
+        ),
+    )
+    entity: str | None = Field(
+        default=None,
+        description=(
+            "Column of the entity, whose rows count as one observation in intervals and slices; "
+            "each row is one unless given."
+        ),
+    )
+    slices: SliceRule | None = Field(
+        default=None,
+        description=(
+            "Parts of the data on which it must not be worse than a reference; not checked unless given."
+        ),
+    )
+    fairness: tuple[FairnessRule, ...] = Field(
+        default=(), description="Gaps between groups of rows that must stay small."
+    )
+    robustness: RobustnessRule | None = Field(
+        default=None,
+        description="How much missing and shifted inputs may raise the loss; not tried unless given.",
+    )
+    behaviours: tuple[Behaviour, ...] = Field(
+        default=(), description="Changes of an input that must not, or must, move the answer."
+    )
+    item: str | None = Field(
+        default=None,
+        description="Column of the item in the rows of a ranking, which the baseline `popularity` needs.",
+    )
+    max_latency_ms: float | None = Field(
+        default=None,
+        gt=0.0,
+        description=(
+            "Greatest median time to score one row in the evaluating process, in ms; "
+            "not checked unless given."
+        ),
+    )
+    max_size_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="Greatest size of all files of the version, in bytes; not checked unless given.",
+    )
 
     @field_validator("max_log_loss_ratio", mode="before")
     @classmethod

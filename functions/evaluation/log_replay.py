@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.model_formats.formats import PROGRAM_FILE
 from toque.functions.model_formats.load import load_version, torch_threads
@@ -76,17 +77,38 @@ class ReplayResult(BaseModel):
 
 @function(http=True, timeout_s=3600, max_concurrency=1)
 def replay_predictions(
-    model: str,
-    version: int | str = "champion",
-    since: AwareDatetime | None = None,
-    until: AwareDatetime | None = None,
-    limit: int = 10_000,
-    threads: int = 1,
+    model: Model,
+    version: Annotated[
+        int | str, Field(description="Number or alias of a version of the model.")
+    ] = "champion",
+    since: Annotated[
+        AwareDatetime | None,
+        Field(
+            description=(
+                "Begin of the predictions, with an offset from UTC, included; "
+                "7 days before the end unless given."
+            )
+        ),
+    ] = None,
+    until: Annotated[
+        AwareDatetime | None,
+        Field(description="End of the predictions, with an offset from UTC, not included; now unless given."),
+    ] = None,
+    limit: Annotated[
+        int, Field(description="About how many rows are scored, the newest; at least 1.")
+    ] = 10_000,
+    threads: Annotated[
+        int,
+        Field(
+            description=(
+                "Threads of PyTorch, as many as the version's replicas have: "
+                "1 unless they reserve two CPUs or more."
+            )
+        ),
+    ] = 1,
 ) -> ReplayResult:
     """Score the newest logged inputs of a version again and compare its outputs with the logged ones, bit for bit.
 
-    version: a number or an alias. since, until: of the predictions; by default the last 7 days. limit: about how many rows.
-    threads: of torch, as many as the version's replicas have: 1 unless they reserve two CPUs or more.
     Raises: NotFound; EvaluationError if the version has no signature, or a number is out of range.
     """
     used = context()

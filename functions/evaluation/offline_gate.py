@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Label, Model, Version
 from toque.functions.evaluation.checks import (
     Check,
     Direction,
@@ -100,18 +101,33 @@ class Measured:
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=1800)
 def evaluate_gate(
-    model: str,
-    version: int,
-    dataset: TableSnapshot,
-    label: str,
-    gate: Gate | None = None,
-    baseline_set: TableSnapshot | None = None,
+    model: Model,
+    version: Version,
+    dataset: Annotated[
+        TableSnapshot,
+        Field(
+            description=(
+                "Table of labelled rows, at one version of it, that the judged version has not learnt from."
+            )
+        ),
+    ],
+    label: Label,
+    gate: Annotated[
+        Gate | None,
+        Field(
+            description=(
+                "Limits to judge by, the defaults unless given; "
+                "where the model's policy sets them for its name, no others."
+            )
+        ),
+    ] = None,
+    baseline_set: Annotated[
+        TableSnapshot | None,
+        Field(description="Table that the baselines learn from; the version's training set unless given."),
+    ] = None,
 ) -> GateResult:
     """Measure a version on `dataset`, judge it by `gate`, and record the outcome with the version.
 
-    label: its column, as docs/outcomes.md says for what the version answers; gate: where the model's policy sets the
-    limits of the gate of that name, those, and no others may be given; baseline_set: what the baselines learn from (default:
-    the version's training set).
     An outcome without rows, with NaN predictions or with one class is recorded as not passed.
     Raises: EvaluationError if the version learnt from this very snapshot or has no training set for the baselines, or limits
     or data are not those of the policy; NotFound; TrainingDataError if the dataset lacks a column; Refused if the policy

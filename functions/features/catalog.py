@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore, FeatureView, Windows
 from toque.functions.runtime.context import context
@@ -75,12 +75,25 @@ class CatalogEntry(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=120, in_thread=True)
-def feature_catalog(words: list[str] | None = None, *, unused: bool = False) -> list[CatalogEntry]:
-    """List the views in force with owner, use, origin and cost; reads no rows.
-
-    words: that all stand in an entry's name, owner, description, tags, features, columns, services or models. unused: only
-    views with features that no service and no other view reads, and of these only such features.
-    """
+def feature_catalog(
+    words: Annotated[
+        list[str] | None,
+        Field(
+            description=(
+                "Words that an entry must all have in its name, owner, description, tags, keys, features, columns, "
+                "services or models."
+            )
+        ),
+    ] = None,
+    *,
+    unused: Annotated[
+        bool,
+        Field(
+            description="Whether only features that no service and no other view reads are listed, with their views."
+        ),
+    ] = False,
+) -> list[CatalogEntry]:
+    """List the views in force with owner, use, origin and cost; reads no rows."""
     features = context().features()
     entries = _entries(features, context().registry())
     found = [each for each in entries if all(word.lower() in each.text for word in words or ())]

@@ -18,6 +18,7 @@ from toque.featurestore.offline.retrieval import PinnedRetrieval, RetrievalJob, 
 from toque.featurestore.online.materialize import Spread
 from toque.featurestore.sources import SourceLineage
 from toque.featurestore.sources.refresh import sources_of
+from toque.functions.arguments import End, Label, Start, Views
 from toque.functions.features.entity_rows import EntityRows
 from toque.functions.features.large_training_sets import (
     BuildPlan,
@@ -34,8 +35,10 @@ from toque.functions.runtime.run.log import report_progress
 from toque.registry import InvalidInput, NotFound, ObjectStore, Table, TableSnapshot, as_utc
 from toque.registry.store import check_table_name, overwrite_with_parts
 
-SpanHours = Annotated[float, Field(gt=0.0, le=87_600.0)]
-"""How much of the newest event time is read: up to ten years."""
+SpanHours = Annotated[
+    float,
+    Field(gt=0.0, le=87_600.0, description="Hours of event time that are read, back from the newest row."),
+]
 
 HEALTH_TABLE = "feature_health"
 
@@ -94,25 +97,57 @@ class MaterializeResult(BaseModel):
 
 @function(http=True, timeout_s=1800, retries=Retries(max_attempts=3))
 def build_training_set(
-    service: str | None,
-    entities: TableSnapshot,
-    label: str,
-    start: datetime,
-    end: datetime,
-    known_by: datetime | None = None,
-    name: str = "",
+    service: Annotated[
+        str | None,
+        Field(
+            description="Name of a feature service in force; none if the rows have all their features already."
+        ),
+    ],
+    entities: Annotated[
+        TableSnapshot,
+        Field(
+            description=(
+                "Table at one version, of rows with join keys, request values, `event_timestamp`, the label, "
+                "and perhaps `label_known_at`."
+            )
+        ),
+    ],
+    label: Label,
+    start: Start,
+    end: End,
+    known_by: Annotated[
+        datetime | None,
+        Field(
+            description=(
+                "Time by which a label must have been known, with an offset from UTC; "
+                "now, on the platform's clock, unless given."
+            )
+        ),
+    ] = None,
+    name: Annotated[
+        str,
+        Field(
+            description=(
+                "Table that gets the set as its next version; `training/` and the name of the service, "
+                "or else of the entities, unless given."
+            )
+        ),
+    ] = "",
     *,
-    as_known: bool = True,
+    as_known: Annotated[
+        bool,
+        Field(
+            description=(
+                "Whether a row sees only values that were known at its time, of views that say when; "
+                "otherwise all by event time alone."
+            )
+        ),
+    ] = True,
 ) -> TableSnapshot:
     """Build the features of a service as of each labelled row's time, stored as a table snapshot with its lineage.
 
-    service: name of a feature service that is in force; None: the rows have all their features already.
-    entities: rows with join keys, request values, `event_timestamp`, the label, and perhaps `label_known_at`; used are
-        rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`.
-    known_by: by default now, on the platform's clock.
-    name: of the table it is stored in, by default `training/{service}`, or of the entities; every call makes a new version of it.
-    as_known: a row sees only values that were known at its time, of all views that say when (`known_at` of a source, the log of a
-        stream, a `created_timestamp` that was written); False: also those that became known later, by their event time alone.
+    Used are rows with `start <= event_timestamp < end`, a label, and `label_known_at <= known_by`. Views say when a
+    value became known by `known_at` of a source, the log of a stream, or a `created_timestamp` that was written.
     A set that would take more than `memory_share` of this machine's memory, by the tables' logs, is made shard by shard, on the
     Ray cluster if there is one; a call that was killed is taken up after its last shard when it is made again within six hours.
     Raises: InvalidDefinition for a feature whose deprecation is in force; InvalidRows if no row is left, or a column is missing; InvalidInput for the name of a table that holds anything
@@ -259,10 +294,21 @@ def training_set_lineage(snapshot: TableSnapshot) -> TrainingSetLineage:
 
 
 @function(http=True, timeout_s=1800, retries=Retries(max_attempts=3))
-def materialize(views: list[str] | None = None, end: datetime | None = None) -> MaterializeResult:
+def materialize(
+    views: Views = None,
+    end: Annotated[
+        datetime | None,
+        Field(
+            description=(
+                "Event time up to which rows are brought online, with an offset from UTC; "
+                "now, on the platform's clock, unless given."
+            )
+        ),
+    ] = None,
+) -> MaterializeResult:
     """Bring new rows of views online up to `end`, with late rows and corrections; safe to repeat at any time.
 
-    views: by default all; end: by default now, on the platform's clock. A view with a million new rows is written by tasks
+    A view with a million new rows is written by tasks
     on all nodes of the Ray cluster, if there is one. Reports rows done of those to read, and the rate.
     Raises: OnlineStoreUnavailable if Redis does not answer; a rerun completes it.
     """
@@ -291,11 +337,14 @@ class _Progress:
 
 @function(http=True, role="viewer", timeout_s=600)
 def feature_health(
-    views: list[str] | None = None, span_hours: SpanHours = 24.0, samples: int = 3
+    views: Views = None,
+    span_hours: SpanHours = 24.0,
+    samples: Annotated[
+        int, Field(description="Number of each view's newest rows that are shown, personal values masked.")
+    ] = 3,
 ) -> list[ViewHealth]:
     """Measure how fresh and how full views are, how much of them is online, and show their newest rows.
 
-    views: by default all; span_hours: how much of the newest event time is read.
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
     """
     features, span = context().features(), timedelta(hours=span_hours)
@@ -304,7 +353,7 @@ def feature_health(
 
 
 @function(http=True, timeout_s=600)
-def record_feature_health(views: list[str] | None = None, span_hours: SpanHours = 24.0) -> list[ViewHealth]:
+def record_feature_health(views: Views = None, span_hours: SpanHours = 24.0) -> list[ViewHealth]:
     """Measure views and append the figures to the table `feature_health`, for a schedule.
 
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.

@@ -6,6 +6,7 @@ import json
 
 from pydantic import BaseModel, ConfigDict
 
+from toque.functions.arguments import Model, Version
 from toque.functions.features.jobs import TrainingSetLineage
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
@@ -33,7 +34,7 @@ class VersionOrigins(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=60)
-def version_origins(model: str, version: int) -> VersionOrigins:
+def version_origins(model: Model, version: Version) -> VersionOrigins:
     """Trace a model version back to its training sets, their feature tables and batch sources, with what was read of each.
 
     Raises: NotFound.

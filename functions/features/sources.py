@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import (
     BatchSource,
@@ -36,6 +37,24 @@ from toque.registry.store import Part, check_table_name, overwrite_with_parts, w
 
 _CREATED = "created_timestamp"
 _BATCH_ROWS = 500_000  # in memory at a time
+AgainFrom = Annotated[
+    datetime | None,
+    Field(
+        description=(
+            "First event time of what is loaded again, with an offset from UTC; "
+            "only what is new is loaded unless given."
+        )
+    ),
+]
+AgainUpTo = Annotated[
+    datetime | None,
+    Field(
+        description=(
+            "Event time before which it is loaded again, with an offset from UTC; "
+            "now unless given, and of no effect without `start`."
+        )
+    ),
+]
 
 
 class SourceStatus(BaseModel):
@@ -64,11 +83,15 @@ class RefreshError(FeatureStoreError):
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def load_source(source: str, start: datetime | None = None, end: datetime | None = None) -> SourceLoad | None:
+def load_source(
+    source: Annotated[str, Field(description="Name of a batch source.")],
+    start: AgainFrom = None,
+    end: AgainUpTo = None,
+) -> SourceLoad | None:
     """Load what is new at a batch source into its table, once; None if nothing is.
 
-    start: load again what happened from then on, before `end` (default: now), wherever the source was read up to: rows that
-    are not stored as they are there. The source must say what is `unique`.
+    With `start` it loads what happened from then on, before `end`, wherever the source was read up to: rows that are
+    not stored as they are there. The source must then say what is `unique`.
     Raises: UnknownDefinition; UnreadableSource if it cannot be read as declared, and UnexpectedRows if too many rows do not
     fit: then nothing is stored.
     """
@@ -83,13 +106,18 @@ def load_source(source: str, start: datetime | None = None, end: datetime | None
 
 @function(http=True, timeout_s=7200, retries=Retries(max_attempts=3), max_concurrency=1)
 def refresh_features(
-    views: list[str] | None = None, start: datetime | None = None, end: datetime | None = None
+    views: Annotated[
+        list[str] | None,
+        Field(description="Names of feature views; all that have a source or are derived unless given."),
+    ] = None,
+    start: AgainFrom = None,
+    end: AgainUpTo = None,
 ) -> FeatureRefresh:
     """Load the batch sources of views, and bring what is new into the views' offline tables, each row once.
 
     Of streams it brings what their consumers have stored.
 
-    views: by default all that have a source. start, end: load this range of the sources again, as `load_source` does.
+    A range of the sources is loaded again as `load_source` does.
     Safe to repeat, and to kill, at any time; `materialize` brings the rows online.
     Raises: RefreshError, once all others had their turn; UnknownDefinition.
     """
@@ -135,10 +163,15 @@ def _stored_views(projections: Iterable[Projection]) -> Iterator[FeatureView]:
 
 
 @function(http=True, role="viewer", timeout_s=600, in_thread=True)
-def source_status(sources: list[str] | None = None, loads: int = 5) -> list[SourceStatus]:
+def source_status(
+    sources: Annotated[
+        list[str] | None, Field(description="Names of batch sources; all of the project unless given.")
+    ] = None,
+    loads: Annotated[int, Field(description="Number of each source's last loads that are listed.")] = 5,
+) -> list[SourceStatus]:
     """Tell of batch sources what they read, what their last loads brought, and which views use them.
 
-    sources: by default all. Raises: UnknownDefinition.
+    Raises: UnknownDefinition.
     """
     features = context().features()
     views = features.list_feature_views()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import UnreadableSource
 from toque.featurestore.definitions.stream_source import Connection
@@ -51,10 +52,14 @@ class StreamStatus(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=600, in_thread=True)
-def stream_status(sources: list[str] | None = None) -> list[StreamStatus]:
+def stream_status(
+    sources: Annotated[
+        list[str] | None, Field(description="Names of stream sources; all of the project unless given.")
+    ] = None,
+) -> list[StreamStatus]:
     """Tell of stream sources what they read, how far, how many messages are behind that, and which views use them.
 
-    sources: by default all. Raises: UnknownDefinition.
+    Raises: UnknownDefinition.
     """
     features = context().features()
     views = features.list_feature_views()
@@ -87,11 +92,28 @@ class StreamReplay(BaseModel):
 
 
 @function(http=True, timeout_s=24 * 3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def replay_stream(source: str, start: datetime | None = None, *, stored: bool = False) -> StreamReplay:
+def replay_stream(
+    source: Annotated[str, Field(description="Name of a stream source.")],
+    start: Annotated[
+        datetime | None,
+        Field(
+            description=(
+                "Time since which the log took the messages to read again, with an offset from UTC; "
+                "all that it has unless given."
+            )
+        ),
+    ] = None,
+    *,
+    stored: Annotated[
+        bool,
+        Field(
+            description="Whether the log is left unread, and the views are filled from the events that are stored."
+        ),
+    ] = False,
+) -> StreamReplay:
     """Read a stream's log again by its definition in force, and fill all views over it anew; each event stays stored once.
 
-    start: from messages on that the log took then, by default all that it has; stored: do not read the log, fill the views
-    from the events that are stored. Consumers go on meanwhile. Repeat it if it was killed.
+    Consumers go on meanwhile. Repeat it if it was killed.
     Raises: UnknownDefinition; UnreadableSource if the log does not have the messages.
     """
     features = context().features()

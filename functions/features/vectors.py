@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
 from toque.functions.runtime.context import context
@@ -13,6 +14,10 @@ from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
 
 __all__ = ["IndexRefreshError", "VectorIndexStatus", "refresh_vector_indexes", "vector_indexes"]
+
+IndexedViews = Annotated[
+    list[str] | None, Field(description="Names of feature views; all that declare an index unless given.")
+]
 
 
 class VectorIndexStatus(BaseModel):
@@ -43,10 +48,10 @@ class IndexRefreshError(FeatureStoreError):
 
 
 @function(http=True, timeout_s=4 * 3600, retries=Retries(max_attempts=2), max_concurrency=1)
-def refresh_vector_indexes(views: list[str] | None = None) -> list[VectorIndexStatus]:
+def refresh_vector_indexes(views: IndexedViews = None) -> list[VectorIndexStatus]:
     """Bring the vector indexes of views up to date with their offline tables; only rows that are new are read.
 
-    views: by default all that declare an index. Safe to repeat, and to kill, at any time.
+    Safe to repeat, and to kill, at any time.
     Raises: IndexRefreshError, once all others had their turn, such as for a recall that is too low; UnknownDefinition.
     """
     features = context().features()
@@ -65,10 +70,10 @@ def refresh_vector_indexes(views: list[str] | None = None) -> list[VectorIndexSt
 
 
 @function(http=True, role="viewer", timeout_s=600)
-def vector_indexes(views: list[str] | None = None) -> list[VectorIndexStatus]:
+def vector_indexes(views: IndexedViews = None) -> list[VectorIndexStatus]:
     """Tell of the vector indexes of views how many rows they have and lack, and how many of the nearest they find.
 
-    views: by default all. Raises: UnknownDefinition.
+    Raises: UnknownDefinition.
     """
     return [_status(view, index, refreshed=False) for view, index in _declared(views)]
 

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
+from toque.functions.arguments import View
 from toque.functions.features.jobs import HEALTH_TABLE, SpanHours
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
@@ -30,16 +31,20 @@ class HealthPoint(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=300)
-def feature_statistics(view: str, span_hours: SpanHours = 24.0) -> list[FeatureStatistics]:
+def feature_statistics(view: View, span_hours: SpanHours = 24.0) -> list[FeatureStatistics]:
     """Compute the distribution of each feature over the newest span of a view's rows. Raises: UnknownDefinition."""
     return view_statistics(context().features(), view, span=timedelta(hours=span_hours))
 
 
 @function(http=True, role="viewer", timeout_s=300)
-def feature_course(view: str, span_hours: SpanHours = 24.0, parts: int = 12) -> list[PartStatistics]:
+def feature_course(
+    view: View,
+    span_hours: SpanHours = 24.0,
+    parts: Annotated[int, Field(description="Number of equal parts of the span, in [1, 100].")] = 12,
+) -> list[PartStatistics]:
     """Compute the distribution of each feature over equal parts of the newest span of a view's rows, oldest first.
 
-    parts: at most 100. Raises: UnknownDefinition; ValueError for parts or a span out of range.
+    Raises: UnknownDefinition; ValueError for parts or a span out of range.
     """
     if not 1 <= parts <= _MOST_PARTS:
         raise ValueError(f"parts={parts} must lie between 1 and {_MOST_PARTS}")
@@ -47,7 +52,10 @@ def feature_course(view: str, span_hours: SpanHours = 24.0, parts: int = 12) -> 
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def feature_health_history(view: str, days: Annotated[int, Field(ge=1, le=36_500)] = 30) -> list[HealthPoint]:
+def feature_health_history(
+    view: View,
+    days: Annotated[int, Field(ge=1, le=36_500, description="Days of measurements, back from now.")] = 30,
+) -> list[HealthPoint]:
     """List the figures of a view that `record_feature_health` measured in the last days, oldest first."""
     used = context()
     table = Table(used.store, HEALTH_TABLE)

@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from datetime import datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.generative.prompt import GenerativeError, Prompt, difference
 from toque.functions.generative.version_files import (
     ADAPTER,
@@ -63,11 +65,23 @@ class PromptVersion(BaseModel):
 
 @function(http=True, timeout_s=120)
 def register_prompt(
-    model: str, prompt: Prompt, base: str | None = None, description: str = ""
+    model: Model,
+    prompt: Annotated[Prompt, Field(description="Prompt that the new version answers with.")],
+    base: Annotated[
+        str | None,
+        Field(
+            description=(
+                "Number or alias of the version that gives the rest; the champion, or else the newest, unless given."
+            )
+        ),
+    ] = None,
+    description: Annotated[
+        str, Field(description="What is new in the version, for those who read of it.")
+    ] = "",
 ) -> PromptVersion:
     """Register a prompt as the next version of a language model, with the weights, adapter and settings of another version.
 
-    base: that version's number or alias; by default the champion, else the newest. It takes no traffic by that.
+    It takes no traffic by that.
     Raises: NotFound; GenerativeError if the model has no version of a language model.
     """
     registry = context().registry()
@@ -78,15 +92,19 @@ def register_prompt(
 
 
 @function(http=True, role="viewer", timeout_s=120)
-def list_prompts(model: str) -> list[PromptVersion]:
+def list_prompts(model: Model) -> list[PromptVersion]:
     """List the versions of a language model with their prompts, the newest first. Raises: NotFound."""
     registry = context().registry()
     return [_shown(registry, each) for each in reversed(registry.list_versions(model)) if is_generative(each)]
 
 
 @function(http=True, role="viewer", timeout_s=120)
-def compare_prompts(model: str, before: str, after: str) -> str:
-    """Show what differs between the prompts of two versions, by number or alias, as a unified diff. Raises: NotFound."""
+def compare_prompts(
+    model: Model,
+    before: Annotated[str, Field(description="Number or alias of the version that is compared with.")],
+    after: Annotated[str, Field(description="Number or alias of the version whose changes are shown.")],
+) -> str:
+    """Show what differs between the prompts of two versions, as a unified diff. Raises: NotFound."""
     registry = context().registry()
     one, other = (registry.get_version(model, _version(each)) for each in (before, after))
     names = [f"{model}@{each.version}" for each in (one, other)]

@@ -39,18 +39,19 @@ class GenerativeError(ValueError):
 
 
 class Variable(BaseModel):
-    """A place in a prompt's templates that each request fills.
-
-    default: what stands there without a value; None: a request must give one. choices: the only values there are.
-    max_length: of a string, in characters.
-    """
+    """A place in a prompt's templates that each request fills."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: Literal["string", "integer", "number", "boolean"] = "string"
-    default: Value | None = None
-    choices: tuple[Value, ...] = ()
-    max_length: int = Field(default=4_096, ge=1)
+    type: Literal["string", "integer", "number", "boolean"] = Field(
+        default="string", description="Type of the values."
+    )
+    default: Value | None = Field(
+        default=None,
+        description="What a request that gives no value has; it must give one unless this is given.",
+    )
+    choices: tuple[Value, ...] = Field(default=(), description="The only values there are; any unless given.")
+    max_length: int = Field(default=4_096, ge=1, description="Characters that a string has at most.")
 
     def text(self, name: str, value: Any) -> str:
         """Check a value and write it as text. Raises: GenerativeError."""
@@ -67,12 +68,12 @@ class Variable(BaseModel):
 
 
 class PromptMessage(BaseModel):
-    """A message of the prompt. content: a template."""
+    """A message of the prompt."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    role: Literal["system", "user", "assistant"]
-    content: str
+    role: Literal["system", "user", "assistant"] = Field(description="Who says it.")
+    content: str = Field(description="Template of the text, in which `{{ name }}` stands for a variable.")
 
 
 class Example(BaseModel):
@@ -80,27 +81,40 @@ class Example(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    user: str
-    assistant: str
+    user: str = Field(description="What the user says.")
+    assistant: str = Field(description="What the model ought to answer to it.")
 
 
 class Prompt(BaseModel):
     """Messages that stand before a request's own, and what is asked of the engine with them.
 
-    variables: by name, those of the templates in `messages`. tools, response_format: as the OpenAI API has them.
-    parameters: sampling, such as `temperature`. A request that says its own tools, format or parameter has its way. guardrails:
-    rules on requests and answers, which no request can leave out.
+    A request that says its own tools, format or parameter has its way.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    messages: tuple[PromptMessage, ...] = ()
-    variables: dict[str, Variable] = Field(default_factory=dict)
-    examples: tuple[Example, ...] = ()
-    tools: tuple[dict[str, Any], ...] = ()
-    response_format: dict[str, Any] | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
-    guardrails: Guardrails = Guardrails()
+    messages: tuple[PromptMessage, ...] = Field(
+        default=(), description="Messages that stand before a request's own, in their order."
+    )
+    variables: dict[str, Variable] = Field(
+        default_factory=dict, description="Variables of the templates in the messages, by name; all of them."
+    )
+    examples: tuple[Example, ...] = Field(
+        default=(), description="Turns that show the model how to answer, after the messages."
+    )
+    tools: tuple[dict[str, Any], ...] = Field(
+        default=(), description="Tools that the model may call, as the OpenAI API has them."
+    )
+    response_format: dict[str, Any] | None = Field(
+        default=None, description="Format of the answer, as the OpenAI API has it; free text unless given."
+    )
+    parameters: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Parameters of sampling, such as `temperature`, as the OpenAI API has them.",
+    )
+    guardrails: Guardrails = Field(
+        default=Guardrails(), description="Rules on requests and answers, which no request can leave out."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import compact
 from toque.functions.runtime.context import context
@@ -39,11 +40,22 @@ class Compaction(BaseModel):
     max_concurrency=1,
     schedule=Cron("17 2 * * *", jitter_s=600),
 )
-def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compaction]:
+def compact_tables(
+    file_mib: Annotated[int, Field(description="About how large a merged file may become, in MiB.")] = 128,
+    grace_days: Annotated[
+        float,
+        Field(
+            description=(
+                "Days that a file of predictions, labels or findings must be out of use before it is deleted; "
+                "at least 1."
+            )
+        ),
+    ] = 7.0,
+) -> list[Compaction]:
     """Merge small files of the platform's tables and delete those of the log that are out of use; no row changes.
 
-    file_mib: about how large a file may become; grace_days: time that a file of predictions, labels and findings must be
-    out of use, at least 1; of streams it is one day. Files of features stay for training sets until `erase_features`.
+    Of streams, files that are out of use go after one day. Files of features stay for training sets until
+    `erase_features`.
     """
     here = context()
     done = []
@@ -72,12 +84,19 @@ def compact_tables(file_mib: int = 128, grace_days: float = 7.0) -> list[Compact
     max_concurrency=1,
     schedule=Cron("41 * * * *", jitter_s=300),
 )
-def compact_open_days(file_mib: int = 128) -> list[Compaction]:
+def compact_open_days(
+    file_mib: Annotated[
+        int,
+        Field(
+            description=(
+                "Size in MiB from which a file is left alone, so that an hour rewrites at most so much of each day."
+            )
+        ),
+    ] = 128,
+) -> list[Compaction]:
     """Merge the small files that the log has of yesterday and today, so that readers never open a day's thousands.
 
     Old entries of the logs of streams' tables go, too: a stream makes 17,000 a day.
-
-    file_mib: files as large as this are left alone, so that an hour rewrites at most so much of each day.
     """
     here = context()
     now = here.clock()

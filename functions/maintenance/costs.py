@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, timedelta
+from typing import Annotated
+
+from pydantic import Field
 
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Cron, Retries
@@ -18,8 +21,12 @@ from toque.functions.runtime.function import function
     max_concurrency=1,
     schedule=Cron("*/10 * * * *", jitter_s=120),
 )
-def sum_costs(days: int = 30) -> int:
-    """Sum the receipts of the invocations of the last days, today included, and keep the sums; returns how many ended.
+def sum_costs(
+    days: Annotated[
+        int, Field(description="Number of days (UTC) that are summed, at least 1; the last of them is today.")
+    ] = 30,
+) -> int:
+    """Sum the receipts of the invocations of the last days, and keep the sums; returns how many ended.
 
     A day is summed once: what is kept of it is only added to. The newest days come first; killed and repeated, it goes on where it was,
     some hundred invocations before at most.

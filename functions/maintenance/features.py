@@ -6,8 +6,12 @@ All are safe beside writers, materialization and each other, and may be killed a
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field
 
 from toque.featurestore import Upkeep, compact, erase, expire
+from toque.functions.arguments import Views
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
@@ -16,21 +20,25 @@ _MIB = 2**20
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def compact_features(views: list[str] | None = None, file_mib: int = 128) -> list[Upkeep]:
-    """Merge the small files of each event day of views; no row changes.
-
-    views: by default all; file_mib: about how large a file may become.
-    """
+def compact_features(
+    views: Views = None,
+    file_mib: Annotated[int, Field(description="About how large a merged file may become, in MiB.")] = 128,
+) -> list[Upkeep]:
+    """Merge the small files of each event day of views; no row changes."""
     features = context().features()
     names = _names(views)
     return [compact(features, name, file_bytes=file_mib * _MIB) for name in names]
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
+def expire_features(
+    keep_days: Annotated[
+        dict[str, float],
+        Field(description="Days that rows are kept, by the name of the view; at least the view's ttl."),
+    ],
+) -> list[Upkeep]:
     """Remove old event days from views' tables; older versions of a table keep them until `erase_features`.
 
-    keep_days: days that rows are kept, by view; at least the view's ttl.
     Raises: InvalidDefinition for a view without ttl, or a longer one.
     """
     features = context().features()
@@ -38,10 +46,15 @@ def expire_features(keep_days: dict[str, float]) -> list[Upkeep]:
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def erase_features(views: list[str] | None = None, grace_days: float = 30.0) -> list[Upkeep]:
+def erase_features(
+    views: Views = None,
+    grace_days: Annotated[
+        float, Field(description="Days that a file must be out of use before it is deleted; at least 1.")
+    ] = 30.0,
+) -> list[Upkeep]:
     """Delete files that compaction and expiry have taken out of use; training sets keep their own rows.
 
-    views: by default all; grace_days: time that a file must be out of use. Versions that needed it cannot be read again.
+    Versions of the tables that needed such a file cannot be read again.
     """
     features = context().features()
     return [erase(features, name, grace=timedelta(days=grace_days)) for name in _names(views)]

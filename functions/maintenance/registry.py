@@ -6,8 +6,9 @@ The function is safe beside registrations, runs and itself, and may be killed an
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Annotated
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
@@ -28,11 +29,12 @@ class Tidied(BaseModel):
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def tidy_registry(grace_days: float = 1.0) -> Tidied:
-    """Delete files that no version uses, record runs without a heartbeat as lost, and delete half-written files.
-
-    grace_days: files of versions deleted more recently are kept.
-    """
+def tidy_registry(
+    grace_days: Annotated[
+        float, Field(description="Days for which files of a deleted version are still kept.")
+    ] = 1.0,
+) -> Tidied:
+    """Delete files that no version uses, record runs without a heartbeat as lost, and delete half-written files."""
     registry = context().registry()
     lost = [run for experiment in registry.list_experiments() for run in registry.reap_runs(experiment)]
     return Tidied(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from datetime import date, datetime, timedelta
 from functools import partial
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -75,12 +76,40 @@ def _fold_entry(_: Retention, entry: Entry) -> Retention:
 
 @function(http=True, role="admin")
 def set_retention(
-    predictions: float | None = None,
-    labels: float | None = None,
-    invocations: float | None = None,
-    reports: float | None = None,
+    predictions: Annotated[
+        float | None,
+        Field(
+            description=(
+                "Days that predictions and the scores of their answers are kept after the day they were made, "
+                "at least 1; for ever unless given."
+            )
+        ),
+    ] = None,
+    labels: Annotated[
+        float | None,
+        Field(
+            description=(
+                "Days that labels are kept after the day they were received, at least 1; for ever unless given."
+            )
+        ),
+    ] = None,
+    invocations: Annotated[
+        float | None,
+        Field(
+            description=(
+                "Days that ended invocations are kept, with arguments, results and logs, and cached results, "
+                "at least 1; for ever unless given."
+            )
+        ),
+    ] = None,
+    reports: Annotated[
+        float | None,
+        Field(
+            description="Days that reports are kept after they were last written, at least 1; for ever unless given."
+        ),
+    ] = None,
 ) -> Retention:
-    """Set the days that this workspace keeps each kind of data, in place of the setting before; None: for ever.
+    """Set the days that this workspace keeps each kind of data, in place of the setting before.
 
     Rollouts, monitors and retraining see nothing older: keep predictions and labels longer than any of them looks back.
     Raises: ValidationError for less than a day.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.registry import Entry, Fold, Journal, ObjectStore
 
@@ -33,30 +33,38 @@ _MAX_KEYS = 512  # keys that the fold keeps
 
 
 class Alarm(BaseModel):
-    """Alarm that a person, or retraining, should look at.
-
-    subject: what it is about: a measure, columns. version: the champion it concerns.
-    start, end: prediction times of the rows it was found in. recovered: the alarm is over.
-    columns: the features it concerns, where it concerns single ones. explained_by: keys of the data-quality incidents that
-    spoiled these columns: such an alarm is on record and needs no action.
-    """
+    """Alarm that a person, or retraining, should look at."""
 
     model_config = ConfigDict(frozen=True)
 
-    key: str
-    model: str
-    monitor: Monitor
-    subject: str
-    version: int
-    raised_at: AwareDatetime
-    start: AwareDatetime
-    end: AwareDatetime
-    text: str
-    statistic: float | None = None
-    threshold: float | None = None
-    recovered: bool = False
-    columns: tuple[str, ...] = ()
-    explained_by: tuple[str, ...] = ()
+    key: str = Field(
+        description="Key that says what was found and where; an alarm of the same key is raised once."
+    )
+    model: str = Field(description="Name of the model that it concerns.")
+    monitor: Monitor = Field(description="Monitor, or other part of the platform, that raised it.")
+    subject: str = Field(description="What it is about: a measure, columns, a limit.")
+    version: int = Field(description="Version that it concerns, mostly the champion; 0 without one.")
+    raised_at: AwareDatetime = Field(description="Time at which it was raised, with an offset from UTC.")
+    start: AwareDatetime = Field(
+        description="Begin of the prediction times of the rows that it was found in; included."
+    )
+    end: AwareDatetime = Field(
+        description="End of the prediction times of the rows that it was found in; not included."
+    )
+    text: str = Field(description="What was found, in words.")
+    statistic: float | None = Field(
+        default=None,
+        description="What was measured, such as a detector's level or a p-value; null if nothing was.",
+    )
+    threshold: float | None = Field(default=None, description="Limit that the statistic is held against.")
+    recovered: bool = Field(default=False, description="Whether this says that the alarm is over.")
+    columns: tuple[str, ...] = Field(
+        default=(), description="Features that it concerns, where it concerns single ones."
+    )
+    explained_by: tuple[str, ...] = Field(
+        default=(),
+        description="Keys of the data-quality incidents that spoiled these columns; such an alarm needs no action.",
+    )
 
 
 class AlarmState(BaseModel):

@@ -30,6 +30,7 @@ from toque.functions.monitoring.logged_features import (
 )
 from toque.functions.monitoring.quality.watch import Views
 from toque.functions.monitoring.results import results_table
+from toque.functions.monitoring.settings import Clip
 from toque.functions.monitoring.watch import MonitorRun, ReadRows
 from toque.functions.stats.decompose import ColumnChange, decompose_change
 from toque.functions.stats.multivariate import domain_classifier
@@ -265,27 +266,35 @@ def _incident(alarm: Alarm, mixes: Mapping[str, ColumnChange]) -> Cause:
 
 
 class SliceOptions(BaseModel):
-    """Options of the search for slices.
-
-    days: of predictions, counted back from now. columns: that cut slices; empty for all that the model reads.
-    cohort: rows of one count as one observation, since they share their weather. depth: columns that a slice may combine.
-    min_rows, min_cohorts: of a slice and of its rest. min_excess: loss above the rest's that is of interest. alpha: bound on
-    the chance of any false slice.
-    """
+    """Options of the search for slices."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: int = Field(default=28, ge=1)
-    columns: tuple[str, ...] = ()
-    loss: Loss = "log_loss"
-    clip: float = Field(default=0.01, gt=0, lt=0.5)
-    cohort: timedelta = timedelta(days=1)
-    depth: int = Field(default=2, ge=1, le=2)
-    min_rows: int = Field(default=50, ge=2)
-    min_cohorts: int = Field(default=10, ge=2)
-    min_excess: float = Field(default=0.0, ge=0)
-    alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    max_rows: int = Field(default=50_000, ge=100)
+    days: int = Field(default=28, ge=1, description="Days of predictions, counted back from now.")
+    columns: tuple[str, ...] = Field(
+        default=(), description="Features that cut slices; all that the model reads if empty."
+    )
+    loss: Loss = Field(
+        default="log_loss",
+        description="Loss of an answer against its label; one of a single row, not of a ranking.",
+    )
+    clip: Clip = 0.01
+    cohort: timedelta = Field(
+        default=timedelta(days=1),
+        description="Length of the windows whose rows count as one observation, since they share their weather.",
+    )
+    depth: int = Field(default=2, ge=1, le=2, description="Number of columns that a slice may combine.")
+    min_rows: int = Field(default=50, ge=2, description="Rows that a slice, and its rest, must have.")
+    min_cohorts: int = Field(
+        default=10, ge=2, description="Cohorts that a slice, and its rest, must have rows of."
+    )
+    min_excess: float = Field(
+        default=0.0, ge=0, description="Loss above that of the rest up to which a slice is of no interest."
+    )
+    alpha: float = Field(default=0.05, gt=0, lt=0.5, description="Bound on the chance of any false slice.")
+    max_rows: int = Field(
+        default=50_000, ge=100, description="Rows that are searched; of more, so many are drawn at random."
+    )
 
 
 class WorstSlice(BaseModel):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toque.functions.evaluation.meanings import MEANINGS, Loss
 from toque.functions.evaluation.outcome_kinds import outcome_kind
 from toque.functions.monitoring.results import Cohorts, CohortState
+from toque.functions.monitoring.settings import Clip, CohortLength, LabelDelay
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.stats.estimate import ClassSketch, Estimate, ScoreSketch
 from toque.registry import ModelVersion
@@ -32,26 +33,38 @@ _Z_95 = 1.96  # half width of a 95 % interval, in standard errors
 class EstimateMonitor(BaseModel):
     """Settings of the monitor that estimates performance.
 
-    loss: of a probability of label 1 or of one for each class, from the model's own confidence; or the loss of a number or a count,
-        learnt from rows of the last `lookback` that have labels.
-    cohort: as of the performance monitor. label_delay: after it a cohort's labels are there and the estimate is settled.
-    min_rows: cohorts with fewer answers are not estimated. min_labels: below it probabilities are taken as served, and
-        other losses not estimated.
-    clip: as of the performance monitor. agree: standard errors within which labels agree with an estimate.
-    lookback: how far back a monitor without a state begins.
+    Of probabilities it is estimated from the model's own confidence, of numbers and counts from rows that have labels.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["estimate"] = "estimate"
-    loss: Loss = "log_loss"
-    cohort: timedelta = timedelta(days=1)
-    label_delay: timedelta = timedelta(days=1)
-    min_rows: int = Field(default=30, ge=1)
-    min_labels: int = Field(default=1_000, ge=1)
-    clip: float = Field(default=0.01, gt=0, lt=0.5)
-    agree: float = Field(default=4.0, gt=0)
-    lookback: timedelta = timedelta(days=28)
+    kind: Literal["estimate"] = Field(default="estimate", description="Kind of the monitor.")
+    loss: Loss = Field(
+        default="log_loss",
+        description="Loss that is estimated: that of probabilities, or that of a number or a count.",
+    )
+    cohort: CohortLength = timedelta(days=1)
+    label_delay: LabelDelay = timedelta(days=1)
+    min_rows: int = Field(default=30, ge=1, description="Answers below which a cohort is not estimated.")
+    min_labels: int = Field(
+        default=1_000,
+        ge=1,
+        description=(
+            "Labels below which probabilities are taken as served, and losses "
+            "of numbers and counts not estimated."
+        ),
+    )
+    clip: Clip = 0.01
+    agree: float = Field(
+        default=4.0, gt=0, description="Standard errors within which labels agree with an estimate."
+    )
+    lookback: timedelta = Field(
+        default=timedelta(days=28),
+        description=(
+            "How far back a monitor without a state begins, and labelled rows of "
+            "numbers and counts are learnt from."
+        ),
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Annotated
 
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
 from toque.functions.monitoring.estimate_monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
 from toque.functions.monitoring.results import results_table
@@ -15,6 +17,7 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Entry, ObjectStore, Table
 
+CohortDays = Annotated[int, Field(description="Days, counted back from now, in which the cohorts ended.")]
 _MOST = 1_000
 _SHOWN = ("monitor", "subject", "version", "start", "end", "rows", "verdict", "value", "reference", "statistic", "threshold", "text")  # fmt: skip
 
@@ -81,8 +84,17 @@ def open_alarms() -> list[Alarm]:
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def alarm_history(model: str, before: int | None = None, limit: int = 50) -> list[AlarmEntry]:
-    """List alarms and recoveries of a model, newest first, from the journal's entry before number `before`.
+def alarm_history(
+    model: Model,
+    before: Annotated[
+        int | None,
+        Field(
+            description="Number of an entry of the journal, before which the list begins; at the newest unless given."
+        ),
+    ] = None,
+    limit: Annotated[int, Field(description="Most entries of the list, from 1 to 1,000.")] = 50,
+) -> list[AlarmEntry]:
+    """List alarms and recoveries of a model, newest first.
 
     Raises: ValueError for a limit out of range.
     """
@@ -97,8 +109,15 @@ def alarm_history(model: str, before: int | None = None, limit: int = 50) -> lis
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def monitor_findings(model: str, monitor: str, subject: str | None = None, days: int = 60) -> list[Finding]:
-    """List what a monitor found in the cohorts of the last days, oldest first, on one subject if it is given."""
+def monitor_findings(
+    model: Model,
+    monitor: Annotated[str, Field(description="Kind of the monitor, such as `drift`.")],
+    subject: Annotated[
+        str | None, Field(description="Measure or column whose findings are listed; all unless given.")
+    ] = None,
+    days: CohortDays = 60,
+) -> list[Finding]:
+    """List what a monitor found in the cohorts of the last days, oldest first."""
     used = context()
     table = Table(used.store, results_table(model))
     if not table.exists():
@@ -113,7 +132,7 @@ def monitor_findings(model: str, monitor: str, subject: str | None = None, days:
 
 
 @function(http=True, role="viewer", timeout_s=60)
-def performance_estimates(model: str, days: int = 60) -> list[PerformanceEstimate]:
+def performance_estimates(model: Model, days: CohortDays = 60) -> list[PerformanceEstimate]:
     """List what was estimated of the cohorts of the last days without labels, oldest first, beside what their labels said."""
     found = monitor_findings(model, "estimate", days=days)
     settled = {(each.version, each.start, each.subject): each for each in found if each.value is not None}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore
+from toque.functions.arguments import Model
 from toque.functions.generative import is_generative
 from toque.functions.monitoring.alarms import Alarm, Alarms
 from toque.functions.monitoring.diagnosis import (
@@ -47,6 +49,7 @@ from toque.functions.runtime.function import function
 from toque.functions.runtime.triggers.events import publish
 from toque.registry import ModelVersion, ObjectStore, Table
 
+_SETTINGS = Field(description="Settings of the monitor.")
 _EXAMPLES = 5  # of unknown ids
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 _ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
@@ -66,8 +69,8 @@ class UnknownLabels(BaseModel):
 
 @function(http=True, timeout_s=300)
 def watch_performance(
-    model: str,
-    monitor: PerformanceMonitor = PerformanceMonitor(),  # noqa: B008 — frozen
+    model: Model,
+    monitor: Annotated[PerformanceMonitor, _SETTINGS] = PerformanceMonitor(),  # noqa: B008 — frozen
 ) -> MonitorResult:
     """Judge the realised loss of every cohort whose labels are due, and raise alarms."""
     champion = _champion(model)
@@ -84,7 +87,10 @@ def watch_performance(
 
 
 @function(http=True, timeout_s=300)
-def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+def watch_quality(
+    model: Model,
+    monitor: Annotated[QualityMonitor, _SETTINGS] = QualityMonitor(),  # noqa: B008 — frozen
+) -> MonitorResult:
     """Check each cohort of requests, and the views behind them, for a broken feed; raise and close incidents.
 
     An incident never leads to a retrain, and drift that it explains is reported as explained: run this before `watch_drift`.
@@ -107,13 +113,17 @@ def watch_quality(model: str, monitor: QualityMonitor = QualityMonitor()) -> Mon
 
 @function(http=True, timeout_s=300)
 def watch_drift(
-    model: str,
-    monitor: DriftMonitor = DriftMonitor(),  # noqa: B008 — frozen
-    quality: QualityMonitor = QualityMonitor(),  # noqa: B008 — frozen
+    model: Model,
+    monitor: Annotated[DriftMonitor, _SETTINGS] = DriftMonitor(),  # noqa: B008 — frozen
+    quality: Annotated[
+        QualityMonitor,
+        Field(
+            description="Data-quality monitor whose incidents explain drift of the columns that they spoil."
+        ),
+    ] = QualityMonitor(),  # noqa: B008 — frozen
 ) -> MonitorResult:
     """Compare requests with the champion's training set, window by window, and raise alarms of drift.
 
-    quality: the monitor whose incidents explain drift of the columns they spoil.
     Raises: ValueError if the champion's version names no columns or no training set.
     """
     champion = _champion(model)
@@ -131,7 +141,10 @@ def watch_drift(
 
 
 @function(http=True, timeout_s=300)
-def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+def watch_operations(
+    model: Model,
+    monitor: Annotated[OperationsMonitor, _SETTINGS] = OperationsMonitor(),  # noqa: B008 — frozen
+) -> MonitorResult:
     """Record latency, errors, saturation and cost of each cohort of requests, and raise alarms where a limit is broken."""
     champion = _champion(model)
     if champion is None:
@@ -147,7 +160,10 @@ def watch_operations(model: str, monitor: OperationsMonitor = OperationsMonitor(
 
 
 @function(http=True, timeout_s=300)
-def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
+def watch_embeddings(
+    model: Model,
+    monitor: Annotated[VectorMonitor, _SETTINGS],
+) -> MonitorResult:
     """Compare embeddings and texts of requests with those of the champion's training set, and raise alarms of drift.
 
     Raises: ValueError if the champion's version names no columns or no training set, or does not read what is watched.
@@ -165,7 +181,10 @@ def watch_embeddings(model: str, monitor: VectorMonitor) -> MonitorResult:
 
 
 @function(http=True, timeout_s=300)
-def watch_answers(model: str, monitor: AnswerMonitor = AnswerMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+def watch_answers(
+    model: Model,
+    monitor: Annotated[AnswerMonitor, _SETTINGS] = AnswerMonitor(),  # noqa: B008 — frozen
+) -> MonitorResult:
     """Compare the champion's answers with those of its own first days, window by window, and raise alarms of drift.
 
     Of a language model also what is asked, of the share of the answers that `set_language_monitors` has.
@@ -177,7 +196,10 @@ def watch_answers(model: str, monitor: AnswerMonitor = AnswerMonitor()) -> Monit
 
 
 @function(http=True, timeout_s=300)
-def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+def watch_skew(
+    model: Model,
+    monitor: Annotated[SkewMonitor, _SETTINGS] = SkewMonitor(),  # noqa: B008 — frozen
+) -> MonitorResult:
     """Compare a version's first hours with its training set, and a sample of logged rows with the offline store.
 
     Raises: ValueError if the champion's version names no columns or no training set.
@@ -198,7 +220,10 @@ def watch_skew(model: str, monitor: SkewMonitor = SkewMonitor()) -> MonitorResul
 
 
 @function(http=True, timeout_s=300)
-def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor()) -> MonitorResult:  # noqa: B008 — frozen
+def estimate_performance(
+    model: Model,
+    monitor: Annotated[EstimateMonitor, _SETTINGS] = EstimateMonitor(),  # noqa: B008 — frozen
+) -> MonitorResult:
     """Estimate the performance of each cohort before its labels arrive, and compare with the labels once they do.
 
     Of probabilities of label 1 or of classes, with the shares of the classes; of a number (`loss="squared_error"`) or a count
@@ -219,7 +244,12 @@ def estimate_performance(model: str, monitor: EstimateMonitor = EstimateMonitor(
 
 
 @function(http=True, timeout_s=300)
-def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFindings | None:  # noqa: B008 — frozen
+def worst_slices(
+    model: Model,
+    options: Annotated[
+        SliceOptions, Field(description="Rows that are searched, and what counts as a slice.")
+    ] = SliceOptions(),  # noqa: B008 — frozen
+) -> SliceFindings | None:
     """Search the slices of the champion's labelled requests that lose most; None if no champion serves the model."""
     champion = _champion(model)
     if champion is None:
@@ -234,7 +264,14 @@ def worst_slices(model: str, options: SliceOptions = SliceOptions()) -> SliceFin
 
 
 @function(http=True, timeout_s=300)
-def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFindings | None:
+def what_changed(
+    model: Model,
+    days: Annotated[int, Field(description="Days of requests, counted back from now.")] = 7,
+    max_rows: Annotated[
+        int,
+        Field(description="Most requests, and rows of the training set, that are compared; drawn at random."),
+    ] = 5_000,
+) -> ChangeFindings | None:
     """Find the features that tell the last days' requests from the champion's training set; None without a champion.
 
     This finds changes that no column shows alone. Rows of one day are alike, and are taken as independent here: read it beside
@@ -254,13 +291,13 @@ def what_changed(model: str, days: int = 7, max_rows: int = 5_000) -> ChangeFind
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def monitor_status(model: str) -> list[MonitorStatus]:
+def monitor_status(model: Model) -> list[MonitorStatus]:
     """Report what each monitor of a model judged last, and the problems it found."""
     return last_judged(context().store, model)
 
 
 @function(http=True, role="viewer", timeout_s=60)
-def running_figures(model: str) -> RunningFigures:
+def running_figures(model: Model) -> RunningFigures:
     """Count today's requests of a model, by the platform's clock in UTC, as far as they are in the log."""
     used = context()
     now = used.clock()
@@ -280,14 +317,24 @@ def running_figures(model: str) -> RunningFigures:
 
 
 @function(http=True, role="viewer", timeout_s=300)
-def unknown_labels(hours: float = 24.0, days: int = 30) -> UnknownLabels:
+def unknown_labels(
+    hours: Annotated[
+        float, Field(description="Hours, counted back from now, in which the labels were received.")
+    ] = 24.0,
+    days: Annotated[
+        int,
+        Field(
+            description="Days, counted back from now, of the predictions among which the labels' IDs are sought."
+        ),
+    ] = 30,
+) -> UnknownLabels:
     """Count the labels of the last hours whose ID no logged prediction of the last days has, of any model of the workspace."""
     used = context()
     return find_unknown(used.store, used.registry().list_models(), used.clock(), hours=hours, days=days)
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def standing_alarms(model: str) -> list[Alarm]:
+def standing_alarms(model: Model) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()
 

@@ -19,6 +19,7 @@ from scipy import special
 
 from toque.functions.monitoring.alarms import Alarm
 from toque.functions.monitoring.results import Cohorts, CohortState
+from toque.functions.monitoring.settings import CohortLength, Delay, Lookback
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion
 from toque.registry.times import epoch_us
@@ -29,27 +30,39 @@ _SLOWEST = 0.01  # share of requests that a limit on the 99th percentile leaves
 
 
 class OperationsMonitor(BaseModel):
-    """Settings of the operations monitor.
-
-    max_error_share: of requests without an answer. p99_ms: limit on the 99th percentile of the time in the replica; None: not
-    judged. capacity: requests that all replicas can work on at a time; max_busy: share of it in use on average.
-    cpus: of a replica while it is at work on one request, from which with `TOQUE_PRICES` the cost is reckoned.
-    cohort, delay: requests are judged by windows of time, so long after their end. min_requests: fewer are not judged.
-    lookback: how far back a monitor without a state begins.
-    """
+    """Settings of the operations monitor."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["operations"] = "operations"
-    max_error_share: float = Field(default=0.01, ge=0, lt=1)
-    p99_ms: float | None = Field(default=None, gt=0)
-    capacity: float | None = Field(default=None, gt=0)
-    max_busy: float = Field(default=0.8, gt=0, le=1)
-    cpus: float = Field(default=1.0, gt=0)
-    cohort: timedelta = timedelta(hours=1)
-    delay: timedelta = timedelta(minutes=10)
-    min_requests: int = Field(default=20, ge=1)
-    lookback: timedelta = timedelta(days=1)
+    kind: Literal["operations"] = Field(default="operations", description="Kind of the monitor.")
+    max_error_share: float = Field(
+        default=0.01, ge=0, lt=1, description="Share of requests without an answer that is allowed."
+    )
+    p99_ms: float | None = Field(
+        default=None,
+        gt=0,
+        description=(
+            "Limit on the 99th percentile of the time in the replica, in "
+            "milliseconds; not judged unless given."
+        ),
+    )
+    capacity: float | None = Field(
+        default=None,
+        gt=0,
+        description="Requests that all replicas can work on at a time; saturation is not judged unless given.",
+    )
+    max_busy: float = Field(
+        default=0.8, gt=0, le=1, description="Share of the capacity that may be in use on average."
+    )
+    cpus: float = Field(
+        default=1.0,
+        gt=0,
+        description="CPUs of a replica at work on one request, from which with `TOQUE_PRICES` the cost is reckoned.",
+    )
+    cohort: CohortLength = timedelta(hours=1)
+    delay: Delay = timedelta(minutes=10)
+    min_requests: int = Field(default=20, ge=1, description="Requests below which a cohort is not judged.")
+    lookback: Lookback = timedelta(days=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

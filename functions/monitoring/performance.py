@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from toque.functions.evaluation.meanings import Loss
 from toque.functions.evaluation.realised_loss import Scored
 from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import Clip, CohortLength, LabelDelay, Lookback
 from toque.functions.stats import ClusterSums, Cusum, PageHinkley
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]
@@ -40,45 +41,78 @@ _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 class PerformanceMonitor(BaseModel):
     """Settings of the performance monitor.
 
-    cohort, label_delay: windows of prediction time and how long after its end each waits for labels.
-    min_labels, min_label_share: cohorts with less are reported as insufficient and not judged.
-    baseline: names of the version's metrics that may hold its loss at validation, the first that exists counts;
-        without one the first `baseline_cohorts` cohorts served are the baseline.
-    measures: which of the questions above are asked. min_rise: rise that is of no interest.
-    detector: how cohorts are summed up: "cusum", which knows the baseline and is quickest, or "page_hinkley", against the mean
-        of the cohorts so far. shift, threshold: of the detector, in spreads of a cohort.
-    arms: answers that count, by the arm that gave them; empty: all. Where acting on an answer changes its label (a warned
-        customer leaves earlier), a holdout is answered and not acted upon, and its labels alone are unbiased: `("holdout",)`.
-    lookback: how far back a monitor without a state begins.
+    Where acting on an answer changes its label (a warned customer leaves earlier), a holdout is answered and not acted
+    upon, and its labels alone are unbiased: `arms=("holdout",)`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["performance"] = "performance"
-    arms: tuple[str, ...] = ()
-    loss: Loss = "log_loss"
-    clip: float = Field(default=0.01, gt=0, lt=0.5)
-    cohort: timedelta = timedelta(days=1)
-    label_delay: timedelta = timedelta(days=1)
-    min_labels: int = Field(default=30, ge=2)
-    min_label_share: float = Field(default=0.3, gt=0, lt=1)
-    measures: tuple[Measure, ...] = MEASURES
-    baseline: tuple[str, ...] = (
-        "valid_log_loss",
-        "val_log_loss",
-        "log_loss",
-        "mse",
-        "deviance",
-        "ndcg_loss",
-        "cosine_distance",
-        "edit_distance",
+    kind: Literal["performance"] = Field(default="performance", description="Kind of the monitor.")
+    arms: tuple[str, ...] = Field(default=(), description="Arms whose answers count, by name; all if empty.")
+    loss: Loss = Field(default="log_loss", description="Loss of an answer against its label.")
+    clip: Clip = 0.01
+    cohort: CohortLength = timedelta(days=1)
+    label_delay: LabelDelay = timedelta(days=1)
+    min_labels: int = Field(
+        default=30, ge=2, description="Labelled rows below which a cohort is insufficient and not judged."
     )
-    baseline_cohorts: int = Field(default=7, ge=2)
-    min_rise: float = Field(default=0.0, ge=0)
-    detector: Literal["cusum", "page_hinkley"] = "cusum"
-    shift: float = Field(default=1.0, gt=0)
-    threshold: float = Field(default=6.0, gt=0)
-    lookback: timedelta = timedelta(days=28)
+    min_label_share: float = Field(
+        default=0.3,
+        gt=0,
+        lt=1,
+        description="Share of requests with a label below which a cohort is insufficient and not judged.",
+    )
+    measures: tuple[Measure, ...] = Field(
+        default=MEASURES,
+        description=(
+            "What is asked of a cohort: is its loss above the baseline, is it a surprise, "
+            "is the outcome overstated or understated."
+        ),
+    )
+    baseline: tuple[str, ...] = Field(
+        default=(
+            "valid_log_loss",
+            "val_log_loss",
+            "log_loss",
+            "mse",
+            "deviance",
+            "ndcg_loss",
+            "cosine_distance",
+            "edit_distance",
+        ),
+        description=(
+            "Names of the version's metrics that may hold its loss at "
+            "validation; the first that exists counts."
+        ),
+    )
+    baseline_cohorts: int = Field(
+        default=7,
+        ge=2,
+        description="First cohorts served that make the baseline of the loss, where no metric of the version does.",
+    )
+    min_rise: float = Field(
+        default=0.0,
+        ge=0,
+        description="Rise of a measure over its baseline that is of no interest, in its own unit.",
+    )
+    detector: Literal["cusum", "page_hinkley"] = Field(
+        default="cusum",
+        description=(
+            "How cohorts are summed up: `cusum` against the baseline, which is quickest, "
+            "or `page_hinkley` against the mean so far."
+        ),
+    )
+    shift: float = Field(
+        default=1.0,
+        gt=0,
+        description="Rise that the detector is to find soonest, in spreads between cohorts.",
+    )
+    threshold: float = Field(
+        default=6.0,
+        gt=0,
+        description="Level of the detector above which it alarms, in spreads between cohorts.",
+    )
+    lookback: Lookback = timedelta(days=28)
 
     @field_validator("cohort")
     @classmethod

@@ -37,24 +37,49 @@ RECOMPUTED: Subject = "skew against the offline store"
 
 
 class SkewMonitor(BaseModel):
-    """Settings of the skew monitor.
-
-    hours: of a version's first answers that are compared with its training set. alpha, min_effect: of that comparison; an hour
-    differs from a month, so the floor is high. min_rows: fewer are waited for.
-    sample: logged rows since the last run that are recomputed; 0: no row is. max_mismatch: share of them in which a feature may
-    differ. delay: younger rows are left for the next run, since the offline store may not have all they saw.
-    """
+    """Settings of the skew monitor: of its look at a version's first hours, and of the rows that it has recomputed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["skew"] = "skew"
-    hours: float = Field(default=1.0, gt=0)
-    alpha: float = Field(default=0.001, gt=0, lt=0.5)
-    min_effect: float = Field(default=0.4, gt=0, lt=1)
-    min_rows: int = Field(default=50, ge=2)
-    sample: int = Field(default=500, ge=0)
-    max_mismatch: float = Field(default=0.01, ge=0, lt=1)
-    delay: timedelta = timedelta(hours=1)
+    kind: Literal["skew"] = Field(default="skew", description="Kind of the monitor.")
+    hours: float = Field(
+        default=1.0,
+        gt=0,
+        description="Hours of a version's first answers that are compared with its training set.",
+    )
+    alpha: float = Field(
+        default=0.001,
+        gt=0,
+        lt=0.5,
+        description="False-discovery level over the columns that are compared with the training set.",
+    )
+    min_effect: float = Field(
+        default=0.4,
+        gt=0,
+        lt=1,
+        description=(
+            "Difference of shares, also of nulls, below which nothing is skew; "
+            "high, as an hour differs from a month."
+        ),
+    )
+    min_rows: int = Field(
+        default=50, ge=2, description="Rows of the first hours below which more are waited for."
+    )
+    sample: int = Field(
+        default=500,
+        ge=0,
+        description="Most logged rows since the last run that are recomputed from the offline store; 0 for none.",
+    )
+    max_mismatch: float = Field(
+        default=0.01, ge=0, lt=1, description="Share of the recomputed rows in which a feature may differ."
+    )
+    delay: timedelta = Field(
+        default=timedelta(hours=1),
+        description=(
+            "Age below which rows are recomputed by a later run, as the "
+            "offline store may not have all they saw."
+        ),
+    )
 
 
 class SkewState(BaseModel):

@@ -26,6 +26,14 @@ from toque.functions.monitoring.logged_features import (
     sample_rows,
 )
 from toque.functions.monitoring.results import Cohorts, CohortState
+from toque.functions.monitoring.settings import (
+    CohortLength,
+    Delay,
+    LastWindows,
+    Lookback,
+    Window,
+    WindowsDrifted,
+)
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from toque.functions.stats.moments import Floats
@@ -34,29 +42,39 @@ from toque.registry import ModelVersion, Table
 
 
 class VectorMonitor(BaseModel):
-    """Settings of the monitor of embeddings and texts.
-
-    embeddings: for each, the model's numeric columns that hold it. texts: string columns, compared by their words and trigrams.
-    window: cohorts, of which at most `max_rows` rows are compared with as many of the training set. alpha: bound on the chance of
-    any false finding in a window. min_distance: between the samples, 0 to about 1.4, below which nothing is drift.
-    k, n: windows that must agree before an alarm. lookback: how far back a monitor without a state begins.
-    """
+    """Settings of the monitor of embeddings and texts, of which it needs at least one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["vectors"] = "vectors"
-    embeddings: dict[str, tuple[str, ...]] = {}
-    texts: tuple[str, ...] = ()
-    cohort: timedelta = timedelta(days=1)
-    delay: timedelta = timedelta(hours=1)
-    window: int = Field(default=7, ge=1)
-    max_rows: int = Field(default=500, ge=50)
-    min_rows: int = Field(default=50, ge=2)
-    alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    min_distance: float = Field(default=0.1, ge=0)
-    k: int = Field(default=2, ge=1)
-    n: int = Field(default=3, ge=1)
-    lookback: timedelta = timedelta(days=3)
+    kind: Literal["vectors"] = Field(default="vectors", description="Kind of the monitor.")
+    embeddings: dict[str, tuple[str, ...]] = Field(
+        default={}, description="The model's numeric columns that hold each embedding, by a name for it."
+    )
+    texts: tuple[str, ...] = Field(
+        default=(), description="String columns that are compared by their words and trigrams."
+    )
+    cohort: CohortLength = timedelta(days=1)
+    delay: Delay = timedelta(hours=1)
+    window: Window = 7
+    max_rows: int = Field(
+        default=500,
+        ge=50,
+        description="Rows of a window, and of the training set, that are compared at most.",
+    )
+    min_rows: int = Field(
+        default=50, ge=2, description="Rows on either side below which nothing is compared."
+    )
+    alpha: float = Field(
+        default=0.01, gt=0, lt=0.5, description="Bound on the chance of any false finding in a window."
+    )
+    min_distance: float = Field(
+        default=0.1,
+        ge=0,
+        description="Distance between the samples, from 0 to about 1.4, below which nothing is drift.",
+    )
+    k: WindowsDrifted = 2
+    n: LastWindows = 3
+    lookback: Lookback = timedelta(days=3)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from toque.clusters.redis_clients import open_redis
 from toque.functions.prediction_log.errors import PredictionLogError
 from toque.functions.prediction_log.writing.drain import DrainResult, Share, drain, waiting_writers
@@ -71,8 +75,11 @@ def _shared(used: Context, redis_url: str) -> DrainResult:
 
 
 @function(resources=Resources(num_cpus=0))  # trainings that hold every CPU do not hold up the log
-def drain_share(index: int, count: int) -> DrainResult:
-    """Move the records of a share of the writers, the one numbered `index` of `count`. Raises: as `drain_predictions`."""
+def drain_share(
+    index: Annotated[int, Field(description="Number of the share, in [0, count).")],
+    count: Annotated[int, Field(description="Number of shares that the writers are divided into.")],
+) -> DrainResult:
+    """Move the records of one share of the writers. Raises: as `drain_predictions`."""
     used = context()
     if used.redis_url is None:
         raise PredictionLogError("the prediction log needs Redis; set TOQUE_REDIS_URL")

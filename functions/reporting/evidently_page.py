@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
+from typing import Annotated
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from toque.functions.prediction_log import predictions
@@ -38,10 +40,16 @@ class EvidentlyReport(BaseModel):
 
 
 @function(http=True, timeout_s=900)
-def evidently_report(model: str, days: int = 7, max_rows: int = 5_000) -> EvidentlyReport:
+def evidently_report(
+    model: Model,
+    days: Annotated[int, Field(description="Days up to now whose requests are compared.")] = 7,
+    max_rows: Annotated[
+        int, Field(description="Rows of each side at most; of more, a random sample, always the same one.")
+    ] = 5_000,
+) -> EvidentlyReport:
     """Write evidently's page of data drift of the last days' requests against the champion's training set into the store.
 
-    max_rows: of each side, at random and always the same ones. The page is one HTML file of some MiB without outside resources.
+    The page is one HTML file of some MiB without outside resources.
     Raises: ValueError without a champion, its training set, or 30 requests.
     """
     used = context()

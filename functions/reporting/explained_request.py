@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from datetime import datetime, timedelta
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model, PredictedAt, PredictionId
 from toque.functions.model_formats.explanation import SAMPLES, Explainer, ExplainRequest
 from toque.functions.model_formats.formats import PROGRAM_FILE
 from toque.functions.model_formats.load import load_version, torch_threads
@@ -41,16 +42,27 @@ class PredictionExplanation(BaseModel):
 
 @function(http=True, timeout_s=300)
 def explain_prediction(
-    model: str,
-    prediction_id: str,
-    predicted_at: datetime,
-    samples: int = SAMPLES,
-    baseline: Literal["example", "missing"] = "example",
+    model: Model,
+    prediction_id: PredictionId,
+    predicted_at: PredictedAt,
+    samples: Annotated[
+        int,
+        Field(
+            description=(
+                "Orders of the features that are tried, 2 to 1,000; "
+                "the error of an attribution falls with its root."
+            )
+        ),
+    ] = SAMPLES,
+    baseline: Annotated[
+        Literal["example", "missing"],
+        Field(
+            description="Value of a feature before it takes its own: that of the version's example, or missing."
+        ),
+    ] = "example",
 ) -> PredictionExplanation:
     """Load the version that answered and attribute its answer to the features of the logged inputs.
 
-    predicted_at: of it, as listings have it. samples: orders of the features that are tried; the error of an attribution falls
-    with its root. baseline: the value of a feature before it takes its own: of the version's example, or missing.
     Raises: NotFound; ValueError if it was not answered, the log does not hold its inputs as the model saw them, the version
     cannot be loaded here, or its answer cannot be explained so.
     """

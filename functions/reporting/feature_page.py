@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import pairwise
+from typing import Annotated
 
 import plotly.graph_objects as go
+from pydantic import Field
 
 from toque.featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
+from toque.functions.arguments import View
 from toque.functions.features.jobs import SpanHours
 from toque.functions.reporting.html import document, figure_html, linked, table, write_page
 from toque.functions.runtime.context import context
@@ -18,10 +21,15 @@ _HEADER = ("feature", "type", "filled", "distinct", "mean", "std", "least", "qua
 
 
 @function(http=True, timeout_s=600)
-def feature_report(view: str, span_hours: SpanHours = 24.0, samples: int = 5) -> str:
+def feature_report(
+    view: View,
+    span_hours: Annotated[
+        SpanHours, Field(description="Hours of the newest event time that are read, up to ten years.")
+    ] = 24.0,
+    samples: Annotated[int, Field(description="Number of the newest rows that are shown.")] = 5,
+) -> str:
     """Write the page of one view into the store; returns its key, `reports/features-{view}.html`.
 
-    span_hours: how much of the newest event time is read; samples: of the newest rows.
     Raises: UnknownDefinition; OnlineStoreUnavailable if Redis does not answer.
     """
     used, span = context(), timedelta(hours=span_hours)

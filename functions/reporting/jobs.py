@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
+from typing import Annotated
 
 import numpy as np
 import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore
+from toque.functions.arguments import End, Model, Start
 from toque.functions.evaluation.meanings import MEANINGS
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
 from toque.functions.model_formats.load import load_version
@@ -39,7 +41,7 @@ from toque.functions.reporting.page import (
     served,
     weeks,
 )
-from toque.functions.reporting.rollout_record import read_rollout, render_rollout
+from toque.functions.reporting.rollout_record import RolloutNumber, read_rollout, render_rollout
 from toque.functions.reporting.timeline import (
     TimelineEvent,
     from_alarms,
@@ -92,11 +94,17 @@ class AlarmReport(BaseModel):
 
 
 @function(http=True, timeout_s=300)
-def model_report(model: str, start: datetime, end: datetime, reference: int = 1) -> Report:
+def model_report(
+    model: Model,
+    start: Start,
+    end: End,
+    reference: Annotated[
+        int, Field(description="Version that served losses are held against, scored on the logged vectors.")
+    ] = 1,
+) -> Report:
     """Write the report of what `model` served in [start, end) into the store, as `reports/{model}.html`.
 
-    reference: the version that served losses are held against, scored on the logged vectors. What happened before `start` is
-    left out; what came of that time later is not.
+    What happened before `start` is left out; what came of that time later is not.
     Raises: ValueError if nothing served in that time has a label yet.
     """
     used = context()
@@ -138,10 +146,9 @@ def model_report(model: str, start: datetime, end: datetime, reference: int = 1)
 
 
 @function(http=True, timeout_s=120)
-def rollout_report(model: str, rollout: int | None = None) -> str:
+def rollout_report(model: Model, rollout: RolloutNumber = None) -> str:
     """Write the page of one rollout of `model` into the store; returns its key, `reports/{model}-rollout-{number}.html`.
 
-    rollout: number of the journal entry that began it, as `rollout_status` tells; the newest one unless given.
     Raises: RolloutError if no rollout began there.
     """
     used = context()
@@ -154,10 +161,18 @@ def rollout_report(model: str, rollout: int | None = None) -> str:
 
 
 @function(http=True, timeout_s=300)
-def alarm_report(model: str, alarm: str | None = None, days_before: int = 28) -> AlarmReport:
+def alarm_report(
+    model: Model,
+    alarm: Annotated[
+        str | None,
+        Field(description="Key of the alarm, as `standing_alarms` tells it; the newest one unless given."),
+    ] = None,
+    days_before: Annotated[
+        int, Field(description="Days before the alarm's window that the window is held against.")
+    ] = 28,
+) -> AlarmReport:
     """Say what changed behind an alarm, ordered by its part in the loss, and write that as a page into the store.
 
-    alarm: its key, as `standing_alarms` tells; the newest one unless given. days_before: that its window is held against.
     Raises: ValueError if there is no such alarm, or no champion.
     """
     used = context()

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.featurestore import UnknownDefinition, row_times
+from toque.functions.arguments import Model, PredictedAt, PredictionId
 from toque.functions.prediction_log import find_labels, outcomes
 from toque.functions.prediction_log.reading.outcomes import read_columns
 from toque.functions.runtime.context import context
@@ -59,19 +60,34 @@ class PredictionInputs(BaseModel):
 
 @function(http=True, role="viewer", timeout_s=120)
 def list_predictions(
-    model: str,
-    before: _Moment | None = None,
-    hours: Annotated[float, Field(gt=0, le=_MOST_HOURS)] = 24.0,
-    entity: str | None = None,
-    limit: Annotated[int, Field(ge=1, le=_MOST)] = 50,
-    order: Literal["newest", "worst"] = "newest",
-    version: int | None = None,
+    model: Model,
+    before: Annotated[
+        _Moment | None,
+        Field(description="End of the period, with an offset from UTC, not included; now unless given."),
+    ] = None,
+    hours: Annotated[
+        float, Field(gt=0, le=_MOST_HOURS, description="Hours that the period lasts, 31 days at most.")
+    ] = 24.0,
+    entity: Annotated[
+        str | None,
+        Field(description="Unit, or value of an entity's key, that the requests had; of all unless given."),
+    ] = None,
+    limit: Annotated[
+        int, Field(ge=1, le=_MOST, description="Number of predictions at most; page by `before`.")
+    ] = 50,
+    order: Annotated[
+        Literal["newest", "worst"],
+        Field(
+            description='What comes first: the newest; or the "worst", of those with a label the furthest from it.'
+        ),
+    ] = "newest",
+    version: Annotated[
+        int | None, Field(description="Version that scored the requests; any unless given.")
+    ] = None,
 ) -> list[LoggedPrediction]:
     """List the predictions of a model in some hours before a time, by default now, newest first.
 
-    entity: unit, or value of an entity's key, that the request had. order: "worst" lists those with a label, the answer that was
-    furthest from it first: by the difference, or by what the probability of the label's class lacks to 1. version: that answered, by
-    default any.
+    The worst answer is furthest from its label by the difference, or by what the probability of the label's class lacks to 1.
     Raises: ValueError for hours or a limit out of range.
     """
     if not 0 < hours <= _MOST_HOURS:
@@ -139,11 +155,14 @@ class FeatureTime(BaseModel):
 
 
 @function(http=True, timeout_s=120)
-def prediction_feature_times(model: str, prediction_id: str, predicted_at: datetime) -> list[FeatureTime]:
+def prediction_feature_times(
+    model: Model,
+    prediction_id: PredictionId,
+    predicted_at: PredictedAt,
+) -> list[FeatureTime]:
     """Find the rows of the feature views that a logged prediction's inputs came from, by point in time, as then known.
 
-    predicted_at: of it, as listings have it. Raises: NotFound; ValueError if its version was made with no feature service, or the
-    service is gone.
+    Raises: NotFound; ValueError if its version was made with no feature service, or the service is gone.
     """
     inputs = prediction_inputs(model, prediction_id, predicted_at)
     version = context().registry().get_version(model, inputs.version)
@@ -167,8 +186,12 @@ def prediction_feature_times(model: str, prediction_id: str, predicted_at: datet
 
 
 @function(http=True, timeout_s=120)
-def prediction_inputs(model: str, prediction_id: str, predicted_at: datetime) -> PredictionInputs:
-    """Read the inputs of a prediction from the log. predicted_at: of it, as listings have it. Raises: NotFound."""
+def prediction_inputs(
+    model: Model,
+    prediction_id: PredictionId,
+    predicted_at: PredictedAt,
+) -> PredictionInputs:
+    """Read the inputs of a prediction from the log. Raises: NotFound."""
     used = context()
     moment = timedelta(milliseconds=1)
     rows = read_columns(used.store, model, predicted_at - moment, predicted_at + moment, _INSIDE)

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.reporting.html import document, figure_html, table
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.evidence.sums import Evidence, MetricSums
@@ -26,6 +27,15 @@ from toque.functions.runtime.function import function
 from toque.registry import Entry, Journal
 
 MAX_LOOKS = 400
+RolloutNumber = Annotated[
+    int | None,
+    Field(
+        description=(
+            "Number of the journal entry that began the rollout, "
+            "as `rollout_status` tells; the newest unless given."
+        )
+    ),
+]
 _ARM_COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")
 _FLOOR_COLOUR = "#c0392b"
 
@@ -81,10 +91,9 @@ class RolloutRecord(BaseModel):
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def rollout_record(model: str, rollout: int | None = None) -> RolloutRecord:
+def rollout_record(model: Model, rollout: RolloutNumber = None) -> RolloutRecord:
     """Give the looks, decisions and changes of one rollout of `model`; looks that only held are thinned out.
 
-    rollout: number of the journal entry that began it, as `rollout_status` tells; the newest one unless given.
     Raises: RolloutError if no rollout began there.
     """
     used = context()

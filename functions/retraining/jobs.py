@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.alerting.jobs import tell_people
+from toque.functions.arguments import Model, Reason
 from toque.functions.monitoring import (
     TOPIC,
     Alarm,
@@ -97,7 +98,7 @@ class InspectionResult(BaseModel):
 
 
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
-def inspect_model(model: str) -> InspectionResult:
+def inspect_model(model: Model) -> InspectionResult:
     """Inspect a model: drain the log, tick the rollout, run the monitors, offer standing alarms to retraining.
 
     Raises: ProjectError if the project does not define the model.
@@ -110,7 +111,9 @@ def inspect_model(model: str) -> InspectionResult:
 
 
 @function(timeout_s=3600, retries=Retries(max_attempts=3))
-def inspect_models(models: list[str]) -> list[InspectionResult]:
+def inspect_models(
+    models: Annotated[list[str], Field(description="Names of the models, each defined by the project.")],
+) -> list[InspectionResult]:
     """Inspect several models on one scan of the labels; alarms are offered once all monitors ran.
 
     A model whose inspection fails does not stop the others. Raises: ExceptionGroup of what failed, at the end.
@@ -137,7 +140,11 @@ def inspect_models(models: list[str]) -> list[InspectionResult]:
 
 
 @function(resources=Resources(num_cpus=1), timeout_s=None, on=OnEvent(TOPIC, payload_as="alarm"))
-def retrain(alarm: Alarm) -> RetrainResult:
+def retrain(
+    alarm: Annotated[
+        Alarm, Field(description="Alarm of a monitor that may be a reason to retrain its model.")
+    ],
+) -> RetrainResult:
     """Decide whether `alarm` leads to a retrain, and if so train challengers, judge them, and roll the best one out.
 
     Raises: ProjectError if the project does not define the model; what training raises, after it was recorded.
@@ -161,7 +168,7 @@ def retrain(alarm: Alarm) -> RetrainResult:
 
 
 @function(http=True, timeout_s=None)
-def request_retrain(model: str, reason: str) -> RetrainResult:
+def request_retrain(model: Model, reason: Reason) -> RetrainResult:
     """Request a retrain by hand, now; it is held back only while a retrain or a rollout is under way."""
     now = context().clock()
     champion = champion_of(model)

@@ -13,12 +13,12 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore, FeatureView, Vector
 from toque.functions.evaluation.errors import EvaluationError
@@ -49,6 +49,12 @@ _STEPS: Final = pa.schema(
         ("at", pa.timestamp("us", "UTC")),
     ]
 )
+DocumentView = Annotated[
+    str, Field(description="Name of a feature view of chunks, applied as `document_view` declares it.")
+]
+EmbedderThreads = Annotated[
+    int, Field(description="Threads of the processor for the embedder's engine, if it is a language model.")
+]
 
 
 class RefreshedDocuments(BaseModel):
@@ -110,12 +116,17 @@ class RetrievalScores(BaseModel):
     max_concurrency=1,
 )
 def refresh_documents(
-    view: str, documents: TableSnapshot, max_length: int = 1_200, threads: int = 1
+    view: DocumentView,
+    documents: Annotated[
+        TableSnapshot,
+        Field(description="Table at one version, with `document`, a name that is there once, and `text`."),
+    ],
+    max_length: Annotated[int, Field(description="Characters that a chunk has at most.")] = 1_200,
+    threads: EmbedderThreads = 1,
 ) -> RefreshedDocuments:
     """Bring a view of chunks up to date with a table of documents: only chunks that are new or changed are embedded.
 
-    view: applied, as `document_view` declares it. documents: a table with `document`, a name that is there once, and `text`.
-    max_length: characters of a chunk. threads: of the embedder's engine. Safe to repeat, and to kill, at any time.
+    Safe to repeat, and to kill, at any time.
     Raises: UnknownDefinition; InvalidInput for a table or view of another form; EngineDown.
     """
     features = context().features()
@@ -152,7 +163,11 @@ def refresh_documents(
 
 
 @function(http=True, timeout_s=300)
-def retrieve(view: str, question: str, k: int = 4) -> Retrieved:
+def retrieve(
+    view: DocumentView,
+    question: Annotated[str, Field(description="Text to which chunks are looked up.")],
+    k: Annotated[int, Field(description="Number of chunks to find, in [1, 1000].")] = 4,
+) -> Retrieved:
     """Find the `k` chunks of a view that are nearest to a question, with what an answer's log needs to say where they are from.
 
     With a language model as embedder an engine is started for the call; ask its door for the vector and search by that where many ask.
@@ -164,11 +179,28 @@ def retrieve(view: str, question: str, k: int = 4) -> Retrieved:
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3_600)
-def evaluate_retrieval(view: str, dataset: TableSnapshot, k: int = 4, threads: int = 1) -> RetrievalScores:
+def evaluate_retrieval(
+    view: DocumentView,
+    dataset: Annotated[
+        TableSnapshot,
+        Field(
+            description=(
+                "Table at one version, with `question`, and `relevant`, the name of a document "
+                "or several as a JSON list."
+            )
+        ),
+    ],
+    k: Annotated[
+        int,
+        Field(
+            description="Number of documents, nearest first, that each question is scored by, in [1, 250]."
+        ),
+    ] = 4,
+    threads: EmbedderThreads = 1,
+) -> RetrievalScores:
     """Look up the questions of a table and score what is found: hit, nDCG and reciprocal rank of the documents that are relevant.
 
-    dataset: with `question`, and `relevant`, the name of a document or several as a JSON list. Each step is appended to the table
-    `retrievals/{view}` with its scores. threads: of the embedder's engine.
+    Each step is appended to the table `retrievals/{view}` with its scores.
     Raises: UnknownDefinition; EvaluationError, naming the row; EngineDown.
     """
     features, store = context().features(), context().store

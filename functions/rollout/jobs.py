@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model, Reason
 from toque.functions.evaluation.meanings import MEANINGS
 from toque.functions.generative import is_generative
 from toque.functions.live_counts import live_reader
@@ -119,16 +120,25 @@ def declared_policy(model: str) -> RolloutPolicy:
 
 @function(http=True, timeout_s=120)
 def start_rollout(
-    model: str,
-    version: int,
-    policy: RolloutPolicy | None = None,
-    reason: str = "",
-    rivals: tuple[int, ...] = (),
+    model: Model,
+    version: Annotated[int, Field(description="Version that is tried, first as a shadow of the champion.")],
+    policy: Annotated[
+        RolloutPolicy | None,
+        Field(description="Rules of the rollout; the model's declared ones unless given."),
+    ] = None,
+    reason: Reason = "",
+    rivals: Annotated[
+        tuple[int, ...],
+        Field(
+            description=(
+                "Further versions that compete with it in the shadow; "
+                "the best goes on alone, at alpha over their number."
+            )
+        ),
+    ] = (),
 ) -> RolloutState:
     """Start a rollout of `version`, first as a shadow of the champion.
 
-    policy: the one of the model's definition unless given.
-    rivals: further versions that compete with it in the shadow; the best goes on alone, at alpha over their number.
     Raises: RolloutActive while another version is under way; RolloutError if one cannot be served, the loss is none of texts
     and the version a language model's, or a guardrail names a score that nobody makes.
     """
@@ -149,54 +159,73 @@ def list_rollouts() -> list[RolloutSummary]:
 
 
 @function(http=True, role="viewer", timeout_s=60)
-def rollout_budget(model: str, policy: RolloutPolicy | None = None) -> Budget:
-    """Report how many wrong promotions the past year's rollouts may have made, and what is left of the budget.
-
-    policy: the one of the model's definition unless given.
-    """
+def rollout_budget(
+    model: Model,
+    policy: Annotated[
+        RolloutPolicy | None,
+        Field(description="Rules that bound the wrong promotions; the model's declared ones unless given."),
+    ] = None,
+) -> Budget:
+    """Report how many wrong promotions the past year's rollouts may have made, and what is left of the budget."""
     return rollouts(model).budget(policy or declared_policy(model))
 
 
 @function(http=True, timeout_s=60)
-def record_metric(name: MetricName, values: list[MetricValue]) -> int:
+def record_metric(
+    name: Annotated[MetricName, Field(description="Name of the metric, as its guardrail has it.")],
+    values: Annotated[
+        list[MetricValue],
+        Field(description="Values of single predictions, which are added to the metric's table."),
+    ],
+) -> int:
     """Add values of a business metric that a guardrail with source "table" reads; returns how many."""
     return write_metric(context().store, name, values)
 
 
 @function(http=True, timeout_s=120)
-def tick_rollout(model: str) -> TickResult:
+def tick_rollout(model: Model) -> TickResult:
     """Judge the open rollout once: hold, advance, promote, roll back, or give up; appends at most one journal entry."""
     return rollouts(model).tick()
 
 
 @function(http=True, timeout_s=60)
-def pause_rollout(model: str, reason: str) -> RolloutState:
+def pause_rollout(model: Model, reason: Reason) -> RolloutState:
     """Stop advancing and promoting, while the guardrails go on. Raises: NoRollout."""
     return rollouts(model).pause(reason=reason)
 
 
 @function(http=True, timeout_s=60)
-def resume_rollout(model: str, reason: str) -> RolloutState:
+def resume_rollout(model: Model, reason: Reason) -> RolloutState:
     """Go on with a rollout after a pause. Raises: NoRollout."""
     return rollouts(model).resume(reason=reason)
 
 
 @function(http=True, timeout_s=60)
 def end_rollout(
-    model: str, action: Literal["promote", "roll_back", "inconclusive"], reason: str
+    model: Model,
+    action: Annotated[
+        Literal["promote", "roll_back", "inconclusive"],
+        Field(
+            description=(
+                'How it ends: "promote" makes the challenger the champion, '
+                "the other two take it out of the traffic."
+            )
+        ),
+    ],
+    reason: Reason,
 ) -> RolloutState:
-    """End the open rollout by hand, with the given action. Raises: NoRollout."""
+    """End the open rollout by hand. Raises: NoRollout."""
     return rollouts(model).end(action, reason=reason)
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def rollout_status(model: str) -> History:
+def rollout_status(model: Model) -> History:
     """Return the newest rollout and how the last ones ended."""
     return rollouts(model).history()
 
 
 @function(http=True, role="viewer", timeout_s=120)
-def look_at_rollout(model: str) -> RolloutStatus:
+def look_at_rollout(model: Model) -> RolloutStatus:
     """Report how the newest rollout stands: samples of each arm, effect, guards, what comes next; decides nothing.
 
     Raises: NoRollout if there never was one.
@@ -205,7 +234,12 @@ def look_at_rollout(model: str) -> RolloutStatus:
 
 
 @function(http=True, role="viewer", timeout_s=60)
-def explain_rollout(model: str, entry: int) -> Explanation:
+def explain_rollout(
+    model: Model,
+    entry: Annotated[
+        int, Field(description="Number of the entry of the rollout's journal that records the decision.")
+    ],
+) -> Explanation:
     """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""
     return rollouts(model).explain(entry)
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toque.functions.runtime.errors import InvalidArguments
 
@@ -33,15 +33,24 @@ MARKER = "TOQUE_RUN_ENVIRONMENT"
 class Environment(BaseModel):
     """Packages and variables that a submission brings, which only the processes of its run have.
 
-    packages: each as "name==version", with `--hash=sha256:…` if wanted; they are installed from wheels and bring nothing along, so
-    what they need is named too. variables: of the processes; they are no secrets, since the record of the run shows them.
     Raises: ValueError for a package without an exact version or named twice, or a variable that is the platform's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    packages: tuple[str, ...] = ()
-    variables: dict[str, str] = {}
+    packages: tuple[str, ...] = Field(
+        default=(),
+        description=(
+            "Packages as `name==version`, with ` --hash=sha256:…` if wanted, installed from wheels; "
+            "they bring nothing along: name what they need too."
+        ),
+    )
+    variables: dict[str, str] = Field(
+        default={},
+        description=(
+            "Environment variables of the processes, by name; no secrets, since the record of the run shows them."
+        ),
+    )
 
     @field_validator("packages")
     @classmethod

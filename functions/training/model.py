@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from pydantic import Field
+
+from toque.functions.arguments import (
+    BroughtEnvironment,
+    Card,
+    Experiment,
+    LimitSeconds,
+    NumWorkers,
+    Priority,
+    Register,
+    Tags,
+    TrainingSet,
+    WorkerCpus,
+    WorkerGpus,
+)
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.definitions import model_definition
-from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.function import function
 from toque.functions.training.frame import TrainingJob, run_training
-from toque.functions.training.request import Sharding, SlowPolicy, Workers, workers_demand
+from toque.functions.training.request import (
+    FeatureDigests,
+    HowSharded,
+    MinWorkers,
+    MoreDatasets,
+    Parent,
+    SlowWorkers,
+    Workers,
+    WorkersPerLayer,
+    workers_demand,
+)
 from toque.functions.training.trainer import Trained, Trainer
 from toque.registry import ModelPolicy, TableSnapshot
 
@@ -56,38 +80,45 @@ def _demand(**arguments: Any) -> Demand:
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def train_model(
-    model: str,
-    training_set: TableSnapshot,
+    model: Annotated[
+        str, Field(description="Name of a model that the project defines, whose next version is trained.")
+    ],
+    training_set: TrainingSet,
     *,
-    parameters: dict[str, Any] | None = None,
-    num_workers: int = 1,
-    min_workers: int | None = None,
-    slow_workers: SlowPolicy = "name",
-    worker_cpus: float = 1.0,
-    worker_gpus: float = 0.0,
-    sharding: Sharding = "replicate",
-    tensor: int = 1,
-    experiment: str | None = None,
-    register: bool = True,
-    features: dict[str, str] | None = None,
-    datasets: list[TableSnapshot] | None = None,
-    parent: int | None = None,
-    tags: dict[str, str] | None = None,
-    start_from: int | None = None,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    card: str | None = None,
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
-    environment: Environment | None = None,
+    parameters: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description=(
+                "Changes to the trainer's parameters, kept with the version, so that retraining uses them "
+                "again."
+            )
+        ),
+    ] = None,
+    num_workers: NumWorkers = 1,
+    min_workers: MinWorkers = None,
+    slow_workers: SlowWorkers = "name",
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
+    sharding: HowSharded = "replicate",
+    tensor: WorkersPerLayer = 1,
+    experiment: Experiment = None,
+    register: Register = True,
+    features: FeatureDigests = None,
+    datasets: MoreDatasets = None,
+    parent: Parent = None,
+    tags: Tags = None,
+    start_from: Annotated[
+        int | None,
+        Field(description="Version of the model that the trainer begins with, if it can; none unless given."),
+    ] = None,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    card: Card = None,
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
+    environment: BroughtEnvironment = None,
 ) -> Trained:
     """Train a model of the project on a training set by its declared trainer, and register it as the next version.
 
-    parameters: changes to those of the trainer, kept with the version so that retraining uses them again; num_workers: 1 trains
-    here, more (of the tabular network, a recipe or a fine-tune) train on the Ray cluster with `worker_cpus` and `worker_gpus` each;
-    min_workers, slow_workers, sharding, tensor, card: as in `train_recipe`; experiment:
-    where the run is tracked (default: the model's name); features, datasets, parent: lineage beside the training set;
-    start_from: a version that the trainer begins with, if it can. priority: of a submitted call in the queue of experiments; limit_s: its
-    longest run time, None for as long as it takes; environment: packages and variables that its processes have, if the profile
-    allows them.
+    Several workers train the tabular network, a recipe or a fine-tune; other trainers have one.
     Raises: ProjectError if the project does not define the model; TrainingError; the run is then FAILED, nothing is registered.
     """
     definition: TrainableModel = model_definition(context().project, model)
@@ -112,16 +143,30 @@ def train_model(
 
 @function(resources=Resources(num_cpus=1), timeout_s=None)
 def train_declared(
-    definition: Any,
-    training_set: TableSnapshot,
+    definition: Annotated[Any, Field(description="Definition of the model, a `TrainableModel`.")],
+    training_set: TrainingSet,
     *,
-    parameters: dict[str, Any],
-    features: dict[str, str],
-    datasets: list[TableSnapshot],
-    parent: int | None,
-    tags: dict[str, str],
+    parameters: Annotated[
+        dict[str, Any],
+        Field(description="Changes to the trainer's parameters, kept with the version; may be empty."),
+    ],
+    features: Annotated[
+        dict[str, str],
+        Field(
+            description=(
+                "Digests of the definitions of the feature views that were used, by view, for the lineage."
+            )
+        ),
+    ],
+    datasets: Annotated[
+        list[TableSnapshot], Field(description="Tables used beside the training set, for the lineage.")
+    ],
+    parent: Annotated[
+        int | None, Field(description="Version that the new one challenges, for the lineage; null for none.")
+    ],
+    tags: Annotated[dict[str, str], Field(description="Tags of the run and of the version, by key.")],
 ) -> Trained:
-    """Train a version by a definition that is at hand, a `TrainableModel`, as `train_model` does by its name."""
+    """Train a version by a definition that is at hand, as `train_model` does by its name."""
     job = job_of(
         definition,
         training_set,

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import TIME_COLUMN
-from toque.functions.training.trainer import Trained, Trainer
+from toque.functions.training.trainer import Seed, Trained, Trainer
 from toque.registry import Table, TableSnapshot
 
 if TYPE_CHECKING:
@@ -26,8 +26,15 @@ class Named(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(pattern=r"[A-Za-z][A-Za-z0-9]*")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict)
+    name: str = Field(
+        pattern=r"[A-Za-z][A-Za-z0-9]*",
+        description="Name of the class, without its module.",
+        examples=["SGD"],
+    )
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of the class by name; torch's defaults for those left out.",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -54,26 +61,43 @@ _EXECUTION = {
     "checkpoint_s",
 }
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
+# settings of every network
+LearningRate = Annotated[
+    float, Field(gt=0.0, description="Learning rate of the optimiser; the peak of the one-cycle schedule.")
+]
+WeightDecay = Annotated[float, Field(ge=0.0, description="Decay of weights in a step; biases do not decay.")]
+Clip = Annotated[
+    float | None,
+    Field(
+        gt=0.0,
+        description="Norm to which a step's gradients are cut down where it is greater; null leaves them.",
+    ),
+]
+Arithmetic = Annotated[
+    Precision, Field(description="Precision of the network's arithmetic; its weights stay float32.")
+]
+Accumulate = Annotated[
+    int,
+    Field(
+        ge=1,
+        description=(
+            "Micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of "
+            "one only."
+        ),
+    ),
+]
+Compiled = Annotated[
+    bool, Field(description="Whether steps go through torch.compile, which takes a minute to begin with.")
+]
+KeepLast = Annotated[int, Field(ge=1, description="Newest checkpoints that are kept while it trains.")]
+KeepBest = Annotated[
+    int,
+    Field(ge=0, description="Checkpoints with the lowest validation loss that are kept, also after the end."),
+]
 
 
 class TabularParams(Trainer):
-    """Trainer of the tabular network: how it is built and trained; the defaults are meant to be good without tuning.
-
-    task: what the label is: 0 or 1, one of several classes (texts or integers), or a number;
-    hidden: widths of the hidden layers; embedding_dim: numbers a category becomes; bins: pieces of the linear code of
-    a number; lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers (fewer on a set
-    below 32 times that); epochs: the length of the schedule (None: six, more on a small set);
-    patience: epochs without a better validation loss before stopping (None: a third of the epochs, three at least);
-    unknown_rate: share of categories hidden during training, which teaches the embedding of unknown ones;
-    min_category_rows, max_categories: which categories get a row of their own;
-    split, valid_fraction: which rows are held out to stop, to calibrate and to measure (see `Trainer`);
-    clip: the greatest norm of a step's gradients (None: any); precision: of the network's arithmetic, weights stay float32;
-    accumulate: micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of one only;
-    compiled: whether steps go through torch.compile, which takes a minute to begin with;
-    keep_last, keep_best: how many checkpoints are kept: of the last epochs, and of the best, these also after the end;
-    rows_in: where the rows are: in a worker's memory, in a file on its machine if they do not fit, or in shards in the store,
-    which it reads through a cache of bounded size, if they do not fit there either.
-    """
+    """Trainer of the tabular network: how it is built and trained; the defaults are meant to be good without tuning."""
 
     kind: ClassVar[str] = "tabular"
     data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {
@@ -86,26 +110,73 @@ class TabularParams(Trainer):
     checkpoint_steps: ClassVar[int | None] = None
     checkpoint_s: ClassVar[float | None] = CHECKPOINT_S
 
-    task: Task = "binary"
-    hidden: tuple[int, ...] = (128, 64)
-    dropout: float = Field(default=0.2, ge=0.0, lt=1.0)
-    embedding_dim: int = Field(default=8, ge=1)
-    bins: int = Field(default=12, ge=1)
-    lr: float = Field(default=3e-3, gt=0.0)
-    weight_decay: float = Field(default=5e-2, ge=0.0)
-    batch_size: int = Field(default=2048, ge=1)
-    epochs: int | None = Field(default=None, ge=1)
-    patience: int | None = Field(default=None, ge=1)
-    unknown_rate: float = Field(default=0.02, ge=0.0, lt=1.0)
-    min_category_rows: int = Field(default=10, ge=1)
-    max_categories: int = Field(default=10_000, ge=1)
-    clip: float | None = Field(default=None, gt=0.0)
-    precision: Precision = "fp32"
-    accumulate: int = Field(default=1, ge=1)
-    compiled: bool = False
-    keep_last: int = Field(default=2, ge=1)
-    keep_best: int = Field(default=0, ge=0)
-    rows_in: RowsIn = "memory"
+    task: Task = Field(
+        default="binary",
+        description="What the label is: 0 or 1, one of several classes (texts or integers), or a number.",
+    )
+    hidden: tuple[int, ...] = Field(
+        default=(128, 64), description="Widths of the hidden layers, the first first."
+    )
+    dropout: float = Field(
+        default=0.2,
+        ge=0.0,
+        lt=1.0,
+        description="Share of each hidden layer's outputs that a step drops, in [0, 1).",
+    )
+    embedding_dim: int = Field(default=8, ge=1, description="Numbers that a category becomes.")
+    bins: int = Field(default=12, ge=1, description="Pieces of the piecewise linear code of a number.")
+    lr: LearningRate = 3e-3
+    weight_decay: WeightDecay = 5e-2
+    batch_size: int = Field(
+        default=2048,
+        ge=1,
+        description=(
+            "Rows of one optimiser step over all workers; fewer where the training rows are below 32 times "
+            "that."
+        ),
+    )
+    epochs: int | None = Field(
+        default=None,
+        ge=1,
+        description="Epochs, which are the length of the schedule; six unless given, more on a small set.",
+    )
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description=(
+            "Epochs without a better validation loss before it stops; a third of all, but at least 3, unless "
+            "given."
+        ),
+    )
+    unknown_rate: float = Field(
+        default=0.02,
+        ge=0.0,
+        lt=1.0,
+        description=(
+            "Share of categories hidden in a step, in [0, 1), which teaches the embedding of unknown ones."
+        ),
+    )
+    min_category_rows: int = Field(
+        default=10, ge=1, description="Training rows that a category needs for an embedding of its own."
+    )
+    max_categories: int = Field(
+        default=10_000,
+        ge=1,
+        description="Most categories of a column with an embedding of their own, the frequent ones.",
+    )
+    clip: Clip = None
+    precision: Arithmetic = "fp32"
+    accumulate: Accumulate = 1
+    compiled: Compiled = False
+    keep_last: KeepLast = 2
+    keep_best: KeepBest = 0
+    rows_in: RowsIn = Field(
+        default="memory",
+        description=(
+            'Where a worker has its rows: in memory, in a file on its machine ("disk"), or in the store, '
+            'with a bounded cache ("shards").'
+        ),
+    )
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Train the network, calibrate it and write it as a program."""
@@ -156,35 +227,61 @@ class TabularParams(Trainer):
 class RecipeParams(BaseModel):
     """How the network of a user's recipe is trained.
 
-    lr: peak of the one-cycle schedule; batch_size: rows of one optimiser step over all workers; epochs: the length of the
-    schedule; patience: epochs without a better validation loss before stopping (None: never); clip, precision, accumulate,
-    compiled, keep_last, keep_best: as in `TabularParams`; optimizer, schedule: of torch by name, with arguments (schedule None:
-    one cycle); recompute: blocks of a `ModuleList` keep no activations and are computed again for their gradients;
-    nonfinite: a step whose gradients are no finite numbers ends the training ("stop") or changes nothing ("skip"; GPUs wait then for
-    the norm of each step's gradients);
-    checkpoint_steps, checkpoint_s: steps and seconds between checkpoints within an epoch (None: only after each epoch).
+    Checkpoints are saved after each epoch, and within it after so many steps or seconds, whichever come first.
+    With `nonfinite` "skip" GPUs wait for the norm of each step's gradients.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    lr: float = Field(default=1e-3, gt=0.0)
-    weight_decay: float = Field(default=1e-2, ge=0.0)
-    batch_size: int = Field(default=32, ge=1)
-    epochs: int = Field(default=10, ge=1)
-    patience: int | None = Field(default=None, ge=1)
-    clip: float | None = Field(default=1.0, gt=0.0)
-    precision: Precision = "fp32"
-    accumulate: int = Field(default=1, ge=1)
-    compiled: bool = False
-    optimizer: Named = ADAMW
-    schedule: Named | None = None
-    recompute: bool = False
-    nonfinite: Nonfinite = "stop"
-    checkpoint_steps: int | None = Field(default=None, ge=1)
-    checkpoint_s: float | None = Field(default=CHECKPOINT_S, gt=0.0)
-    keep_last: int = Field(default=2, ge=1)
-    keep_best: int = Field(default=0, ge=0)
-    seed: int = 0
+    lr: LearningRate = 1e-3
+    weight_decay: WeightDecay = 1e-2
+    batch_size: int = Field(default=32, ge=1, description="Rows of one optimiser step over all workers.")
+    epochs: int = Field(default=10, ge=1, description="Epochs, which are the length of the schedule.")
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        description="Epochs without a better validation loss before it stops; it never does unless given.",
+    )
+    clip: Clip = 1.0
+    precision: Arithmetic = "fp32"
+    accumulate: Accumulate = 1
+    compiled: Compiled = False
+    optimizer: Named = Field(
+        default=ADAMW,
+        description=(
+            "Optimiser of torch.optim by name; its `lr` and `weight_decay` are the fields of those names."
+        ),
+    )
+    schedule: Named | None = Field(
+        default=None,
+        description=(
+            "Schedule of torch.optim.lr_scheduler by name, which counts steps; one cycle unless given."
+        ),
+    )
+    recompute: bool = Field(
+        default=False,
+        description=(
+            "Whether blocks of a `ModuleList` keep no activations and are computed again for their gradients."
+        ),
+    )
+    nonfinite: Nonfinite = Field(
+        default="stop",
+        description=(
+            "What a step does whose gradients are no finite numbers: it ends the training, or changes "
+            'nothing ("skip").'
+        ),
+    )
+    checkpoint_steps: int | None = Field(
+        default=None, ge=1, description="Steps between checkpoints within an epoch; any number unless given."
+    )
+    checkpoint_s: float | None = Field(
+        default=CHECKPOINT_S,
+        gt=0.0,
+        description="Seconds between checkpoints within an epoch; null for any time.",
+    )
+    keep_last: KeepLast = 2
+    keep_best: KeepBest = 0
+    seed: Seed = 0
 
     @property
     def epochs_and_patience(self) -> tuple[int, int]:

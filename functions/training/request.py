@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pydantic import Field
 
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, kind_for
@@ -33,6 +34,60 @@ if TYPE_CHECKING:
 
 Sharding = Literal["replicate", "shard"]
 SlowPolicy = Literal["name", "leave"]
+# arguments of the functions that train
+TrainedModel = Annotated[
+    str, Field(description="Name of the model whose next version is trained; it is registered if it is new.")
+]
+HowSharded = Annotated[
+    Sharding,
+    Field(
+        description=(
+            'Whether every worker holds the whole model ("replicate", DDP) or a shard of weights, optimiser '
+            'and checkpoints ("shard", FSDP2).'
+        )
+    ),
+]
+WorkersPerLayer = Annotated[
+    int,
+    Field(
+        description="Number of workers that split each layer of a sharded model among them; it divides all."
+    ),
+]
+MinWorkers = Annotated[
+    int | None,
+    Field(
+        description=(
+            "Fewest workers that go on where there is no room for all, until there is; it waits for all "
+            "unless given."
+        )
+    ),
+]
+SlowWorkers = Annotated[
+    SlowPolicy,
+    Field(
+        description=(
+            'Whether a worker twice as slow as others is named, or they go on away from its node ("leave", '
+            "with `min_workers`)."
+        )
+    ),
+]
+FeatureDigests = Annotated[
+    dict[str, str] | None,
+    Field(
+        description=(
+            "Digests of the definitions of the feature views that were used, by view, for the lineage."
+        )
+    ),
+]
+MoreDatasets = Annotated[
+    list[TableSnapshot] | None, Field(description="Tables used beside the training set, for the lineage.")
+]
+Parent = Annotated[
+    int | None,
+    Field(
+        description="Version that the new one challenges, for the lineage; that of `start_from` unless given."
+    ),
+]
 LOSS = "valid_loss"  # name of the metric
 _EXAMPLE_ROWS = 2
 _FEWEST_VALUES = 2

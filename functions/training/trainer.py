@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
@@ -87,6 +87,16 @@ class Epoch:
     workers: int = 1
 
 
+SplitBy = Annotated[
+    Split,
+    Field(
+        description=(
+            'Which rows are held out: whole "days" (UTC), drawn over the whole time, its last part ("time"), '
+            'or "random" rows.'
+        )
+    ),
+]
+Seed = Annotated[int, Field(description="Seed of all that is random in the training.")]
 Train = Callable[["TrainingRequest"], Trained]
 OnEpoch = Callable[[Epoch], None]
 
@@ -94,10 +104,9 @@ OnEpoch = Callable[[Epoch], None]
 class Trainer(BaseModel, ABC):
     """Trainer that a project declares as a value. The fields of a subclass are its parameters, which runs record and sweeps vary.
 
-    split: which rows are held out to stop, to calibrate and to measure: whole "days" (UTC) drawn over the whole time range, so
-    that the newest rows are learnt from too; the last part of the "time"; "random" rows. valid_fraction: their share.
-    seed: of all that is random. kind: name that stands in the version's tags; data_settings: fields that decide which rows
-    are compared, so that no sweep varies them; trusted_types: classes that its files name, as scikit-learn's trees.
+    Rows are held out to stop, to calibrate and to measure. Whole days are drawn over the whole time range, so that the
+    newest rows are learnt from too. kind: name that stands in the version's tags; data_settings: fields that decide which
+    rows are compared, so that no sweep varies them; trusted_types: classes that its files name, as scikit-learn's trees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -106,9 +115,11 @@ class Trainer(BaseModel, ABC):
     data_settings: ClassVar[frozenset[str]] = frozenset({"split", "valid_fraction", "seed"})
     trusted_types: ClassVar[frozenset[str]] = frozenset()
 
-    split: Split = "days"
-    valid_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
-    seed: int = 0
+    split: SplitBy = "days"
+    valid_fraction: float = Field(
+        default=0.1, gt=0.0, lt=1.0, description="Share of the rows that is held out, in (0, 1)."
+    )
+    seed: Seed = 0
 
     @abstractmethod
     def __call__(self, request: TrainingRequest) -> Trained:

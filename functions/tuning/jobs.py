@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toque.functions.arguments import Label, LimitSeconds, Priority
+from toque.functions.arguments import Categorical, Label, LimitSeconds, Numeric, Priority
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
@@ -95,8 +95,8 @@ def tune_tabular(
         ),
     ],
     label: Label,
-    numeric: Annotated[list[str], Field(description="Columns of numbers that the network reads.")],
-    categorical: Annotated[list[str], Field(description="Columns of categories that the network reads.")],
+    numeric: Numeric,
+    categorical: Categorical,
     params: Annotated[
         TabularParams,
         Field(
@@ -106,9 +106,7 @@ def tune_tabular(
     *,
     space: Annotated[
         Space | None,
-        Field(
-            description="What to draw each setting from, by its name; usual ranges of five settings unless given."
-        ),
+        Field(description="What to draw each setting from, by its name; usual ranges unless given."),
     ] = None,
     num_samples: Annotated[
         int,

@@ -159,7 +159,7 @@ def tune_model(
     objectives: Annotated[
         dict[str, Direction] | None,
         Field(
-            description="Whether each metric is to be low or high; the first decides; low valid_loss unless given."
+            description="Metrics that are compared, each with its better end; the first decides; valid_loss unless given."
         ),
     ] = None,
     limits: Annotated[

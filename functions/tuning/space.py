@@ -70,7 +70,7 @@ class Limits(BaseModel):
     money: float | None = Field(
         default=None,
         gt=0,
-        description="Cost of all trials together in the currency of TOQUE_PRICES, whose prices it needs; any unless given.",
+        description="Cost of all trials together, by the prices of TOQUE_PRICES, which it needs; any unless given.",
     )
 
     def reached(self, *, hours: float, cost: Cost) -> str | None:

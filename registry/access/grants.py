@@ -158,19 +158,36 @@ def check_workspace(name: str) -> str:
 
 
 class Limits(BaseModel):
-    """Bounds on the requests of a token or workspace at one replica of a door; None: no bound.
-
-    rate_per_s: requests a second on average, a second's worth at once; max_in_flight: requests at the same time.
-    tokens_per_minute: of language models, of prompts and answers together, a minute's worth at once.
-    service_tier: the highest that a request to a language model may ask for; None of both token and workspace: `default`.
-    """
+    """Bounds on the requests of a token or workspace at one replica of a door."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rate_per_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    max_in_flight: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1, exclude_if=lambda bound: bound is None)
-    service_tier: ServiceTier | None = Field(default=None, exclude_if=lambda bound: bound is None)
+    rate_per_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Requests a second on average, a second's worth at once; no bound unless given.",
+    )
+    max_in_flight: int | None = Field(
+        default=None, ge=1, description="Requests at the same time; no bound unless given."
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        exclude_if=lambda bound: bound is None,
+        description=(
+            "Tokens of language models a minute, of prompts and answers together, a minute's worth at once; "
+            "no bound unless given."
+        ),
+    )
+    service_tier: ServiceTier | None = Field(
+        default=None,
+        exclude_if=lambda bound: bound is None,
+        description=(
+            "Highest tier that a request to a language model may ask for; "
+            "`default` if neither the token nor the workspace has one."
+        ),
+    )
 
     @property
     def unbounded(self) -> bool:

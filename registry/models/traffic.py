@@ -139,12 +139,19 @@ class Arm(BaseModel):
 
 
 class LayerShare(BaseModel):
-    """Request for a share of a layer, 0 to 1, for an experiment."""
+    """Request for a share of a layer, for an experiment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Named
-    share: float = Field(ge=1 / BUCKETS, le=1, allow_inf_nan=False)
+    name: Named = Field(
+        description="Name of the layer, in which each unit is in one model's experiment at most."
+    )
+    share: float = Field(
+        ge=1 / BUCKETS,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of the layer's units that the experiment has to itself, from 0.0001 to 1.",
+    )
 
 
 class LayerPart(BaseModel):
@@ -171,15 +178,19 @@ class LayerPart(BaseModel):
 
 
 class Holdout(BaseModel):
-    """Share of units that no experiment touches. share: of all units, 0 to 1.
-
-    Models that declare a holdout of the same name hold out the same units.
-    """
+    """Share of units that no experiment touches."""
 
     model_config = ConfigDict(frozen=True)
 
-    name: Named
-    share: float = Field(ge=1 / BUCKETS, lt=1, allow_inf_nan=False)
+    name: Named = Field(
+        description="Name of the holdout; models that declare one of the same name hold out the same units."
+    )
+    share: float = Field(
+        ge=1 / BUCKETS,
+        lt=1,
+        allow_inf_nan=False,
+        description="Share of all units that is held out, from 0.0001 to below 1.",
+    )
 
     @property
     def salt(self) -> str:

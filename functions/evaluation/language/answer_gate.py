@@ -32,25 +32,58 @@ ScoreAll = Callable[[Scorer, Sequence[str], Sequence[str]], Sequence[float]]
 class AnswerGate(BaseModel):
     """Limits that a language model's answers must keep to pass.
 
-    scorers: each is compared by itself. alpha: chance that a version as good as the champion is refused, over all scorers.
-    max_drop: of the mean score, at most, as shown by the lower end of the interval; None: a version passes that is not shown to
-    be worse. min_mean: of each score, at least. min_rows: fewer rows fail. seed: of the rows' order and of the sampling.
-    judge: compares both versions' answers, too; its preferences count as a scorer's differences. slices: parts of the rows, by
-    columns of the evaluation set, on which the version must not be shown to be worse than the champion; its `alpha` is shared by
-    all scorers and adds to that of the whole.
+    The judge's preferences count as a scorer's differences. The `alpha` of the slices is shared by all scorers, and adds to
+    that of the whole.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "answers"
-    scorers: tuple[Scorer, ...] = Field(default=(Scorer(),), min_length=1)
-    alpha: float = Field(default=0.05, gt=0.0, lt=0.5)
-    max_drop: float | None = Field(default=None, gt=0.0, le=1.0)
-    min_mean: float | None = Field(default=None, gt=0.0, le=1.0)
-    min_rows: int = Field(default=100, ge=1)
-    seed: int = Field(default=0, ge=0, lt=1 << 31)
-    judge: Judge | None = None
-    slices: SliceRule | None = None
+    name: str = Field(
+        default="answers", description="Name of the gate, by which its outcome stands with the version."
+    )
+    scorers: tuple[Scorer, ...] = Field(
+        default=(Scorer(),),
+        min_length=1,
+        description="Scorers of the answers; by each alone the version is compared with the champion.",
+    )
+    alpha: float = Field(
+        default=0.05,
+        gt=0.0,
+        lt=0.5,
+        description=(
+            "Chance that a version as good as the champion is refused, over all scorers and the judge."
+        ),
+    )
+    max_drop: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description=(
+            "Most that the mean score may be below the champion's, by the lower end of the interval; "
+            "unless given it suffices not to be shown worse."
+        ),
+    )
+    min_mean: float | None = Field(
+        default=None, gt=0.0, le=1.0, description="Least mean of each score; not checked unless given."
+    )
+    min_rows: int = Field(default=100, ge=1, description="Fewest rows to judge by; with fewer it fails.")
+    seed: int = Field(
+        default=0,
+        ge=0,
+        lt=1 << 31,
+        description="Seed of the order of the rows and of the sampling of answers.",
+    )
+    judge: Judge | None = Field(
+        default=None,
+        description="Language model that compares both versions' answers, too; none is asked unless given.",
+    )
+    slices: SliceRule | None = Field(
+        default=None,
+        description=(
+            "Parts of the rows, by columns of the evaluation set, on which it must not be worse than the champion; "
+            "not checked unless given."
+        ),
+    )
 
     @field_validator("slices")
     @classmethod

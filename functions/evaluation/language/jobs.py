@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+from pydantic import Field
 
+from toque.functions.arguments import Model, Version
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.gate import (
     gate_in_force,
@@ -51,23 +54,35 @@ from toque.registry import ModelVersion, Table, TableSnapshot
 
 Measure = Callable[[Sequence[ModelVersion], pa.Table, AnswerGate], tuple[Judged, int]]
 """Judges a version, and the champion if there is one, by the rows of a table; returns what was found, and of how many rows."""
+_Threads = Annotated[int, Field(description="Threads of the engine that each model answers by.")]
 _CHAMPION = "champion"
 _TEXT_COLUMN = "text"
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
 def evaluate_answers(
-    model: str,
-    version: int,
-    dataset: TableSnapshot,
-    gate: AnswerGate | None = None,
-    label: str = "expected",
-    threads: int = 1,
+    model: Model,
+    version: Version,
+    dataset: Annotated[
+        TableSnapshot,
+        Field(description="Evaluation set: a table at one version, with a column `messages` or `prompt`."),
+    ],
+    gate: Annotated[
+        AnswerGate | None,
+        Field(
+            description=(
+                "Limits to judge by, the defaults unless given; "
+                "where the model's policy sets them for its name, no others."
+            )
+        ),
+    ] = None,
+    label: Annotated[
+        str, Field(description="Column of what is expected, read if a scorer compares with it.")
+    ] = "expected",
+    threads: _Threads = 1,
 ) -> GateResult:
     """Have a version of a language model and the champion answer the same rows, judge the answers, and record the outcome.
 
-    dataset: an evaluation set, with a column `messages` or `prompt`; label: its column of what is expected. gate: where the
-    model's policy sets the limits of the gate of that name, those, and no others may be given. threads: of the engine.
     Without a champion, or by the champion itself, nothing is compared. Rows that a prompt cannot take are recorded as not passed.
     Raises: EvaluationError if the version learnt from this very snapshot, or limits or data are not those of the policy;
     NotFound; EngineDown; Refused if the policy changed meanwhile.
@@ -78,17 +93,35 @@ def evaluate_answers(
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
 def evaluate_likelihoods(
-    model: str,
-    version: int,
-    dataset: TableSnapshot,
-    gate: AnswerGate | None = None,
-    label: str = "expected",
+    model: Model,
+    version: Version,
+    dataset: Annotated[
+        TableSnapshot,
+        Field(
+            description=(
+                "Table at one version, with a column `text`; "
+                "or with `prompt` or `messages`, and `choices`, a list of texts."
+            )
+        ),
+    ],
+    gate: Annotated[
+        AnswerGate | None,
+        Field(
+            description=(
+                "Limits to judge by, with scorers `likelihood`, and of choices `exact` too; "
+                "likelihood alone unless given."
+            )
+        ),
+    ] = None,
+    label: Annotated[
+        str, Field(description="Column of the right one of the choices; not read of whole texts.")
+    ] = "expected",
 ) -> GateResult:
     """Judge a version of a language model, a Hugging Face folder, by how likely it takes texts or choices, and record the outcome.
 
-    dataset: with a column `text`, of which the perplexity is measured; or with `prompt` or `messages`, `choices` (a list of texts)
-    and `label`, the right one: the answer is then the choice with the greatest likelihood a byte. gate: as of `evaluate_answers`; its
-    scorers are `likelihood`, and of choices `exact` too, the share that was chosen rightly.
+    Of texts the perplexity is measured; of choices the answer is the one with the greatest likelihood a byte, and the scorer
+    `exact` gives the share that was chosen rightly. Where the model's policy sets the limits of the gate of that name, no
+    others may be given.
     Raises: as `evaluate_answers` does, but EngineDown.
     """
     gate = gate or AnswerGate(name="likelihood", scorers=(Scorer(kind="likelihood"),))
@@ -197,12 +230,25 @@ def _preferences(
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=7_200)
-def calibrate_judge(judge: Judge, dataset: TableSnapshot, threads: int = 1) -> JudgeAgreement:
+def calibrate_judge(
+    judge: Annotated[
+        Judge, Field(description="Version that judges, and how well it must agree with people.")
+    ],
+    dataset: Annotated[
+        TableSnapshot,
+        Field(
+            description=(
+                "Table at one version, with columns `question`, `first`, `second`, and `preferred`: "
+                "first, second or tie."
+            )
+        ),
+    ],
+    threads: _Threads = 1,
+) -> JudgeAgreement:
     """Hold a judge against pairs of answers of which people said which is better, and record how well it agrees.
 
-    dataset: a table with the columns `question`, `first`, `second`, and `preferred`, which is first, second or tie. The judge is
-    asked in both orders. The result stands with the judge's version as its gate `agreement`, passed if it is as the judge demands;
-    gates with this judge read it there. threads: of the engine.
+    The judge is asked in both orders. The result stands with the judge's version as its gate `agreement`, passed if it is as
+    the judge demands; gates with this judge read it there.
     Raises: NotFound; EvaluationError if the version's prompt is not a judge's, or learnt from this very snapshot; EngineDown.
     """
     registry = context().registry()

@@ -39,16 +39,24 @@ class Judge(BaseModel):
     """A registered version of a language model that compares answers, and how well it must agree with people to count.
 
     Its prompt has the variables `question`, `first` and `second`, and has it answer with A for the first or B for the second.
-    min_agreement: least share of pairs, of those on which judge and people both prefer one, on which it is the same, as the lower
-    end of its 95 % interval shows. min_labels: people's preferences that it was held against, at least.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str
-    version: int = Field(ge=1)
-    min_agreement: float = Field(default=0.8, gt=0.5, lt=1.0)
-    min_labels: int = Field(default=50, ge=1)
+    model: str = Field(description="Name of the registered language model that judges.")
+    version: int = Field(ge=1, description="Number of its version.")
+    min_agreement: float = Field(
+        default=0.8,
+        gt=0.5,
+        lt=1.0,
+        description=(
+            "Least lower end of the 95 % interval of the share of pairs on which it prefers what people prefer; "
+            "ties do not count."
+        ),
+    )
+    min_labels: int = Field(
+        default=50, ge=1, description="Fewest preferences of people, ties aside, that it was held against."
+    )
 
     @property
     def name(self) -> str:

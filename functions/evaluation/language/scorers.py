@@ -43,13 +43,12 @@ _BINARY_CLASSES = ("0", "1")
 class Scorer(BaseModel):
     """A rule that scores an answer.
 
-    kind: `exact` for the expected text, whatever its case and the space around it; `contains` for the expected text somewhere
+    `exact` is for the expected text, whatever its case and the space around it; `contains` for the expected text somewhere
     in the answer; `number` for the expected number as the last one of the answer, within `tolerance`; `similarity` for the
     share of characters in common with the expected text; `regex` for `pattern` somewhere in the answer; `json` for JSON, with
     the fields `required`; `length` for at most `max_length` characters, and at least one; `refusal` for an answer by which the model
-    does not decline to answer; `classifier` for the probability of the class `wanted` by a registered classifier of texts, such as
-    "tone@3", which `scores_of` computes; `likelihood` for the probability of a token of the expected text (geometric mean), which
-    `evaluate_likelihoods` computes. name: in results, by default the kind.
+    does not decline to answer; `classifier` for the probability of the class `wanted`, which `scores_of` computes; `likelihood` for
+    the probability of a token of the expected text (geometric mean), which `evaluate_likelihoods` computes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,14 +64,38 @@ class Scorer(BaseModel):
         "refusal",
         "classifier",
         "likelihood",
-    ] = "exact"
-    name: str = Field(default="", max_length=100)
-    pattern: str = Field(default="", max_length=500)
-    required: tuple[str, ...] = ()
-    tolerance: float = Field(default=0.0, ge=0.0)
-    max_length: int | None = Field(default=None, ge=1)
-    classifier: str = Field(default="", pattern=r"^([^@]+@[1-9][0-9]*)?$", max_length=300)
-    wanted: str = Field(default="", max_length=200)
+    ] = Field(default="exact", description="Kind of the scorer: what of an answer is scored.")
+    name: str = Field(
+        default="", max_length=100, description="Name of the score in results; the kind if empty."
+    )
+    pattern: str = Field(
+        default="",
+        max_length=500,
+        description="Regular expression that the answer is searched for; of `regex`, which needs it.",
+    )
+    required: tuple[str, ...] = Field(
+        default=(),
+        description="Fields that the JSON object must have; of `json`, which takes any JSON if empty.",
+    )
+    tolerance: float = Field(
+        default=0.0, ge=0.0, description="Most by which the number may miss the expected one; of `number`."
+    )
+    max_length: int | None = Field(
+        default=None, ge=1, description="Most characters of the answer; of `length`, which needs it."
+    )
+    classifier: str = Field(
+        default="",
+        pattern=r"^([^@]+@[1-9][0-9]*)?$",
+        max_length=300,
+        description='Version of a registered classifier of texts, such as "tone@3"; of `classifier`, which needs it.',
+    )
+    wanted: str = Field(
+        default="",
+        max_length=200,
+        description=(
+            "Class of the classifier whose probability is the score; of `classifier`, which needs it."
+        ),
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -24,16 +24,23 @@ Change = Callable[[str, str], str]
 
 
 class Guardrails(BaseModel):
-    """Rules on what a caller sends, and on what the model answers, in the order in which they are applied.
-
-    before: on the texts of the caller's messages and variables; the prompt's own are not looked at. after: on the answer's
-    text, its reasoning and the arguments of its calls of tools; a stream is held until they have passed it.
-    """
+    """Rules on what a caller sends, and on what the model answers, in the order in which they are applied."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    before: tuple[Guardrail, ...] = Field(default=(), max_length=32)
-    after: tuple[Guardrail, ...] = Field(default=(), max_length=32)
+    before: tuple[Guardrail, ...] = Field(
+        default=(),
+        max_length=32,
+        description="Rules on the texts of the caller's messages and variables; the prompt's own are not looked at.",
+    )
+    after: tuple[Guardrail, ...] = Field(
+        default=(),
+        max_length=32,
+        description=(
+            "Rules on the answer's text, its reasoning and the arguments of its calls of tools; "
+            "a stream is held until they have passed it."
+        ),
+    )
 
     @model_validator(mode="after")
     def _placed(self) -> Self:

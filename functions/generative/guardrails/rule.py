@@ -94,23 +94,52 @@ KINDS: Final[tuple[PersonalData, ...]] = tuple(_PATTERNS)
 class Guardrail(BaseModel):
     """A rule on what is asked or answered.
 
-    kind: `length` for more than `max_length` characters in all; `personal_data` for such as `data` lists; `deny` for one of
-    `patterns`; `allow` for none of them; `json_schema` for an answer that is not JSON of that schema; `injection` for text
-    that looks like orders to the model, by at least `threshold` of its heuristics. patterns: regular expressions of RE2, whose
-    time is linear in the text, whatever their case. action: `refuse`; `redact` what is found and go on; or `flag` it in the log
-    and the series alone. name: in the log and to the caller, by default the kind.
+    It finds, by its kind: `length` more than `max_length` characters in all; `personal_data` such as `data` lists; `deny`
+    one of `patterns`; `allow` none of them; `json_schema` an answer that is not JSON of that schema; `injection` text that
+    looks like orders to the model, by at least `threshold` of its heuristics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["length", "personal_data", "deny", "allow", "json_schema", "injection"]
-    name: str = Field(default="", max_length=60)
-    action: Literal["refuse", "redact", "flag"] = "refuse"
-    max_length: int | None = Field(default=None, ge=1)
-    patterns: tuple[str, ...] = Field(default=(), max_length=1_000)
-    data: tuple[PersonalData, ...] = KINDS
-    json_schema: dict[str, Any] | None = None
-    threshold: int = Field(default=1, ge=1, le=6)
+    kind: Literal["length", "personal_data", "deny", "allow", "json_schema", "injection"] = Field(
+        description="What the rule finds."
+    )
+    name: str = Field(
+        default="", max_length=60, description="Name in the log and to the caller; the kind unless given."
+    )
+    action: Literal["refuse", "redact", "flag"] = Field(
+        default="refuse",
+        description=(
+            "What follows: refuse it; redact what is found and go on (`personal_data` and `deny` alone); "
+            "or flag it in the log and the series."
+        ),
+    )
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="For `length`, which needs it: characters of all texts together at most.",
+    )
+    patterns: tuple[str, ...] = Field(
+        default=(),
+        max_length=1_000,
+        description=(
+            "For `deny` and `allow`, which need them: regular expressions of RE2, which find either case, "
+            "in time linear in the text."
+        ),
+    )
+    data: tuple[PersonalData, ...] = Field(
+        default=KINDS, description="For `personal_data`: the kinds that are found; all unless given."
+    )
+    json_schema: dict[str, Any] | None = Field(
+        default=None,
+        description="For `json_schema`, which needs it: JSON Schema of the answer, with no `$ref` elsewhere.",
+    )
+    threshold: int = Field(
+        default=1,
+        ge=1,
+        le=6,
+        description="For `injection`: heuristics that a text must meet to be found; few harmless texts meet two.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import unquote
 
 from deltalake import DeltaTable
+from pydantic import Field
 from redis.exceptions import ResponseError
 
 from toque.clusters.redis_clients import open_redis, primaries
@@ -57,6 +58,28 @@ BEAT_S = 10.0
 TERM_S = 60.0  # of the lease, which is renewed every `BEAT_S`
 _REWRITE_S = 300.0
 _NEVER_TRAINING_SETS = ("predictions/", "features/", "monitoring/", "labels", "scores/")
+SubjectEntity = Annotated[
+    dict[str, str] | None,
+    Field(
+        description=(
+            "Values of the entity by join key, all of which a row or JSON must have; "
+            "may be left out if there is a unit."
+        )
+    ),
+]
+SubjectUnit = Annotated[
+    str | None,
+    Field(description="Unit as the traffic split sees it; may be left out if there is an entity."),
+]
+SubjectText = Annotated[
+    bool,
+    Field(
+        description=(
+            "Whether any text that mentions a value of at least 8 characters as a whole word counts too, "
+            "whoever it is about."
+        )
+    ),
+]
 
 
 class MaintenanceError(Exception):
@@ -65,12 +88,11 @@ class MaintenanceError(Exception):
 
 @function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
 def erase_subject(
-    entity: dict[str, str] | None = None, unit: str | None = None, *, text: bool = False
+    entity: SubjectEntity = None, unit: SubjectUnit = None, *, text: SubjectText = False
 ) -> Certificate:
     """Erase an entity, a unit or both from tables, stream, files, features, reports and results; returns its certificate.
 
-    entity: values by join key, all of which a row or JSON must have; unit: as the split sees it; text: erase, too, what mentions
-    a value of at least 8 characters as a whole word in any text, whoever it is about. Called again after a kill, it goes on where it was.
+    Called again after a kill, it goes on where it was.
     Raises: MaintenanceError while another erasure is under way, and in a durable call, whose stored arguments would name
     the subject.
     """
@@ -102,7 +124,7 @@ def finish_erasures() -> list[Certificate]:
 
 @function(http=True, role="admin", timeout_s=6 * 3600)
 def preview_erasure(
-    entity: dict[str, str] | None = None, unit: str | None = None, *, text: bool = False
+    entity: SubjectEntity = None, unit: SubjectUnit = None, *, text: SubjectText = False
 ) -> ErasurePreview:
     """List what `erase_subject` would remove from tables and objects, with why and whose it is; changes nothing."""
     here = context()

@@ -22,6 +22,18 @@ from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, a
 from toque.functions.monitoring.drift.reference import Reference
 from toque.functions.monitoring.logged_features import summaries
 from toque.functions.monitoring.results import Cohorts
+from toque.functions.monitoring.settings import (
+    Bins,
+    CohortLength,
+    Delay,
+    FalseDiscovery,
+    LastWindows,
+    Lookback,
+    MinEffect,
+    MinNullChange,
+    Window,
+    WindowsDrifted,
+)
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion
@@ -34,27 +46,34 @@ _PATIENCE = 4  # times as many cohorts are searched for enough with answers
 
 
 class AnswerMonitor(BaseModel):
-    """Settings of the drift monitor of answers.
-
-    reference_cohorts: first cohorts of a version with `min_rows` answers, which later ones are held against. cohort, delay, window,
-    bins, alpha, min_effect, min_null_change, min_rows, k, n, lookback: as of `DriftMonitor`.
-    """
+    """Settings of the drift monitor of answers, which judges windows as `DriftMonitor` does."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["answers"] = "answers"
-    cohort: timedelta = timedelta(days=1)
-    delay: timedelta = timedelta(hours=1)
-    reference_cohorts: int = Field(default=7, ge=2)
-    window: int = Field(default=3, ge=1)
-    bins: int = Field(default=20, ge=2)
-    alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    min_effect: float = Field(default=0.15, ge=0, lt=1)
-    min_null_change: float = Field(default=0.1, ge=0, lt=1)
-    min_rows: int = Field(default=30, ge=2)
-    k: int = Field(default=3, ge=1)
-    n: int = Field(default=4, ge=1)
-    lookback: timedelta = timedelta(days=10)
+    kind: Literal["answers"] = Field(default="answers", description="Kind of the monitor.")
+    cohort: CohortLength = timedelta(days=1)
+    delay: Delay = timedelta(hours=1)
+    reference_cohorts: int = Field(
+        default=7,
+        ge=2,
+        description="First cohorts of a version with `min_rows` answers, which later ones are held against.",
+    )
+    window: Window = 3
+    bins: Bins = 20
+    alpha: FalseDiscovery = 0.01
+    min_effect: MinEffect = 0.15
+    min_null_change: MinNullChange = 0.1
+    min_rows: int = Field(
+        default=30,
+        ge=2,
+        description=(
+            "Answers, counted by what they are worth, below which a column is insufficient; "
+            "also those of a reference cohort."
+        ),
+    )
+    k: WindowsDrifted = 3
+    n: LastWindows = 4
+    lookback: Lookback = timedelta(days=10)
 
     @property
     def windows(self) -> DriftMonitor:

@@ -18,6 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toque.functions.monitoring.alarms import Alarm, Monitor
 from toque.functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
 from toque.functions.monitoring.results import Cohorts, CohortState
+from toque.functions.monitoring.settings import (
+    Bins,
+    CohortLength,
+    Delay,
+    FalseDiscovery,
+    LastWindows,
+    Lookback,
+    MinEffect,
+    MinNullChange,
+    Window,
+    WindowsDrifted,
+)
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.stats import k_of_n
 from toque.functions.stats.drift import ColumnDrift, DriftReport, compare
@@ -34,38 +46,54 @@ _NO_CAUSES: Mapping[str, str] = MappingProxyType({})
 class DriftMonitor(BaseModel):
     """Settings of the drift monitor.
 
-    columns: features that are watched; empty for all of the version's signature. A tensor is watched by figures of it.
-    cohort, window: sketches are kept for each cohort, and the last `window` cohorts are compared.
-    bins: quantile bins of a numeric column. reference_rows: rows sampled of a larger training set.
-    alpha: false-discovery level over columns. min_effect: differences of shares below are never drift.
-    min_rows: rows, counted by what they are worth, below which a column is insufficient.
-    reference: what windows are compared with: the training set, or the `rolling` cohorts before the window, which forget a
-        drift once it is that old.
-    season: compare like with like: "day" holds an hour against the same hours of other days, "week" also against the same
-        weekdays; "year" a cohort against those of the same month, and so needs a training set of a year; "auto" finds out in the
-        training set whether there is a day or a week. With a season the window may be one cohort.
-    k, n: windows that must agree before an alarm. lookback: how far back a monitor without a state begins.
+    Sketches are kept for each cohort, and the last `window` cohorts are compared; with a season it may be one cohort.
+    A season of a day or a week needs cohorts that divide it, one of a year a training set of a year.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["drift"] = "drift"
-    columns: tuple[str, ...] = ()
-    cohort: timedelta = timedelta(days=1)
-    delay: timedelta = timedelta(hours=1)
-    window: int = Field(default=7, ge=1)
-    bins: int = Field(default=20, ge=2)
-    reference_rows: int = Field(default=200_000, ge=100)
-    alpha: float = Field(default=0.01, gt=0, lt=0.5)
-    min_effect: float = Field(default=0.15, ge=0, lt=1)
-    min_null_change: float = Field(default=0.1, ge=0, lt=1)
-    min_rows: int = Field(default=30, ge=2)
-    reference: Literal["training", "rolling"] = "training"
-    rolling: int = Field(default=28, ge=2)
-    season: Season = "none"
-    k: int = Field(default=3, ge=1)
-    n: int = Field(default=4, ge=1)
-    lookback: timedelta = timedelta(days=10)
+    kind: Literal["drift"] = Field(default="drift", description="Kind of the monitor.")
+    columns: tuple[str, ...] = Field(
+        default=(),
+        description="Features that are watched, a tensor by figures of it; all of the version's signature if empty.",
+    )
+    cohort: CohortLength = timedelta(days=1)
+    delay: Delay = timedelta(hours=1)
+    window: Window = 7
+    bins: Bins = 20
+    reference_rows: int = Field(
+        default=200_000, ge=100, description="Rows that are sampled of a training set that has more."
+    )
+    alpha: FalseDiscovery = 0.01
+    min_effect: MinEffect = 0.15
+    min_null_change: MinNullChange = 0.1
+    min_rows: int = Field(
+        default=30,
+        ge=2,
+        description="Rows, counted by what they are worth, below which a column is insufficient and not judged.",
+    )
+    reference: Literal["training", "rolling"] = Field(
+        default="training",
+        description="What windows are compared with: the training set, or the `rolling` cohorts before the window.",
+    )
+    rolling: int = Field(
+        default=28,
+        ge=2,
+        description=(
+            "Cohorts before the window that make a rolling reference, which "
+            "forgets a drift once it is that old."
+        ),
+    )
+    season: Season = Field(
+        default="none",
+        description=(
+            "Like is compared with like: `day` the same hours, `week` also weekdays, `year` months; "
+            "`auto` finds day or week in the training set."
+        ),
+    )
+    k: WindowsDrifted = 3
+    n: LastWindows = 4
+    lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

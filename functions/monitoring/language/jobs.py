@@ -12,12 +12,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from toque.functions.arguments import Model
 from toque.functions.evaluation.language import Judge, Scorer
 from toque.functions.evaluation.language.answer_gate import ScoreAll
 from toque.functions.evaluation.language.answering import Pair, calibrated, choices_of
@@ -61,8 +62,14 @@ class LanguageWatch(BaseModel):
 
 
 @function(http=True, timeout_s=60)
-def set_language_monitors(model: str, monitors: LanguageMonitors | None) -> LanguageMonitors | None:
-    """Set what is watched of a language model's live answers, in place of what was; None ends it.
+def set_language_monitors(
+    model: Model,
+    monitors: Annotated[
+        LanguageMonitors | None,
+        Field(description="What is watched from now on, in place of what was; null ends it."),
+    ],
+) -> LanguageMonitors | None:
+    """Set what is watched of a language model's live answers; returns it.
 
     Raises: GenerativeError if the model has no version of a language model; EvaluationError if the judge is not known to agree with
     people as it must, or a classifier does not fit its scorer; NotFound.
@@ -83,14 +90,19 @@ def set_language_monitors(model: str, monitors: LanguageMonitors | None) -> Lang
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def language_monitors(model: str) -> LanguageMonitors | None:
+def language_monitors(model: Model) -> LanguageMonitors | None:
     """Read what is watched of a language model's live answers; None: nothing."""
     used = context()
     return monitors_journal(used.store, model, actor=used.actor).refresh().monitors
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
-def live_scores(model: str, days: float = 30.0) -> list[LiveScore]:
+def live_scores(
+    model: Model,
+    days: Annotated[
+        float, Field(description="Days of answers, counted back from now; above 0, at most 366.")
+    ] = 30.0,
+) -> list[LiveScore]:
     """Average the scores of a language model's live answers of the last days, by scorer, version and arm.
 
     By the scorers and the judge as they are set now. The intervals hold at every look at the same answers and more: as long as the
@@ -108,7 +120,7 @@ def live_scores(model: str, days: float = 30.0) -> list[LiveScore]:
 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3600, max_concurrency=1)
-def watch_language_model(model: str) -> LanguageWatch:
+def watch_language_model(model: Model) -> LanguageWatch:
     """Score the sampled live answers of a language model that have no score yet, and judge their drift; nothing where nothing is set.
 
     The means of the versions that are served are kept, for the series of Prometheus.

@@ -19,21 +19,35 @@ _FOLDER = "language_monitors"
 
 
 class LanguageMonitors(BaseModel):
-    """What is watched of a language model's live answers.
-
-    share: of the answers that are looked at, chosen by a hash of their ids. scorers: each scores the answers by itself; those that
-    need an expected text wait for a label that is one. judge: compares the answers of shadows with what callers were answered.
-    lookback: how long after an answer it is still scored, and a label waited for. drift: of what is asked and answered; None: not
-    watched.
-    """
+    """What is watched of a language model's live answers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    share: float = Field(default=0.1, gt=0.0, le=1.0)
-    scorers: tuple[Scorer, ...] = Field(default=(), max_length=20)
-    judge: Judge | None = None
-    lookback: timedelta = Field(default=timedelta(days=1), gt=timedelta(0), le=timedelta(days=31))
-    drift: AnswerMonitor | None = AnswerMonitor()
+    share: float = Field(
+        default=0.1,
+        gt=0.0,
+        le=1.0,
+        description="Share of the answers that is looked at, chosen by a hash of their ids.",
+    )
+    scorers: tuple[Scorer, ...] = Field(
+        default=(),
+        max_length=20,
+        description="Scorers of single answers; those that need an expected text wait for a label that is one.",
+    )
+    judge: Judge | None = Field(
+        default=None,
+        description="Judge that compares the answers of shadows with what callers were answered; none unless given.",
+    )
+    lookback: timedelta = Field(
+        default=timedelta(days=1),
+        gt=timedelta(0),
+        le=timedelta(days=31),
+        description="How long after an answer it is still scored, and a label waited for; at most 31 days.",
+    )
+    drift: AnswerMonitor | None = Field(
+        default=AnswerMonitor(),
+        description="Monitor of drift of what is asked and answered; null: not watched.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

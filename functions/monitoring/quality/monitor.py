@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import CohortLength, Delay, Lookback
 from toque.functions.stats.moments import Floats
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -41,41 +42,81 @@ _MAD_TO_SD = 1.4826
 
 
 class QualityMonitor(BaseModel):
-    """Settings of the data-quality monitor.
-
-    columns: features that are watched; empty for all of the version's signature. ranges: least and most value of a column; those
-        that its view expects (`InRange`) need not be repeated. max_age: of a view's newest row, by view; else what the
-        view expects (`Freshness`), or its ttl.
-    units: unit of a column, one of `toque.functions.monitoring.quality.monitor.UNITS`: then it is watched for a change to another.
-    cohort, delay: rows are judged by windows of prediction time, so long after their end.
-    history: healthy cohorts that are remembered; min_history: below it constant, unit and volume are not judged.
-    min_rows: a column or cohort with fewer rows is not judged.
-    max_null_rise: over the largest share of nulls of a healthy cohort; twice that share where it is more, since a column
-        that is missing now and then is missing more at times. max_outside: share beyond the range.
-    max_misfit, max_duplicates: shares. min_volume, max_volume: rows over the fewest and the most of a healthy cohort.
-    recover: healthy cohorts after which an incident is over. lookback: how far back a monitor without a state begins.
-    """
+    """Settings of the data-quality monitor, which holds each cohort against the healthy ones before it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["quality"] = "quality"
-    columns: tuple[str, ...] = ()
-    ranges: dict[str, Range] = {}
-    units: dict[str, str] = {}
-    max_age: dict[str, timedelta] = {}
-    cohort: timedelta = timedelta(days=1)
-    delay: timedelta = timedelta(hours=1)
-    history: int = Field(default=28, ge=2)
-    min_history: int = Field(default=5, ge=2)
-    min_rows: int = Field(default=30, ge=2)
-    max_null_rise: float = Field(default=0.2, gt=0, lt=1)
-    max_outside: float = Field(default=0.01, ge=0, lt=1)
-    max_misfit: float = Field(default=0.01, ge=0, lt=1)
-    max_duplicates: float = Field(default=0.05, ge=0, lt=1)
-    min_volume: float = Field(default=0.2, ge=0, lt=1)
-    max_volume: float = Field(default=5.0, gt=1)
-    recover: int = Field(default=1, ge=1)
-    lookback: timedelta = timedelta(days=10)
+    kind: Literal["quality"] = Field(default="quality", description="Kind of the monitor.")
+    columns: tuple[str, ...] = Field(
+        default=(), description="Features that are watched; all of the version's signature if empty."
+    )
+    ranges: dict[str, Range] = Field(
+        default={},
+        description=(
+            "Least and most value by column, null where unbounded; in place of "
+            "what its view expects (`InRange`)."
+        ),
+    )
+    units: dict[str, str] = Field(
+        default={},
+        description="Unit by column, such as `C` or `hPa`; the column is then watched for a change to another unit.",
+    )
+    max_age: dict[str, timedelta] = Field(
+        default={},
+        description=(
+            "Limit on the age of a view's newest row, by view; else what the "
+            "view expects (`Freshness`), or its ttl."
+        ),
+    )
+    cohort: CohortLength = timedelta(days=1)
+    delay: Delay = timedelta(hours=1)
+    history: int = Field(default=28, ge=2, description="Number of healthy cohorts that are remembered.")
+    min_history: int = Field(
+        default=5,
+        ge=2,
+        description="Healthy cohorts below which constant columns, changed units and the volume are not judged.",
+    )
+    min_rows: int = Field(
+        default=30, ge=2, description="Rows below which a column or a cohort is not judged."
+    )
+    max_null_rise: float = Field(
+        default=0.2,
+        gt=0,
+        lt=1,
+        # A column that is missing now and then is missing more at times.
+        description=(
+            "Allowed rise of the share of nulls over a healthy cohort's largest; twice that largest, where it is more."
+        ),
+    )
+    max_outside: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Share of a column's values that may be beyond its range or infinite.",
+    )
+    max_misfit: float = Field(
+        default=0.01,
+        ge=0,
+        lt=1,
+        description="Share of rows whose vectors may have another length than the version's signature.",
+    )
+    max_duplicates: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="Share of rows that may repeat the prediction id of an earlier one.",
+    )
+    min_volume: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Fewest rows of a cohort, as a multiple of the fewest of a healthy one.",
+    )
+    max_volume: float = Field(
+        default=5.0, gt=1, description="Most rows of a cohort, as a multiple of the most of a healthy one."
+    )
+    recover: int = Field(default=1, ge=1, description="Healthy cohorts after which an incident is over.")
+    lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -70,9 +70,11 @@ class MetricValue(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    prediction_id: str
-    value: float = Field(allow_inf_nan=False)
-    observed_at: AwareDatetime
+    prediction_id: str = Field(description="Id of the prediction, as its answer had it.")
+    value: float = Field(allow_inf_nan=False, description="Value of the metric for the prediction; finite.")
+    observed_at: AwareDatetime = Field(
+        description="When the value was observed, with an offset from UTC; of several, the latest counts."
+    )
 
 
 def write_metric(store: ObjectStore, name: str, values: list[MetricValue]) -> int:

@@ -12,14 +12,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from scipy import special
 
+from toque.functions.arguments import Model
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.realised_loss import Scorer, rescore
 from toque.functions.model_formats.load import load_version
@@ -118,19 +120,25 @@ class RolloutPlan(BaseModel):
 
 @function(http=True, timeout_s=300)
 def plan_rollout(
-    model: str,
-    version: int,
-    policy: RolloutPolicy | None = None,
-    effect: float | None = None,
-    days: int = 28,
+    model: Model,
+    version: Annotated[int, Field(description="Version that would be tried.")],
+    policy: Annotated[
+        RolloutPolicy | None,
+        Field(description="Rules of the rollout; the model's declared ones unless given."),
+    ] = None,
+    effect: Annotated[
+        float | None,
+        Field(
+            description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given."
+        ),
+    ] = None,
+    days: Annotated[int, Field(description="Past days of the champion's log that the plan rests on.")] = 28,
 ) -> RolloutPlan:
     """Plan a rollout of `version` by `policy`: what it may be expected to find, and when; starts nothing.
 
     The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
     as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
     `replayed`.
-    policy: the one of the model's definition unless given.
-    effect: improvement in mean loss that is looked for; 2 % of the champion's loss unless given.
     Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads; NotFound if there is no such version, or no champion.
     """
     used = context()

@@ -4,51 +4,88 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from toque.functions.arguments import (
+    BroughtEnvironment,
+    Card,
+    Experiment,
+    LimitSeconds,
+    NumWorkers,
+    Priority,
+    Register,
+    TrainingSet,
+    WorkerCpus,
+    WorkerGpus,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources
-from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.request import SlowPolicy, TrainingRequest, Workers, workers_demand
-from toque.functions.training.splits import Split
-from toque.functions.training.trainer import Trained, Trainer
-from toque.registry import TableSnapshot
+from toque.functions.training.request import (
+    HowSharded,
+    MinWorkers,
+    SlowWorkers,
+    TrainedModel,
+    TrainingRequest,
+    Workers,
+    WorkersPerLayer,
+    workers_demand,
+)
+from toque.functions.training.trainer import SplitBy, Trained, Trainer
 
 _BASE = re.compile(r"(.+)@(\d+)")
 _SETTINGS = RecipeParams.model_fields.keys() - {"seed"}  # which is of the trainer too, for the rows
 
 
 class Lora(BaseModel):
-    """Size and strength of low-rank adapters. rank, alpha: size, and strength (alpha / rank); targets: names of layers, or "all-linear".
+    """Size and strength of low-rank adapters.
 
     Source: Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(default=8, ge=1)
-    alpha: float = Field(default=16.0, gt=0.0)
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    rank: int = Field(default=8, ge=1, description="Size of the adapters: the rank of their matrices.")
+    alpha: float = Field(
+        default=16.0,
+        gt=0.0,
+        description="Strength of the adapters, whose output is multiplied by alpha / rank.",
+    )
+    dropout: float = Field(
+        default=0.0, ge=0.0, lt=1.0, description="Share of an adapter's inputs that a step drops, in [0, 1)."
+    )
+    targets: Literal["all-linear"] | tuple[str, ...] = Field(
+        default="all-linear",
+        description='Names of the layers that are adapted, or "all-linear" for all linear ones.',
+    )
+
+
+Base = Annotated[
+    str,
+    Field(
+        description="Version to begin with, which is a Hugging Face folder, as model@version.",
+        examples=["smollm2@1"],
+    ),
+]
+Adapters = Annotated[
+    Lora | None, Field(description="Low-rank adapters that are learnt; null learns all weights.")
+]
+TuningParams = Annotated[RecipeParams, Field(description="How it is trained.")]
 
 
 class Tuner(Trainer):
-    """Trainer that begins with a version, as "name@3", which is a Hugging Face folder.
+    """Trainer that begins with a version which is a Hugging Face folder; the fields of `params` are parameters of it too."""
 
-    length: tokens of a row; lora: None trains all weights; params: how it is trained, whose fields are parameters of the trainer.
-    """
-
-    base: str
-    length: int = Field(default=1_024, ge=8)
-    lora: Lora | None = Lora()
-    params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8)
-    split: Split = "random"
+    base: Base
+    length: int = Field(default=1_024, ge=8, description="Tokens of a row.")
+    lora: Adapters = Lora()
+    params: TuningParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8)
+    split: SplitBy = "random"
 
     @field_validator("base")
     @classmethod
@@ -87,30 +124,52 @@ class Tuner(Trainer):
 
 
 class Preference(BaseModel):
-    """Objective of preferring the chosen of two answers (DPO). beta: how dear it is to leave the base.
+    """Objective of preferring the chosen of two answers (DPO).
 
     Source: Rafailov et al., Direct Preference Optimization, 2023.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    beta: float = Field(default=0.1, gt=0.0)
+    beta: float = Field(
+        default=0.1,
+        gt=0.0,
+        description="How dear it is to leave the base: the higher, the closer the model stays to it.",
+    )
+
+
+TextColumn = Annotated[
+    Literal["messages", "text"],
+    Field(
+        description=(
+            'Column of the training set: "messages", conversations in JSON whose answers are learnt, or '
+            '"text", learnt whole.'
+        )
+    ),
+]
+Preferred = Annotated[
+    Preference | None,
+    Field(
+        description=(
+            'Learns to prefer the text in the column "chosen" to that in "rejected" as the answer to the '
+            "messages, if given."
+        )
+    ),
+]
 
 
 class FineTune(Tuner):
-    """Trainer of a causal language model from one that is a version, as "name@3", of a Hugging Face folder.
+    """Trainer of a causal language model from one that is a version of a Hugging Face folder.
 
-    column: of the training set: "messages" are conversations in JSON, of which the answers are learnt; "text" is learnt whole.
-    length: tokens of a row; texts are packed into rows end to end. Longer ones are cut into pieces, all of which are learnt; of longer
-    conversations the beginning is, and the run's `answers_beyond_length` counts the others. lora: None trains all weights.
-    preference: learn to prefer the text in the column "chosen" to that in "rejected" as the answer to the messages.
+    Texts are packed into rows end to end. Those longer than a row are cut into pieces, all of which are learnt; of
+    longer conversations the beginning is, and the run's `answers_beyond_length` counts the others.
     """
 
     kind: ClassVar[str] = "fine_tune"
     data_settings: ClassVar[frozenset[str]] = Tuner.data_settings | {"column", "length", "base"}
 
-    column: Literal["messages", "text"] = "messages"
-    preference: Preference | None = None
+    column: TextColumn = "messages"
+    preference: Preferred = None
 
     @model_validator(mode="after")
     def _prefers_answers(self) -> Self:
@@ -136,33 +195,38 @@ class FineTune(Tuner):
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)
 def fine_tune(
-    model: str,
-    base: str,
-    training_set: TableSnapshot,
+    model: TrainedModel,
+    base: Base,
+    training_set: TrainingSet,
     *,
-    column: Literal["messages", "text"] = "messages",
-    length: int = 1_024,
-    lora: Lora | None = Lora(),  # noqa: B008 - frozen
-    preference: Preference | None = None,
-    params: RecipeParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8),  # noqa: B008 - frozen
-    num_workers: int = 1,
-    min_workers: int | None = None,
-    slow_workers: SlowPolicy = "name",
-    worker_cpus: float = 1.0,
-    worker_gpus: float = 0.0,
-    sharding: Literal["replicate", "shard"] = "replicate",
-    tensor: int = 1,
-    experiment: str | None = None,
-    register: bool = True,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    card: str | None = None,
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
-    environment: Environment | None = None,
+    column: TextColumn = "messages",
+    length: Annotated[
+        int,
+        Field(
+            description="Tokens of a row, 8 at least; texts are packed end to end, and longer ones are cut."
+        ),
+    ] = 1_024,
+    lora: Adapters = Lora(),  # noqa: B008 - frozen
+    preference: Preferred = None,
+    params: TuningParams = RecipeParams(lr=1e-4, epochs=3, batch_size=8),  # noqa: B008 - frozen
+    num_workers: NumWorkers = 1,
+    min_workers: MinWorkers = None,
+    slow_workers: SlowWorkers = "name",
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
+    sharding: HowSharded = "replicate",
+    tensor: WorkersPerLayer = 1,
+    experiment: Experiment = None,
+    register: Register = True,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    card: Card = None,
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
+    environment: BroughtEnvironment = None,
 ) -> Trained:
-    """Fine-tune the causal language model `base`, as "name@3", and register the result as the next version of `model`.
+    """Fine-tune the causal language model `base` and register the result as the next version of `model`.
 
-    column, length, lora, preference: see `FineTune`; the other arguments are those of `train_recipe`. The version is a Hugging Face folder:
-    adapters are merged into its weights. An interrupted training resumes at its last checkpoint when it is called again.
+    The version is a Hugging Face folder: adapters are merged into its weights. Of conversations longer than a row the
+    beginning is learnt, see `FineTune`. An interrupted training resumes at its last checkpoint when it is called again.
     Raises: TrainingDataError, also for adapters with `tensor`; TrainingDiverged; the run is then FAILED and nothing is registered.
     """
     trainer = FineTune(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field
 
 from toque.functions.generative import (
     ADAPTER,
@@ -34,19 +36,35 @@ _WEIGHTS: Final = ".safetensors"
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=3_600)
 def serve_fine_tune(
-    model: str,
-    base: int,
-    tuned: str,
-    tuned_version: int,
-    form: Literal["adapter", "weights"] = "adapter",
-    description: str = "",
+    model: Annotated[str, Field(description="Name of the language model that gets the next version.")],
+    base: Annotated[
+        int,
+        Field(
+            description=(
+                "Version of `model` with the weights that the fine-tune began with, as GGUF or as a folder."
+            )
+        ),
+    ],
+    tuned: Annotated[str, Field(description="Name of the model that `fine_tune` registered.")],
+    tuned_version: Annotated[int, Field(description="Version of `tuned` that is taken.")],
+    form: Annotated[
+        Literal["adapter", "weights"],
+        Field(
+            description=(
+                '"adapter" keeps the weights of `base`, which engines share; "weights" has the whole model, '
+                "also one without adapters."
+            )
+        ),
+    ] = "adapter",
+    description: Annotated[
+        str,
+        Field(description="What the version is, for those who read; it names the fine-tune unless given."),
+    ] = "",
 ) -> ModelVersion:
     """Register a fine-tune as the next version of a language model, with all else of its version `base`.
 
-    base: a version whose weights are those that the fine-tune began with, as GGUF, to which what it learnt is converted, or as a
-    folder. tuned, tuned_version: what `fine_tune` registered. form: `adapter` keeps the weights of `base`, which engines share;
-    `weights` has the whole model, and is all that there is of a fine-tune without adapters. It takes no traffic by that. The lineage
-    names the fine-tune's run and rows.
+    Where `base` has GGUF, what was learnt is converted to it. It takes no traffic by that. The lineage names the
+    fine-tune's run and rows.
     Raises: NotFound; TrainingDataError if they do not fit; GenerativeError for an adapter that the version's engine has no room for.
     """
     registry = context().registry()

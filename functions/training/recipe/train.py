@@ -9,21 +9,41 @@ from __future__ import annotations
 import importlib
 from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
+from toque.functions.arguments import (
+    BroughtEnvironment,
+    Card,
+    Experiment,
+    LimitSeconds,
+    NumWorkers,
+    Priority,
+    Register,
+    Tags,
+    WorkerCpus,
+    WorkerGpus,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources
 from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.runtime.declaration.options import reaching_fields
-from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.request import SlowPolicy, TrainingRequest, Workers, workers_demand
+from toque.functions.training.request import (
+    HowSharded,
+    MinWorkers,
+    SlowWorkers,
+    TrainedModel,
+    TrainingRequest,
+    Workers,
+    WorkersPerLayer,
+    workers_demand,
+)
 from toque.functions.training.trainer import Trained, Trainer
 from toque.registry.models import Signature
 
@@ -33,39 +53,37 @@ if TYPE_CHECKING:
     from toque.functions.training.loop.first_weights import FirstWeights
     from toque.functions.training.loop.task import LearningTask
 
+RecipeName = Annotated[str, Field(description="Name of a recipe in the project's RECIPES.")]
+RecipeSettings = Annotated[RecipeParams, Field(description="How the network is trained.")]
+
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=workers_demand)
 def train_recipe(
-    model: str,
-    recipe: str,
+    model: TrainedModel,
+    recipe: RecipeName,
     *,
-    options: dict[str, Any] | None = None,
-    params: RecipeParams = RecipeParams(),  # noqa: B008 - frozen
-    num_workers: int = 1,
-    min_workers: int | None = None,
-    slow_workers: SlowPolicy = "name",
-    worker_cpus: float = 1.0,
-    worker_gpus: float = 0.0,
-    sharding: Literal["replicate", "shard"] = "replicate",
-    tensor: int = 1,
-    experiment: str | None = None,
-    register: bool = True,
-    tags: dict[str, str] | None = None,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    card: str | None = None,
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
-    environment: Environment | None = None,
+    options: Annotated[
+        dict[str, Any] | None,
+        Field(description="Fields of the recipe, such as widths, by name; its defaults for those left out."),
+    ] = None,
+    params: RecipeSettings = RecipeParams(),  # noqa: B008 - frozen
+    num_workers: NumWorkers = 1,
+    min_workers: MinWorkers = None,
+    slow_workers: SlowWorkers = "name",
+    worker_cpus: WorkerCpus = 1.0,
+    worker_gpus: WorkerGpus = 0.0,
+    sharding: HowSharded = "replicate",
+    tensor: WorkersPerLayer = 1,
+    experiment: Experiment = None,
+    register: Register = True,
+    tags: Tags = None,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    card: Card = None,
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
+    environment: BroughtEnvironment = None,
 ) -> Trained:
     """Train the network of a recipe of the project and register it as the next version of `model`.
 
-    recipe: a name in the project's RECIPES; options: its fields; num_workers: 1 trains here, more train on the Ray cluster
-    with `worker_cpus` and `worker_gpus` each; min_workers: fewest that go on where there is no room for all, until there is (null:
-    it waits for all); slow_workers: whether one that computes twice as long as others is named, or they go on away from its node
-    ("leave", with `min_workers`); sharding: every worker holds the whole model ("replicate", DDP) or a shard
-    of weights, optimiser and checkpoints ("shard", FSDP2); tensor: how many workers split each layer of a shard among them; experiment: where the run is tracked (default: the model's name).
-    priority: of a submitted call in the queue of experiments, the higher first; card: type of the GPUs as Ray names it, None for any;
-    limit_s: longest run time of a submitted call, which may then fill a gap in the queue; None: as long as it takes;
-    environment: packages and variables that the processes of a submitted call have, if the profile allows them.
     An interrupted training resumes at its last checkpoint when it is called again, also with fewer or more workers.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """
@@ -90,15 +108,15 @@ def train_recipe(
 class RecipeTrainer(Trainer):
     """Trainer of the network of a recipe, which opens its rows itself.
 
-    recipe: a name in the project's RECIPES; options: its fields; params: how the network is trained. A recipe with the fields
-    `training_set` and `label` gets those of the request, so that it can be retrained on newer rows.
+    A recipe with the fields `training_set` and `label` gets those of the request, so that it can be retrained on
+    newer rows.
     """
 
     kind: ClassVar[str] = "recipe"
 
-    recipe: str
-    options: dict[str, Any] = Field(default_factory=dict)
-    params: RecipeParams = RecipeParams()
+    recipe: RecipeName
+    options: dict[str, Any] = Field(default_factory=dict, description="Fields of the recipe, by name.")
+    params: RecipeSettings = RecipeParams()
 
     def __call__(self, request: TrainingRequest) -> Trained:
         """Train the network and write it as a program."""

@@ -5,16 +5,29 @@ Processes that never train know the function too; torch is imported when it is c
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
+
+from toque.functions.arguments import (
+    Categorical,
+    Experiment,
+    LimitSeconds,
+    Numeric,
+    NumWorkers,
+    Priority,
+    Register,
+    Tags,
+    TrainingSet,
+    WorkerCpus,
+)
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import Columns, TabularParams
-from toque.functions.training.request import Workers
+from toque.functions.training.request import FeatureDigests, MoreDatasets, Parent, TrainedModel, Workers
 from toque.functions.training.trainer import Trained
-from toque.registry import TableSnapshot
 
 
 def _demand(num_workers: int, worker_cpus: float, priority: int, limit_s: float | None, **_: Any) -> Demand:
@@ -24,36 +37,46 @@ def _demand(num_workers: int, worker_cpus: float, priority: int, limit_s: float 
 
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def train_tabular(
-    model: str,
-    training_set: TableSnapshot,
-    label: str,
-    numeric: list[str],
-    categorical: list[str],
-    params: TabularParams = TabularParams(),  # noqa: B008 - frozen
+    model: TrainedModel,
+    training_set: TrainingSet,
+    label: Annotated[
+        str,
+        Field(description="Column that is predicted: 0 and 1, classes or numbers, as `params.task` says."),
+    ],
+    numeric: Numeric,
+    categorical: Categorical,
+    params: Annotated[
+        TabularParams, Field(description="How the network is built and trained.")
+    ] = TabularParams(),  # noqa: B008 - frozen
     *,
-    num_workers: int = 1,
-    worker_cpus: float = 1.0,
-    experiment: str | None = None,
-    register: bool = True,
-    features: dict[str, str] | None = None,
-    datasets: list[TableSnapshot] | None = None,
-    feature_service: str | None = None,
-    parent: int | None = None,
-    tags: dict[str, str] | None = None,
-    start_from: int | None = None,
-    priority: int = 0,  # noqa: ARG001 - its demand reads it
-    limit_s: float | None = None,  # noqa: ARG001 - its demand reads it
+    num_workers: NumWorkers = 1,
+    worker_cpus: WorkerCpus = 1.0,
+    experiment: Experiment = None,
+    register: Register = True,
+    features: FeatureDigests = None,
+    datasets: MoreDatasets = None,
+    feature_service: Annotated[
+        str | None,
+        Field(
+            description="Feature service that serves the features by key, kept as a tag; none unless given."
+        ),
+    ] = None,
+    parent: Parent = None,
+    tags: Tags = None,
+    start_from: Annotated[
+        int | None,
+        Field(
+            description=(
+                "Version of the model with whose weights, preprocessing and target it begins; a lower lr "
+                "suits it."
+            )
+        ),
+    ] = None,
+    priority: Priority = 0,  # noqa: ARG001 - its demand reads it
+    limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
 ) -> Trained:
     """Train the tabular network on a training set and register it as the next version of `model`.
 
-    label: a column of 0 and 1, of classes or of numbers, as `params.task` says; numeric, categorical: the feature columns;
-    num_workers: 1 trains here, more train on the Ray cluster with `worker_cpus` each; experiment: where the run is tracked
-    (default: the model's name); features, datasets, parent: lineage beside the training set: digests of feature views,
-    other tables, and the version this one challenges; feature_service: what serves its features by key, kept as a tag.
-    start_from: a version of `model` whose weights, preprocessing and target training begins with (a warm start; a lower
-    params.lr suits it); the new version names it as its parent.
-    priority: of a submitted call in the queue of experiments, the higher first; limit_s: its longest run time, None for as
-    long as it takes.
     An interrupted training resumes at its last checkpoint when it is called again with the same arguments.
     Raises: TrainingDataError, TrainingDiverged, ArtifactRefused; the run is then FAILED and nothing is registered.
     """

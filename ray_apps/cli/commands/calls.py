@@ -32,6 +32,7 @@ from toque.ray_apps.cli.output import (
     columns,
     complain,
     facts,
+    facts_and_table,
     listing,
     message,
     newest_first,
@@ -87,7 +88,8 @@ def _functions(given: Given) -> None:
         found = given.client.get("/functions")
         listing(given.output, _LISTED, found, empty="no function is declared", limit=given.limit)
     else:
-        facts(given.output, _IN_FULL, given.client.get(f"/functions/{given.function}"))
+        found = given.client.get(f"/functions/{given.function}")
+        facts_and_table(given.output, _IN_FULL, found, _PARAMETERS, _parameters(found))
 
 
 def _run(given: Given) -> int:
@@ -190,15 +192,27 @@ def _names(function: dict[str, Any]) -> str:
     return ", ".join(name if name in required else f"[{name}]" for name in names)
 
 
-def _signature(function: dict[str, Any]) -> str:
-    """Arguments as a person writes them: `model: string, days: integer = 28`."""
+def _parameters(function: dict[str, Any]) -> list[dict[str, str]]:
+    """The arguments, each with its type, its default as JSON ("" of one that is required), and what it means."""
     schema = function["input_schema"]
     required = schema.get("required", [])
-    parts = []
-    for name, argument in schema.get("properties", {}).items():
-        default = "" if name in required else f" = {json.dumps(argument.get('default'), ensure_ascii=False)}"
-        parts.append(f"{name}: {_type(argument)}{default}")
-    return ", ".join(parts)
+    return [
+        {
+            "name": name,
+            "type": _type(argument),
+            "default": "" if name in required else json.dumps(argument.get("default"), ensure_ascii=False),
+            "description": argument.get("description", ""),
+        }
+        for name, argument in schema.get("properties", {}).items()
+    ]
+
+
+def _signature(function: dict[str, Any]) -> str:
+    """Arguments as a person writes them: `model: string, days: integer = 28`."""
+    return ", ".join(
+        f"{each['name']}: {each['type']}{each['default'] and ' = '}{each['default']}"
+        for each in _parameters(function)
+    )
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -346,11 +360,14 @@ _LISTED = columns(
     values={"arguments": _names, "what it does": _summary, "signature": _signature},
 )
 _IN_FULL = columns(
-    "function: name | reference | what it does: doc | arguments | result | time limit, s: timeout_s | attempts: max_attempts"
+    "function: name | reference | what it does: doc | result | time limit, s: timeout_s | attempts: max_attempts"
     " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
     wide="code digest: digest",
-    texts="what it does | arguments | result",
-    values={"arguments": _signature, "result": lambda row: _type(row["output_schema"])},
+    texts="what it does | result",
+    values={"result": lambda row: _type(row["output_schema"])},
+)
+_PARAMETERS = columns(
+    "argument: name | type | default | meaning: description", texts="type | default | meaning"
 )
 _INVOCATIONS = columns(
     "ID: id | function | status | submitted: submitted_at",

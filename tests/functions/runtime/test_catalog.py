@@ -23,6 +23,21 @@ def test_every_function_of_the_platform_can_be_called_by_json() -> None:
         assert catalog.get(each.reference) is each
 
 
+def test_every_argument_of_the_platform_and_every_field_in_one_says_what_it_means() -> None:
+    silent: list[str] = []
+    for each in catalog.discover():
+        if not each.reference.startswith("toque.functions."):
+            continue
+        known = {each.name: each.input_schema} | each.input_schema.get("$defs", {})
+        silent += [
+            f"{owner}.{field}"
+            for owner, schema in known.items()
+            for field, described in schema.get("properties", {}).items()
+            if not re.match(r"\S.*[.)]$", described.get("description", ""), re.DOTALL)
+        ]
+    assert not silent, "describe them by Annotated[…, Field(description=…)]"
+
+
 def test_no_function_that_another_test_declared_within_itself_is_in_the_catalog() -> None:
     """Whatever ran before in this process: it may have a name of the platform's, or hold what cannot be pickled."""
     assert not [each.reference for each in catalog.discover() if "<locals>" in each.reference]

@@ -5,9 +5,11 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import uvicorn
+from pydantic import Field
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
@@ -30,7 +32,7 @@ class Platform:
 
 
 @function(http=True)
-def cli_add(a: int, b: int = 1) -> int:
+def cli_add(a: Annotated[int, Field(description="The first number.")], b: int = 1) -> int:
     """Add two numbers."""
     return a + b
 

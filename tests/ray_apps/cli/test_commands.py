@@ -200,7 +200,9 @@ def test_functions_are_listed_with_their_arguments(platform: Any, capsys: Any) -
     assert rows["cli_break"] == ["", "Fail."]
     assert "\twords: list of string\t" in run(capsys, "functions", "-o", "wide")[1]
     _, out, _ = run(capsys, "functions", "cli_add")
-    assert "arguments\ta: integer, b: integer = 1\nresult\tinteger\n" in out
+    assert out == "argument\ttype\tdefault\tmeaning\na\tinteger\t\tThe first number.\nb\tinteger\t1\t\n"
+    whole = json.loads(run(capsys, "functions", "cli_add", "-o", "json")[1])
+    assert whole["output_schema"] == {"type": "integer"}
 
 
 def test_invocations_come_newest_first_with_a_limit(

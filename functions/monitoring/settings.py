@@ -1,0 +1,46 @@
+"""Settings that several monitors have, each with what forms, pages, help and OpenAPI say of it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import Field
+
+CohortLength = Annotated[
+    timedelta,
+    Field(description="Length of the cohorts, windows of prediction time, by which rows are judged."),
+]
+Delay = Annotated[timedelta, Field(description="Time after a cohort's end from which it is judged.")]
+LabelDelay = Annotated[
+    timedelta, Field(description="Time after a cohort's end from which its labels count as complete.")
+]
+Lookback = Annotated[timedelta, Field(description="How far back a monitor without a state begins.")]
+Clip = Annotated[
+    float,
+    Field(
+        gt=0, lt=0.5, description="Probabilities are held in [clip, 1 - clip] before their log loss is taken."
+    ),
+]
+Window = Annotated[int, Field(ge=1, description="Number of the last cohorts that are compared together.")]
+Bins = Annotated[int, Field(ge=2, description="Quantile bins of a numeric column.")]
+FalseDiscovery = Annotated[
+    float, Field(gt=0, lt=0.5, description="False-discovery level over the columns of a window.")
+]
+MinEffect = Annotated[
+    float, Field(ge=0, lt=1, description="Difference of the shares of values below which nothing is drift.")
+]
+MinNullChange = Annotated[
+    float, Field(ge=0, lt=1, description="Change of the share of nulls below which it is no drift.")
+]
+WindowsDrifted = Annotated[
+    int,
+    Field(ge=1, description="Windows, of the last `n`, that must have drifted before an alarm is raised."),
+]
+LastWindows = Annotated[
+    int,
+    Field(
+        ge=1,
+        description="Last windows of which `k` raise an alarm; it is over once none of them has drifted.",
+    ),
+]
