@@ -2,7 +2,7 @@
 
 The names that the code uses are followed: functions and classes of this project by their source, constants by value,
 installed packages by name and version. A change in any code that a run could reach changes the digest; a change in other
-code of the same module does not, nor does one of comments, docstrings or layout.
+code of the same module does not, nor does one of comments, docstrings, descriptions of fields or layout.
 A late import keeps a heavy library out of processes that know the function but do not run it, and the process that computes
 the digest may not have the library. So imports inside functions are found in their byte code, and followed by whole files.
 """
@@ -28,6 +28,7 @@ from toque.functions.runtime.reference import reference
 _Texts = tuple[str, str]  # of code: without what no run depends on, and as it is written
 _sources: dict[int, tuple[ref[Any], _Texts]] = {}  # by id, for as long as what has it lives
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
+_SHOWN = {"title", "description", "examples"}  # of a pydantic field
 _SITES = {"site-packages", "dist-packages"}  # on the path: an environment may find packages in another one's
 INSTALLED = tuple(
     {
@@ -276,12 +277,14 @@ def code_text(source: str) -> str:
 
 
 def tree_text(tree: ast.Module) -> str:
-    """Write parsed code anew, as `code_text`; the docstrings stay where the code reads them."""
+    """Write parsed code anew, as `code_text`; docstrings and descriptions stay where the code reads docstrings."""
     nodes = list(ast.walk(tree))
     if not any(isinstance(node, ast.Attribute | ast.Name) and _name(node) == "__doc__" for node in nodes):
         for node in nodes:
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 _remove_docstring(node)
+            elif isinstance(node, ast.Call):
+                _remove_description(node)
     return ast.unparse(tree)
 
 
@@ -297,3 +300,9 @@ def _remove_docstring(node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.As
         and isinstance(first.value.value, str)
     ):
         node.body[:1] = [] if len(node.body) > 1 or isinstance(node, ast.Module) else [ast.Pass()]
+
+
+def _remove_description(node: ast.Call) -> None:
+    """Remove from `Field(…)` what is only shown; the rest of it says which values are valid."""
+    if isinstance(node.func, ast.Attribute | ast.Name) and _name(node.func) == "Field":
+        node.keywords = [each for each in node.keywords if each.arg not in _SHOWN]

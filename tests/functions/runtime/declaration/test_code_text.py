@@ -113,6 +113,13 @@ def test_a_docstring_that_the_code_reads_is_code() -> None:
     assert code_text('def f():\n    """A."""\n') == code_text('def f():\n    """B."""\n')
 
 
+def test_what_is_shown_of_a_field_is_no_code_and_its_bounds_are() -> None:
+    source = 'class Rate(BaseModel):\n    of: int = pydantic.Field(default=1, ge=0, description="Rate.", examples=[2])\n'
+    assert code_text(source) == code_text(source.replace('"Rate."', '"Its rate."').replace("[2]", "[2, 3]"))
+    assert code_text(source) != code_text(source.replace("ge=0", "ge=1"))
+    assert code_text('note(description="a")\n') != code_text('note(description="b")\n')
+
+
 def test_code_that_is_no_whole_statement_stays_as_it_is() -> None:
     lines = "    .map(lambda x: x)  # by itself\n"
     assert code_text(lines) == lines
