@@ -70,7 +70,7 @@ DECLARED_IN = (
     "toque.ray_apps.exporter",
     "toque.ray_apps.gateway.metrics",
     "toque.ray_apps.generative.series",
-    "toque.ray_apps.haproxy_supervisor",
+    "toque.ray_apps.serve.haproxy_supervisor",
     "toque.ray_apps.predictor.deploy.pool",
     "toque.ray_apps.predictor.inference.live",
     "toque.ray_apps.streams.follower",

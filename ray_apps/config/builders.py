@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from toque.clusters.profile import apply_profile
-from toque.ray_apps.ray_process import step_back
+from toque.ray_apps.serve.process import step_back
 
 if TYPE_CHECKING:
     from ray.serve import Application

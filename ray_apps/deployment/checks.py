@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.clusters.profile import apply_profile, missing_settings, settings_of
 from toque.clusters.redis_clients import open_redis, redis_url_of
-from toque.ray_apps.deployment.applications import release_of
+from toque.ray_apps.config.applications import release_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import httpx
 
 from toque.clusters.profile import Profile, effective_profile, require_settings, settings_of
-from toque.ray_apps.deployment.applications import placements_of, release_of, serve_config
+from toque.ray_apps.config.applications import placements_of, release_of, serve_config
 from toque.ray_apps.deployment.checks import Check, check_cluster
 from toque.ray_apps.deployment.errors import DeploymentError
 from toque.ray_apps.local.state_file import write_private

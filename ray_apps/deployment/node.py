@@ -27,9 +27,9 @@ from toque.functions.runtime.cards import SLICED, SLICED_VALUE, Device, devices
 from toque.functions.runtime.run.cluster import CARD
 from toque.ray_apps.deployment.errors import DeploymentError
 from toque.ray_apps.deployment.node_types import autoscaling_file
-from toque.ray_apps.deployment.serve_settings import HAPROXY, cluster_settings, serve_settings
 from toque.ray_apps.deployment.start_ray import PASSWORD
 from toque.ray_apps.local.processes import ProcessSession, end_sessions
+from toque.ray_apps.serve.settings import HAPROXY, cluster_settings, serve_settings
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 ROOT = Path(toque.__file__).resolve().parents[1]  # the folder that has the package

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toque.clusters.profile import apply_profile
-from toque.ray_apps.ray_process import freeze, others_answered_at_start, step_back
+from toque.ray_apps.serve.process import freeze, others_answered_at_start, step_back
 from toque.registry.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from toque.ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.serve.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "gateway",

@@ -10,7 +10,7 @@ from toque.ray_apps.generative.build import build_door
 from toque.ray_apps.generative.options import APP, GenerativeOptions
 from toque.ray_apps.predictor.deploy.replica import deployment_of
 from toque.ray_apps.predictor.http.endpoint import Endpoint
-from toque.ray_apps.ray_process import freeze
+from toque.ray_apps.serve.process import freeze
 
 __all__ = ["application"]
 

@@ -23,8 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toque.ray_apps.deployment.applications import Layout, applications, follows_streams, placements_of
-from toque.ray_apps.deployment.serve_settings import stay_on_loopback
+from toque.ray_apps.config.applications import Layout, applications, follows_streams, placements_of
 from toque.ray_apps.local import jobs, processes, ray_head, redis_server, state_file
 from toque.ray_apps.local.audit_key import make_audit_key, open_platform_store
 from toque.ray_apps.local.errors import LocalError
@@ -32,6 +31,7 @@ from toque.ray_apps.local.processes import ProcessSession
 from toque.ray_apps.local.settings import Settings, choose_ports
 from toque.ray_apps.local.state_file import RunningPlatform, write_private
 from toque.ray_apps.local.status import status
+from toque.ray_apps.serve.settings import stay_on_loopback
 from toque.registry import EVERY_WORKSPACE, Access, AlreadyExists, NotFound
 from toque.registry.store import temporary_folder
 

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import toque
-from toque.ray_apps.deployment.serve_settings import serve_settings
 from toque.ray_apps.local.errors import StartFailed
 from toque.ray_apps.local.processes import ProcessSession, with_mark
 from toque.ray_apps.local.state_file import RunningPlatform
+from toque.ray_apps.serve.settings import serve_settings
 
 ROOT = Path(toque.__file__).resolve().parents[1]  # the folder that has the package
 _LOG = "ray_start.log"

@@ -17,10 +17,10 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from toque.clusters.redis_clients import redis_url_of
-from toque.ray_apps.deployment.serve_settings import loopback_environment
 from toque.ray_apps.local.errors import PortTaken
 from toque.ray_apps.local.processes import Process
 from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.serve.settings import loopback_environment
 
 HOME = ".toque"
 CLUSTER_FILE = Path(__file__).resolve().parents[2] / "clusters" / "local.yaml"

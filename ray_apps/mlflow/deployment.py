@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from toque.clusters.profile import apply_profile
-from toque.ray_apps.ray_process import freeze
+from toque.ray_apps.serve.process import freeze
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -24,7 +24,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from toque.ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.serve.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {
         "name": "mlflow",

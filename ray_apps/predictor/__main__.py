@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toque.ray_apps.deployment.serve_settings import loopback_environment
+from toque.ray_apps.serve.settings import loopback_environment
 
 if TYPE_CHECKING:
     from toque.ray_apps.predictor.deploy.options import PoolOptions, PredictorOptions
@@ -38,7 +38,7 @@ SERVE_ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "toque.ray_apps.predictor.http.bypass.middlewares",
-    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.haproxy_supervisor.install",
+    "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.serve.haproxy_supervisor.install",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # by default an HAProxy that is not there in 5 s, as on a busy machine, is killed
     "RAY_worker_niceness": "0",  # Ray's default of 15 lets any other program starve the replicas

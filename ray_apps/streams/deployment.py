@@ -59,7 +59,7 @@ def application(options: dict[str, Any] | None = None) -> Application:
     """
     from ray import serve  # late: the processes that start Ray import this package before it
 
-    from toque.ray_apps.spread import laid_out  # late: as above
+    from toque.ray_apps.serve.spread import laid_out  # late: as above
 
     chosen: dict[str, Any] = {"name": "streams", "ray_actor_options": {"num_cpus": 0}} | (options or {})
     deployment: Any = serve.deployment(StreamsReplica, **laid_out(chosen))

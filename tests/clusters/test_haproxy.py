@@ -21,8 +21,8 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 
 from tests.ports import free_port
 from tests.waiting import until
-from toque.ray_apps.deployment.serve_settings import HAPROXY, serve_settings
-from toque.ray_apps.haproxy_supervisor import processes_of
+from toque.ray_apps.serve.haproxy_supervisor import processes_of
+from toque.ray_apps.serve.settings import HAPROXY, serve_settings
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 
-from toque.ray_apps.spread import laid_out
+from toque.ray_apps.serve.spread import laid_out
 
 app = FastAPI()
 

@@ -16,7 +16,7 @@ from toque.ray_apps.admission.guarded_route import MAX_CONTAINERS, MAX_JSON_BYTE
 from toque.ray_apps.gateway.app import build_app
 from toque.ray_apps.gateway.services import Services
 from toque.ray_apps.gateway.wire import MAX_ROWS
-from toque.ray_apps.ray_process import freeze
+from toque.ray_apps.serve.process import freeze
 from toque.registry import Access, open_store
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from toque.ray_apps import haproxy_supervisor
-from toque.ray_apps.haproxy_supervisor import SupervisedManager
+from toque.ray_apps.serve import haproxy_supervisor
+from toque.ray_apps.serve.haproxy_supervisor import SupervisedManager
 
 
 class Process:

@@ -24,8 +24,8 @@ import pytest
 
 from tests.ports import free_port
 from tests.waiting import until
-from toque.ray_apps.deployment.serve_settings import HAPROXY, loopback_environment, serve_settings
-from toque.ray_apps.haproxy_supervisor import processes_of
+from toque.ray_apps.serve.haproxy_supervisor import processes_of
+from toque.ray_apps.serve.settings import HAPROXY, loopback_environment, serve_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
 

@@ -21,7 +21,7 @@ FRAMES = ("pandas", "ray.data", "sklearn", "torch", "plotly.graph_objs._figure")
             TABLES,
         ),  # Serve's proxy, and each replica
         (
-            "ray.serve._private.replica, toque.ray_apps.haproxy_supervisor, toque.functions.runtime.process",
+            "ray.serve._private.replica, toque.ray_apps.serve.haproxy_supervisor, toque.functions.runtime.process",
             TABLES,
         ),
         ("ray.serve._private.replica, toque.ray_apps.predictor.grpc.deployment", TABLES),

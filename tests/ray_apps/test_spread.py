@@ -19,7 +19,7 @@ from toque.ray_apps.predictor import (
 )
 from toque.ray_apps.predictor.deploy.dedicated import version_application
 from toque.ray_apps.predictor.grpc import ProxyOptions, grpc_application
-from toque.ray_apps.spread import NodePolicy, half_on_a_node, laid_out
+from toque.ray_apps.serve.spread import NodePolicy, half_on_a_node, laid_out
 
 STORE = "file:///nowhere"
 

@@ -25,7 +25,6 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from toque.functions.runtime.process import enter_process
-from toque.ray_apps.deployment.serve_settings import bind_to_loopback
 from toque.ray_apps.model_paths import VERSION_PREFIX, version_app
 from toque.ray_apps.predictor.deploy.options import DedicatedOptions, PredictorOptions
 from toque.ray_apps.predictor.deploy.remote import DeploymentState, DeploymentStatus, RemotePredict, Reply
@@ -39,8 +38,9 @@ from toque.ray_apps.predictor.protocol.errors import (
     PredictorError,
 )
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion, LoadError, fetch_version, tried_first
-from toque.ray_apps.ray_process import freeze
-from toque.ray_apps.spread import laid_out
+from toque.ray_apps.serve.process import freeze
+from toque.ray_apps.serve.settings import bind_to_loopback
+from toque.ray_apps.serve.spread import laid_out
 from toque.registry import Registry, open_store
 from toque.registry.access import workspace_store
 from toque.registry.audit_keys import AuditKeys

@@ -53,7 +53,7 @@ from toque.ray_apps.predictor.protocol.datatypes import Array
 from toque.ray_apps.predictor.protocol.errors import NotFound
 from toque.ray_apps.predictor.versions.engine import POLL_S, Engine, VersionLoader
 from toque.ray_apps.predictor.versions.loaded import tried_first
-from toque.ray_apps.ray_process import ask_another, freeze, others_answer
+from toque.ray_apps.serve.process import ask_another, freeze, others_answer
 from toque.registry import InvalidInput, Registry, open_store
 from toque.registry.access import workspace_store
 from toque.registry.audit_keys import AuditKeys

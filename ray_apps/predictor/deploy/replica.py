@@ -31,7 +31,7 @@ from toque.ray_apps.predictor.deploy.scaling import ANSWERS, IN_FLIGHT, LATENCY_
 from toque.ray_apps.predictor.http.endpoint import Answer, Endpoint, Message, Request
 from toque.ray_apps.predictor.inference.recording import Confirmation
 from toque.ray_apps.predictor.protocol.errors import DeadlineExceeded
-from toque.ray_apps.spread import laid_out
+from toque.ray_apps.serve.spread import laid_out
 from toque.registry.store import temporary_folder
 
 LEAST_S, GROWTH, BUCKETS = 1e-5, 1.1, 192

@@ -27,7 +27,7 @@ from toque.ray_apps.predictor.grpc.call import Limits, UnreachableError
 from toque.ray_apps.predictor.grpc.service import Models, make_handler
 from toque.ray_apps.predictor.http.auth import Authenticator, NoAuthentication, TokenAuthenticator
 from toque.ray_apps.predictor.http.endpoint import Answer
-from toque.ray_apps.spread import DOOR, SHARE, laid_out, one_on_each_door
+from toque.ray_apps.serve.spread import DOOR, SHARE, laid_out, one_on_each_door
 from toque.registry import open_store
 from toque.registry.audit_keys import AuditKeys
 

@@ -23,13 +23,13 @@ from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
 from toque import clusters
-from toque.ray_apps.deployment.deregistration import (
+from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
+from toque.ray_apps.serve.deregistration import (
     answer_until_deregistered,
     load_proxy_class_here,
     note_request,
 )
-from toque.ray_apps.deployment.serve_settings import bind_to_loopback
-from toque.ray_apps.predictor.write_coalescing import CoalescingProtocol
+from toque.ray_apps.serve.settings import bind_to_loopback
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 _LANGUAGE_MODELS: Final = "/v1/"

@@ -13,8 +13,8 @@ from ray.serve.schema import ServeDeploySchema
 
 from toque.clusters.profile import Profile
 from toque.functions.placement import Placement
+from toque.ray_apps.config.applications import serve_config
 from toque.ray_apps.config.builders import PredictorArgs, ticker
-from toque.ray_apps.deployment.applications import serve_config
 
 PLACED = {
     "alone": Placement(),

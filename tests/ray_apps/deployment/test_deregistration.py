@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toque.ray_apps.deployment.deregistration import Deregistration
+from toque.ray_apps.serve.deregistration import Deregistration
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from ray._raylet import PythonFunctionDescriptor
 from ray.actor import ActorClass
 from ray.serve._private import proxy
 
-from toque.ray_apps.deployment.deregistration import load_proxy_class_here
+from toque.ray_apps.serve.deregistration import load_proxy_class_here
 
 PROXY = proxy.ProxyActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # Ray's
 

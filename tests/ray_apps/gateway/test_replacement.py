@@ -11,7 +11,7 @@ import pytest
 
 BUILT = """
 import os, sys, threading
-import toque.ray_apps.discovery, toque.ray_apps.gateway.deployment as gateway, toque.ray_apps.ray_process
+import toque.ray_apps.discovery, toque.ray_apps.gateway.deployment as gateway, toque.ray_apps.serve.process
 
 entered, go = threading.Event(), threading.Event()
 usual, said = os.getpriority(os.PRIO_PROCESS, 0), []
@@ -26,7 +26,7 @@ def discover(projects, *, awaited):
     go.wait()
 
 toque.ray_apps.discovery.discover = discover
-toque.ray_apps.ray_process.is_worker_of_ray = lambda: True
+toque.ray_apps.serve.process.is_worker_of_ray = lambda: True
 gateway.others_answered_at_start = lambda: sys.argv[1] == "others"
 building = threading.Thread(target=gateway.build, daemon=True)
 building.start()

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, tensors
 from tests.ray_apps.predictor.deploy.fake_deployments import FakeCluster, FakeDeployments
 from toque.functions.placement import Placement
+from toque.ray_apps.config.applications import applications
 from toque.ray_apps.config.builders import predictor
-from toque.ray_apps.deployment.applications import applications
 from toque.ray_apps.predictor import (
     DedicatedOptions,
     PoolOptions,

@@ -11,8 +11,8 @@ from ray import serve
 from ray.serve._private.haproxy import HAProxyManager
 
 from toque.functions.placement import Placement
+from toque.ray_apps.config.applications import applications
 from toque.ray_apps.config.builders import pool
-from toque.ray_apps.deployment.applications import applications
 from toque.ray_apps.local.lifecycle import create_workspaces, models_of, placements
 from toque.ray_apps.local.settings import Ports, Settings
 from toque.ray_apps.local.state_file import RunningPlatform

@@ -35,7 +35,7 @@ SETTLED_S = 10.0
 """How long fewer nodes must last before replicas are given up."""
 RPC_TIMEOUT_S = 5.0
 GRACE_S = 90.0
-"""How long a replica may take to end: until each HAProxy has heard of it (`toque.ray_apps.deployment.deregistration`), and for its last requests."""
+"""How long a replica may take to end: until each HAProxy has heard of it (`toque.ray_apps.serve.deregistration`), and for its last requests."""
 
 
 def laid_out(options: Mapping[str, Any]) -> dict[str, Any]:

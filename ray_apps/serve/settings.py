@@ -30,7 +30,7 @@ def serve_settings() -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "toque.ray_apps.predictor.http.bypass.middlewares",
-        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.haproxy_supervisor.install",
+        "RAY_SERVE_CONTROLLER_CALLBACK_IMPORT_PATH": "toque.ray_apps.serve.haproxy_supervisor.install",
         "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",  # a manager of HAProxy that died is replaced after three
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
