@@ -2,10 +2,11 @@
 .DEFAULT_GOAL := help
 PARTS := test-on-ray test-functions test-apps test-data test-others
 OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry)
-.PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
+.PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-changed test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
+BASE ?= main
 STAMP := .venv/.installed
 TOOLS := .venv/tools
 LAB := .venv/lab
@@ -82,6 +83,10 @@ $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
 
 test-fast: $(STAMP) ## the tests that take no cluster and no patience
 	$(BIN)/python -m pytest -m "not slow and not ray and not proof and not cluster"
+
+test-changed: $(STAMP) ## the tests that what changed since BASE (default: main) can have broken; WHOLE=1 adds the long ones
+	@files=$$($(BIN)/python -m tests.project.changed $(BASE)); test -z "$$files" || \
+	  $(BIN)/python -m pytest -m "$(LEFT_OUT)" $$files || test $$? = 5 # all that were found are long
 
 prove: $(STAMP) ## the long proofs: kills after every step, whole seasons, hundreds of simulations; new examples for properties
 	$(BIN)/python -m pytest -m "hypothesis and not ray and not cluster" --hypothesis-profile search
