@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tests.ray_apps.predictor.conftest import ServedModel, load_fake_scorer, ten
 from toque.functions.prediction_log.records import decode_prediction
 from toque.functions.runtime.changes import Watch
 from toque.ray_apps.predictor.protocol.datatypes import Array
+from toque.ray_apps.predictor.versions import loaded
 from toque.ray_apps.predictor.versions.engine import Engine
 from toque.ray_apps.predictor.versions.loaded import LoadedVersion, Scorer
 from toque.registry import ModelVersion, Registry, Signature, Unavailable
@@ -229,19 +231,22 @@ async def test_slow_versions_answer_off_the_event_loop(served_model: ServedModel
 
 
 def test_a_version_that_waits_for_a_cpu_while_it_is_warmed_up_answers_where_its_twin_does(
-    served_model: ServedModel,
+    served_model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ):
     champion = served_model.engine.routes.champion
     assert champion is not None
-    waits_s = iter([0.05, 0.0, 0.004, 0.004])  # cold; then two of three tries wait for a CPU
+    clock_s = [0.0]
+    took_s = iter([0.05, 0.0001, 0.004, 0.004])  # cold; then two of three tries wait for a CPU
 
     class Starved:
         def predict(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-            time.sleep(next(waits_s, 0.004))  # stands for the wait for a CPU
+            clock_s[0] += next(took_s, 0.004)
             return champion.predict(inputs)
 
+    monkeypatch.setattr(loaded, "time", SimpleNamespace(perf_counter=lambda: clock_s[0]))
     twin = LoadedVersion(champion.record, Starved())
     twin.warm_up()
+    assert twin.example_ms == pytest.approx(0.1)
     assert twin.inline
 
 
