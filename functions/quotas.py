@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.runtime import catalog
-from toque.functions.runtime.admission.request import EVERYONE, Quota, QuotaRequest
+from toque.functions.runtime.admission.request import EVERYONE, MAX_SHARE, Quota, QuotaRequest
 from toque.functions.runtime.admission.rule import admission_order, schedule
 from toque.functions.runtime.context import context
 from toque.functions.runtime.durable.invocation import ledger_of
@@ -65,19 +65,21 @@ def set_quota(
     team: Annotated[str, Field(description='Name of the team, or "everyone" for all teams together.')],
     cpus: Annotated[
         float | None,
-        Field(description="Processors that its experiments occupy at a time; no limit unless given."),
+        Field(ge=0, description="Processors that its experiments occupy at a time; no limit unless given."),
     ] = None,
     gpus: Annotated[
         float | None,
         Field(
+            ge=0,
             description=(
                 "GPUs that its experiments occupy at a time, "
                 "a slice as its part of a card; no limit unless given."
-            )
+            ),
         ),
     ] = None,
     at_once: Annotated[
-        int | None, Field(description="Number of its experiments that run at a time; no limit unless given.")
+        int | None,
+        Field(ge=0, description="Number of its experiments that run at a time; no limit unless given."),
     ] = None,
     members: Annotated[
         list[str] | None,
@@ -86,30 +88,34 @@ def set_quota(
     gpu_hours: Annotated[
         float | None,
         Field(
-            description="Hours of GPUs that it may use in each calendar month (UTC); no limit unless given."
+            ge=0,
+            description="Hours of GPUs that it may use in each calendar month (UTC); no limit unless given.",
         ),
     ] = None,
     money: Annotated[
         float | None,
         Field(
+            ge=0,
             description=(
                 "What it may spend in each calendar month (UTC), "
                 "by the profile's `prices`; no limit unless given."
-            )
+            ),
         ),
     ] = None,
     share: Annotated[
         float,
         Field(
-            description="Weight of the team in the fair share among the teams of its workspace, in (0, 1000]."
+            gt=0,
+            le=MAX_SHARE,
+            description="Weight of the team in the fair share among the teams of its workspace, in (0, 1000].",
         ),
     ] = 1.0,
 ) -> dict[str, Quota]:
     """Limit what the experiments of a team may occupy at a time and use in a month; returns all quotas.
 
     A team's earlier quota is replaced. Running experiments go on.
-    Raises: InvalidInput for an invalid name; ValidationError for a limit below 0; ValueError for a caller of another team, a
-    share of "everyone", or a budget in money where no prices are known.
+    Raises: InvalidInput for an invalid name; ValueError for a caller of another team, a share of "everyone", or a budget in
+    money where no prices are known.
     """
     check_name(team, what="team")
     if team == EVERYONE and share != 1.0:

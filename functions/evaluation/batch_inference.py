@@ -98,7 +98,13 @@ def predict_batch(
     max_actors: Annotated[int, Field(description="Most actors of the pool that scores on a cluster.")] = 2,
     threads: Annotated[
         int,
-        Field(description="CPUs that each actor reserves, and threads of the engine of a language model."),
+        Field(
+            ge=1,
+            description=(
+                "CPUs that each actor reserves, and threads of PyTorch or of the engine of a language model; "
+                "models of other libraries use one."
+            ),
+        ),
     ] = 1,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it
     limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
@@ -155,10 +161,10 @@ def _within_shards(pieces: Iterator[pa.Table], first: int, each: int) -> Iterato
 
 
 class ShardScorer:
-    """Scores shards with one loaded version."""
+    """Scores shards with one loaded version. threads: of PyTorch."""
 
-    def __init__(self, registry: Registry, version: ModelVersion) -> None:
-        self._model = load_version(registry, version)
+    def __init__(self, registry: Registry, version: ModelVersion, *, threads: int) -> None:
+        self._model, self._threads = load_version(registry, version), threads
 
     @property
     def model(self) -> ScoringModel:
@@ -187,7 +193,7 @@ class ShardScorer:
 
     def __call__(self, shard: pa.Table) -> pa.Table:
         """Score a shard: returns it with the model's outputs in place of its inputs."""
-        with torch_threads(1):
+        with torch_threads(self._threads):
             outputs = self._model.predict_table(shard)
         inputs = set(input_columns(self._model.signature))
         kept = [name for name in shard.column_names if name.startswith("keep:") or name not in inputs]
@@ -216,7 +222,7 @@ def _scorer(work: ShardWork) -> Scorer:
     version = work.job.version
     if is_generative(version):
         return PromptScorer(work.registry, version, threads=work.job.threads)
-    return ShardScorer(work.registry, version)
+    return ShardScorer(work.registry, version, threads=work.job.threads)
 
 
 def _check(job: BatchJob, schema: pa.Schema) -> None:

@@ -25,7 +25,7 @@ _RUNS_PER_WORKER: Final = 4  # at least, so that all have work until the end
 
 @dataclass(frozen=True, slots=True)
 class BatchJob:
-    """Specification of a batch inference. keep: input columns that are carried over to the output. threads: of an engine."""
+    """Specification of a batch inference. keep: input columns that are carried over to the output. threads: of each scorer."""
 
     version: ModelVersion
     dataset: TableSnapshot

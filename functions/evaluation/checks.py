@@ -93,7 +93,7 @@ class SliceRule(BaseModel):
         default="constant",
         description=(
             "Reference whose loss on the same rows is compared; "
-            "the gate must compare with it over all rows, too."
+            "a baseline must be one that the gate compares with over all rows, too."
         ),
     )
     max_excess: float = Field(

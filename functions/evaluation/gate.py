@@ -147,6 +147,12 @@ class Gate(BaseModel):
             raise ValueError(f"the baseline {POPULARITY!r} needs the column of the item: name it, item=…")
         return self
 
+    @property
+    def needs_champion(self) -> bool:
+        """Whether the version is compared with the champion, over all rows or on slices."""
+        by_slice = self.slices is not None and self.slices.against == "champion"
+        return by_slice or self.max_champion_ratio is not None
+
     def unmeasurable(self, outcome: Outcome) -> dict[str, str]:
         """Name the limits that answers of this outcome cannot show, each with the remedy; the default `max_ece` is no demand."""
         named = {aspect.removeprefix("gate."): text for aspect, text in MEANINGS[outcome].refused.items()}

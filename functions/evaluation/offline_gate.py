@@ -142,7 +142,7 @@ def evaluate_gate(
             registry, judged, demand, dataset=dataset, label=label, baseline_set=baseline_set
         )
     refuse_training_data(judged, dataset)
-    champion = registry.find_version(model, _CHAMPION) if gate.max_champion_ratio is not None else None
+    champion = registry.find_version(model, _CHAMPION) if gate.needs_champion else None
     table = Table(registry.store, dataset.name).read(version=dataset.version)
     try:
         measured = _measure(registry, judged, champion, table, label, gate, baseline_set)
@@ -231,7 +231,7 @@ def _champions_answers(
     if (others.name, others.classes) != (kind.name, kind.classes):
         raise EvaluationError(
             f"champion {champion.version} answers for {others.name} {list(others.classes)}, the version for {kind.name} "
-            f"{list(kind.classes)}: they cannot be compared; set max_champion_ratio=None"
+            f"{list(kind.classes)}: they cannot be compared; leave max_champion_ratio and slices against the champion out"
         )
     return _opened(registry, champion, kind)(table)
 

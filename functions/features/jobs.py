@@ -340,7 +340,12 @@ def feature_health(
     views: Views = None,
     span_hours: SpanHours = 24.0,
     samples: Annotated[
-        int, Field(description="Number of each view's newest rows that are shown, personal values masked.")
+        int,
+        Field(
+            ge=0,
+            le=1_000,
+            description="Number of each view's newest rows that are shown, personal values masked.",
+        ),
     ] = 3,
 ) -> list[ViewHealth]:
     """Measure how fresh and how full views are, how much of them is online, and show their newest rows.

@@ -51,7 +51,7 @@ AgainUpTo = Annotated[
     Field(
         description=(
             "Event time before which it is loaded again, with an offset from UTC; "
-            "now unless given, and of no effect without `start`."
+            "now unless given, and only with `start`."
         )
     ),
 ]
@@ -92,9 +92,10 @@ def load_source(
 
     With `start` it loads what happened from then on, before `end`, wherever the source was read up to: rows that are
     not stored as they are there. The source must then say what is `unique`.
-    Raises: UnknownDefinition; UnreadableSource if it cannot be read as declared, and UnexpectedRows if too many rows do not
-    fit: then nothing is stored.
+    Raises: InvalidInput for `end` alone; UnknownDefinition; UnreadableSource if it cannot be read as declared, and
+    UnexpectedRows if too many rows do not fit: then nothing is stored.
     """
+    _check_range(start, end)
     table = context().features().source_table(source)
     reads = table.source.reads
     needed = reads.secret_names if isinstance(reads, SqlTable | IcebergRows) else []
@@ -119,8 +120,9 @@ def refresh_features(
 
     A range of the sources is loaded again as `load_source` does.
     Safe to repeat, and to kill, at any time; `materialize` brings the rows online.
-    Raises: RefreshError, once all others had their turn; UnknownDefinition.
+    Raises: RefreshError, once all others had their turn; InvalidInput for `end` alone; UnknownDefinition.
     """
+    _check_range(start, end)
     features = context().features()
     chosen = _with_sources(features.list_feature_views(), views)
     loads: list[SourceLoad] = []
@@ -142,6 +144,13 @@ def refresh_features(
     if failed:
         raise RefreshError("; ".join(f"{name}: {text}" for name, text in failed.items()))
     return FeatureRefresh(loads=loads, views=refreshed)
+
+
+def _check_range(start: datetime | None, end: datetime | None) -> None:
+    if start is None and end is not None:
+        raise InvalidInput(
+            f"end={end.isoformat()} ends what is loaded again, and there is no start: give start, or leave end out"
+        )
 
 
 def refresh_service(service: str) -> FeatureRefresh:
@@ -167,7 +176,7 @@ def source_status(
     sources: Annotated[
         list[str] | None, Field(description="Names of batch sources; all of the project unless given.")
     ] = None,
-    loads: Annotated[int, Field(description="Number of each source's last loads that are listed.")] = 5,
+    loads: Annotated[int, Field(ge=0, description="Number of each source's last loads that are listed.")] = 5,
 ) -> list[SourceStatus]:
     """Tell of batch sources what they read, what their last loads brought, and which views use them.
 

@@ -16,8 +16,6 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Table
 
-_MOST_PARTS = 100
-
 
 class HealthPoint(BaseModel):
     """Figure of a view at a time: `rows`, `freshness_s`, `recent_rows`, `coverage`, or the `fill` of a feature."""
@@ -40,14 +38,14 @@ def feature_statistics(view: View, span_hours: SpanHours = 24.0) -> list[Feature
 def feature_course(
     view: View,
     span_hours: SpanHours = 24.0,
-    parts: Annotated[int, Field(description="Number of equal parts of the span, in [1, 100].")] = 12,
+    parts: Annotated[
+        int, Field(ge=1, le=100, description="Number of equal parts of the span, 100 at most.")
+    ] = 12,
 ) -> list[PartStatistics]:
     """Compute the distribution of each feature over equal parts of the newest span of a view's rows, oldest first.
 
-    Raises: UnknownDefinition; ValueError for parts or a span out of range.
+    Raises: UnknownDefinition.
     """
-    if not 1 <= parts <= _MOST_PARTS:
-        raise ValueError(f"parts={parts} must lie between 1 and {_MOST_PARTS}")
     return view_course(context().features(), view, span=timedelta(hours=span_hours), parts=parts)
 
 

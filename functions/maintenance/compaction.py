@@ -45,10 +45,12 @@ def compact_tables(
     grace_days: Annotated[
         float,
         Field(
+            ge=1,
+            le=36_500,
             description=(
                 "Days that a file of predictions, labels or findings must be out of use before it is deleted; "
                 "at least 1."
-            )
+            ),
         ),
     ] = 7.0,
 ) -> list[Compaction]:

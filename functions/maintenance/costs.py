@@ -23,17 +23,17 @@ from toque.functions.runtime.function import function
 )
 def sum_costs(
     days: Annotated[
-        int, Field(description="Number of days (UTC) that are summed, at least 1; the last of them is today.")
+        int,
+        Field(
+            ge=1, le=36_500, description="Number of days (UTC) that are summed; the last of them is today."
+        ),
     ] = 30,
 ) -> int:
     """Sum the receipts of the invocations of the last days, and keep the sums; returns how many ended.
 
     A day is summed once: what is kept of it is only added to. The newest days come first; killed and repeated, it goes on where it was,
     some hundred invocations before at most.
-    Raises: ValueError for less than one day.
     """
-    if days < 1:
-        raise ValueError(f"days={days} must be 1 at least, which is today")
     ledger = ledger_of(context())
     first = ledger.clock().astimezone(UTC).date() - timedelta(days=days - 1)
     return sum(row.invocations for row in costs_since(ledger, first))

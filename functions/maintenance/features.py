@@ -49,7 +49,12 @@ def expire_features(
 def erase_features(
     views: Views = None,
     grace_days: Annotated[
-        float, Field(description="Days that a file must be out of use before it is deleted; at least 1.")
+        float,
+        Field(
+            ge=1,
+            le=36_500,
+            description="Days that a file must be out of use before it is deleted; at least 1.",
+        ),
     ] = 30.0,
 ) -> list[Upkeep]:
     """Delete files that compaction and expiry have taken out of use; training sets keep their own rows.

@@ -42,7 +42,7 @@ Kind = Literal["feature", "slice", "table", "version", "incident"]
 _BEYOND_CHANCE = 3.0  # standard errors above which a part is reported
 _NEARLY_ALL = 0.95  # of the rows
 _SLICES, _MIN_ROWS = 10, 30
-_MIN_CHANGED_ROWS = 50
+MIN_CHANGED_ROWS = 50
 
 
 class Cause(BaseModel):
@@ -281,6 +281,7 @@ class SliceOptions(BaseModel):
     clip: Clip = 0.01
     cohort: timedelta = Field(
         default=timedelta(days=1),
+        gt=timedelta(0),
         description="Length of the windows whose rows count as one observation, since they share their weather.",
     )
     depth: int = Field(default=2, ge=1, le=2, description="Number of columns that a slice may combine.")
@@ -418,8 +419,8 @@ def find_changes(
     rows = feature_table(read(run.now - timedelta(days=days), run.now), columns)
     requested = sample_rows(rows, max_rows)
     sizes = {"rows_training": trained.num_rows, "rows": requested.num_rows}
-    if min(sizes.values()) < _MIN_CHANGED_ROWS:
-        text = f"{requested.num_rows} requests, {trained.num_rows} training rows: {_MIN_CHANGED_ROWS} of each are needed"
+    if min(sizes.values()) < MIN_CHANGED_ROWS:
+        text = f"{requested.num_rows} requests, {trained.num_rows} training rows: {MIN_CHANGED_ROWS} of each are needed"
         return ChangeFindings(model=run.model, version=champion.version, text=text, **sizes)
     rng = np.random.default_rng(0)  # the same rows give the same answer
     found = domain_classifier(feature_arrays(trained, columns), feature_arrays(requested, columns), rng=rng)

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.meanings import MEANINGS, Loss
 from toque.functions.evaluation.outcome_kinds import outcome_kind
@@ -65,14 +65,6 @@ class EstimateMonitor(BaseModel):
             "numbers and counts are learnt from."
         ),
     )
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.cohort <= timedelta(0) or self.label_delay < timedelta(0):
-            raise ValueError(
-                f"cohort must be longer than zero and label_delay not below it, got {self.cohort}, {self.label_delay}"
-            )
-        return self
 
 
 class EstimateState(CohortState):

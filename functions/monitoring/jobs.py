@@ -15,6 +15,7 @@ from toque.functions.arguments import Model
 from toque.functions.generative import is_generative
 from toque.functions.monitoring.alarms import Alarm, Alarms
 from toque.functions.monitoring.diagnosis import (
+    MIN_CHANGED_ROWS,
     ChangeFindings,
     SliceFindings,
     SliceOptions,
@@ -266,10 +267,13 @@ def worst_slices(
 @function(http=True, timeout_s=300)
 def what_changed(
     model: Model,
-    days: Annotated[int, Field(description="Days of requests, counted back from now.")] = 7,
+    days: Annotated[int, Field(ge=1, le=36_500, description="Days of requests, counted back from now.")] = 7,
     max_rows: Annotated[
         int,
-        Field(description="Most requests, and rows of the training set, that are compared; drawn at random."),
+        Field(
+            ge=MIN_CHANGED_ROWS,
+            description="Most requests, and rows of the training set, that are compared; drawn at random.",
+        ),
     ] = 5_000,
 ) -> ChangeFindings | None:
     """Find the features that tell the last days' requests from the champion's training set; None without a champion.

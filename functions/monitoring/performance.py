@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.meanings import Loss
 from toque.functions.evaluation.realised_loss import Scored
@@ -113,13 +113,6 @@ class PerformanceMonitor(BaseModel):
         description="Level of the detector above which it alarms, in spreads between cohorts.",
     )
     lookback: Lookback = timedelta(days=28)
-
-    @field_validator("cohort")
-    @classmethod
-    def _some_time(cls, cohort: timedelta) -> timedelta:
-        if cohort <= timedelta(0):
-            raise ValueError(f"cohort must be longer than zero, got {cohort}")
-        return cohort
 
 
 class Cohort(BaseModel):

@@ -9,11 +9,15 @@ from pydantic import Field
 
 CohortLength = Annotated[
     timedelta,
-    Field(description="Length of the cohorts, windows of prediction time, by which rows are judged."),
+    Field(
+        gt=timedelta(0),
+        description="Length of the cohorts, windows of prediction time, by which rows are judged.",
+    ),
 ]
 Delay = Annotated[timedelta, Field(description="Time after a cohort's end from which it is judged.")]
 LabelDelay = Annotated[
-    timedelta, Field(description="Time after a cohort's end from which its labels count as complete.")
+    timedelta,
+    Field(ge=timedelta(0), description="Time after a cohort's end from which its labels count as complete."),
 ]
 Lookback = Annotated[timedelta, Field(description="How far back a monitor without a state begins.")]
 Clip = Annotated[
@@ -44,3 +48,9 @@ LastWindows = Annotated[
         description="Last windows of which `k` raise an alarm; it is over once none of them has drifted.",
     ),
 ]
+
+
+def check_windows(k: int, n: int) -> None:
+    """Check that `k` of the last `n` windows can have drifted. Raises: ValueError."""
+    if k > n:
+        raise ValueError(f"k of n windows needs k <= n, got k={k}, n={n}: lower k, or raise n")

@@ -173,7 +173,7 @@ def _first_hours(
     drift = DriftMonitor(
         window=1, alpha=monitor.alpha, min_effect=monitor.min_effect, min_null_change=monitor.min_effect
     )
-    reference = reference_of(run, champion, drift)
+    reference = reference_of(run, champion, drift, folder="skew/")
     window = reference.sketch.window(feature_table(rows, FeatureColumns.of(champion)))
     report, _ = compare_window(reference, [(0, window)], drift)
     reasons = {one.column: one.reason for one in report.columns}

@@ -33,6 +33,7 @@ from toque.functions.monitoring.settings import (
     Lookback,
     Window,
     WindowsDrifted,
+    check_windows,
 )
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
@@ -78,8 +79,7 @@ class VectorMonitor(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.k > self.n:
-            raise ValueError(f"k of n windows needs k <= n, got k={self.k}, n={self.n}")
+        check_windows(self.k, self.n)
         if not self.embeddings and not self.texts:
             raise ValueError(
                 "a VectorMonitor needs embeddings or texts; without either there is nothing to watch"

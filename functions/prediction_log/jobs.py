@@ -76,10 +76,15 @@ def _shared(used: Context, redis_url: str) -> DrainResult:
 
 @function(resources=Resources(num_cpus=0))  # trainings that hold every CPU do not hold up the log
 def drain_share(
-    index: Annotated[int, Field(description="Number of the share, in [0, count).")],
-    count: Annotated[int, Field(description="Number of shares that the writers are divided into.")],
+    index: Annotated[int, Field(ge=0, description="Number of the share, in [0, count).")],
+    count: Annotated[int, Field(ge=1, description="Number of shares that the writers are divided into.")],
 ) -> DrainResult:
-    """Move the records of one share of the writers. Raises: as `drain_predictions`."""
+    """Move the records of one share of the writers.
+
+    Raises: as `drain_predictions`; ValueError if there is no such share.
+    """
+    if index >= count:
+        raise ValueError(f"index={index} of count={count} shares: they are numbered 0 to {count - 1}")
     used = context()
     if used.redis_url is None:
         raise PredictionLogError("the prediction log needs Redis; set TOQUE_REDIS_URL")

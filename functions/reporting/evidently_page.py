@@ -42,9 +42,15 @@ class EvidentlyReport(BaseModel):
 @function(http=True, timeout_s=900)
 def evidently_report(
     model: Model,
-    days: Annotated[int, Field(description="Days up to now whose requests are compared.")] = 7,
+    days: Annotated[
+        int, Field(ge=1, le=36_500, description="Days up to now whose requests are compared.")
+    ] = 7,
     max_rows: Annotated[
-        int, Field(description="Rows of each side at most; of more, a random sample, always the same one.")
+        int,
+        Field(
+            ge=_FEWEST,
+            description="Rows of each side at most; of more, a random sample, always the same one.",
+        ),
     ] = 5_000,
 ) -> EvidentlyReport:
     """Write evidently's page of data drift of the last days' requests against the champion's training set into the store.

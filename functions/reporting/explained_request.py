@@ -19,7 +19,6 @@ from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, NotFound
 
 _MOMENT = timedelta(milliseconds=1)
-_FEWEST_SAMPLES, _MOST_SAMPLES = 2, 1_000  # two are an order and its reverse
 _AT_ONCE = 10_000  # rows of one moment
 
 
@@ -48,10 +47,12 @@ def explain_prediction(
     samples: Annotated[
         int,
         Field(
+            ge=2,  # an order and its reverse
+            le=1_000,
             description=(
                 "Orders of the features that are tried, 2 to 1,000; "
                 "the error of an attribution falls with its root."
-            )
+            ),
         ),
     ] = SAMPLES,
     baseline: Annotated[
@@ -66,8 +67,6 @@ def explain_prediction(
     Raises: NotFound; ValueError if it was not answered, the log does not hold its inputs as the model saw them, the version
     cannot be loaded here, or its answer cannot be explained so.
     """
-    if not _FEWEST_SAMPLES <= samples <= _MOST_SAMPLES:
-        raise ValueError(f"samples={samples} must lie between {_FEWEST_SAMPLES} and {_MOST_SAMPLES}")
     used = context()
     version = _version_of(used, model, prediction_id, predicted_at)
     row = _logged(used, version, prediction_id, predicted_at)

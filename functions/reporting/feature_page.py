@@ -26,7 +26,9 @@ def feature_report(
     span_hours: Annotated[
         SpanHours, Field(description="Hours of the newest event time that are read, up to ten years.")
     ] = 24.0,
-    samples: Annotated[int, Field(description="Number of the newest rows that are shown.")] = 5,
+    samples: Annotated[
+        int, Field(ge=0, le=1_000, description="Number of the newest rows that are shown.")
+    ] = 5,
 ) -> str:
     """Write the page of one view into the store; returns its key, `reports/features-{view}.html`.
 

@@ -168,7 +168,8 @@ def alarm_report(
         Field(description="Key of the alarm, as `standing_alarms` tells it; the newest one unless given."),
     ] = None,
     days_before: Annotated[
-        int, Field(description="Days before the alarm's window that the window is held against.")
+        int,
+        Field(ge=1, le=36_500, description="Days before the alarm's window that the window is held against."),
     ] = 28,
 ) -> AlarmReport:
     """Say what changed behind an alarm, ordered by its part in the loss, and write that as a page into the store.

@@ -21,6 +21,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore, FeatureView, Vector
+from toque.featurestore.vectors import MOST
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.metrics.probabilities import Interval
 from toque.functions.retrieval.embedding import EMBEDDING, Embedder, embedder_of
@@ -32,6 +33,8 @@ from toque.functions.runtime.spans import span
 from toque.registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
 _RESAMPLES, _TAIL = 2_000, 2.5  # of the bootstrap; per cent beyond each end
+_CHUNKS_A_DOCUMENT: Final = 4
+"""Chunks that are searched for each document to be found, since several may be of one."""
 _WRITTEN_AT_ONCE: Final = 256
 """Chunks of one commit: a run that is killed keeps the vectors of those before."""
 _STEPS: Final = pa.schema(
@@ -166,7 +169,7 @@ def refresh_documents(
 def retrieve(
     view: DocumentView,
     question: Annotated[str, Field(description="Text to which chunks are looked up.")],
-    k: Annotated[int, Field(description="Number of chunks to find, in [1, 1000].")] = 4,
+    k: Annotated[int, Field(ge=1, le=MOST, description="Number of chunks to find, 1,000 at most.")] = 4,
 ) -> Retrieved:
     """Find the `k` chunks of a view that are nearest to a question, with what an answer's log needs to say where they are from.
 
@@ -193,7 +196,9 @@ def evaluate_retrieval(
     k: Annotated[
         int,
         Field(
-            description="Number of documents, nearest first, that each question is scored by, in [1, 250]."
+            ge=1,
+            le=MOST // _CHUNKS_A_DOCUMENT,
+            description="Number of documents, nearest first, that each question is scored by, 250 at most.",
         ),
     ] = 4,
     threads: EmbedderThreads = 1,
@@ -208,9 +213,7 @@ def evaluate_retrieval(
     steps: list[tuple[Retrieved, list[str], StepScore]] = []
     with _embedder(_view(features, view), threads) as embed:
         for question, relevant in questions:
-            found = _retrieved(
-                features, view, question, 4 * k, embed
-            )  # several chunks may be of one document
+            found = _retrieved(features, view, question, _CHUNKS_A_DOCUMENT * k, embed)
             names = [each.document for each in found.passages]
             steps.append((found, relevant, score_step(names, relevant, k=k)))
     scores = score_retrieval([score for _, _, score in steps], k=k)

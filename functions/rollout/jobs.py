@@ -142,7 +142,7 @@ def start_rollout(
     Raises: RolloutActive while another version is under way; RolloutError if one cannot be served, the loss is none of texts
     and the version a language model's, or a guardrail names a score that nobody makes.
     """
-    policy = _fitting(policy or declared_policy(model), model, version)
+    policy = fitting_policy(policy or declared_policy(model), model, version)
     _check_scores(policy, model)
     return rollouts(model).start(version, policy, reason=reason, rivals=rivals)
 
@@ -244,7 +244,7 @@ def explain_rollout(
     return rollouts(model).explain(entry)
 
 
-def _fitting(policy: RolloutPolicy, model: str, version: int) -> RolloutPolicy:
+def fitting_policy(policy: RolloutPolicy, model: str, version: int) -> RolloutPolicy:
     """Give a language model's rollout a loss of texts: what users correct is paired with both answers, thumbs are not a truth.
 
     Raises: RolloutError if the policy names another loss.

@@ -119,13 +119,17 @@ def _brought() -> dict[str, str]:
 def run_training(registry: Registry, job: TrainingJob, prices: Prices | None) -> Trained:
     """Train in a run of its own, and register the next version if asked.
 
-    Raises: TrainingError as the trainer does, and if its files cannot be served; the run is then FAILED, nothing is registered. Also if
-    its environment is not that of this process.
+    Raises: TrainingError as the trainer does, and if its files cannot be served; the run is then FAILED, nothing is registered. Also, before
+    there is a run, if its environment is not that of this process, or it starts from a version and the trainer cannot.
     """
     if job.environment is not None and job.environment != in_force():
         raise TrainingError(
             f"environment={str(job.environment)!r} and this process has {str(in_force())!r}: only a submitted call has one, and "
             "gives it to all that it starts; submit the training, or leave it out"
+        )
+    if job.start_from is not None and not job.trainer.warm_starts:
+        raise TrainingDataError(
+            f"start_from={job.start_from}: trainer {job.trainer.kind!r} of {job.model!r} cannot begin with a version; leave it out"
         )
     used = [] if job.training_set is None else [job.training_set]
     with registry.start_run(

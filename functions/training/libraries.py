@@ -60,6 +60,7 @@ class BoostedTrees(Trainer):
     """
 
     data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {"min_category_rows", "max_categories"}
+    warm_starts: ClassVar[bool] = False
 
     rounds: int = Field(default=500, ge=1)
     early_stopping: int = Field(default=30, ge=1)
@@ -213,6 +214,7 @@ class Sklearn(Trainer):
     """
 
     kind: ClassVar[str] = "sklearn"
+    warm_starts: ClassVar[bool] = False
     trusted_types: ClassVar[frozenset[str]] = frozenset(
         {
             "sklearn.tree._tree.Tree",

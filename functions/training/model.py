@@ -109,7 +109,9 @@ def train_model(
     tags: Tags = None,
     start_from: Annotated[
         int | None,
-        Field(description="Version of the model that the trainer begins with, if it can; none unless given."),
+        Field(
+            description="Version of the model that the trainer begins with, refused if it cannot; none unless given."
+        ),
     ] = None,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it
     card: Card = None,

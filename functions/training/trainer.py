@@ -106,13 +106,15 @@ class Trainer(BaseModel, ABC):
 
     Rows are held out to stop, to calibrate and to measure. Whole days are drawn over the whole time range, so that the
     newest rows are learnt from too. kind: name that stands in the version's tags; data_settings: fields that decide which
-    rows are compared, so that no sweep varies them; trusted_types: classes that its files name, as scikit-learn's trees.
+    rows are compared, so that no sweep varies them; warm_starts: whether it reads the request's `start_from`, as one of a project
+    may: where it does not, such a training is refused; trusted_types: classes that its files name, as scikit-learn's trees.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: ClassVar[str] = "trainer"
     data_settings: ClassVar[frozenset[str]] = frozenset({"split", "valid_fraction", "seed"})
+    warm_starts: ClassVar[bool] = True
     trusted_types: ClassVar[frozenset[str]] = frozenset()
 
     split: SplitBy = "days"

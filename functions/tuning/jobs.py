@@ -34,11 +34,15 @@ from toque.functions.tuning.space import (
     grid_points,
     population_points,
     population_space,
+    refuse_grid_samples,
 )
 from toque.registry import Run, TableSnapshot
 
 if TYPE_CHECKING:
     from toque.functions.tuning.tracking import TrialTracker
+
+
+_SAMPLES = 4
 
 
 class Stretch(BaseModel):
@@ -111,9 +115,12 @@ def tune_tabular(
     num_samples: Annotated[
         int,
         Field(
-            description="Number of trials, two at least of a population; a grid tries all its combinations instead."
+            description=(
+                "Number of trials, two at least of a population; a grid tries all its combinations instead, and refuses another "
+                "number than the default."
+            )
         ),
-    ] = 4,
+    ] = _SAMPLES,
     max_epochs: Annotated[
         int | None, Field(description="Epochs of the longest trial; those of `params` unless given.")
     ] = None,
@@ -175,6 +182,7 @@ def tune_tabular(
     from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
     from toque.functions.tuning.trials import TrialResources
 
+    refuse_grid_samples(search, num_samples, default=_SAMPLES)
     _check(params, limits, search, copy_every)
     _check_stack(stack, params, space or {}, search)
     base = params if max_epochs is None else params.model_copy(update={"epochs": max_epochs})
@@ -245,8 +253,7 @@ def _check(params: TabularParams, limits: Limits, search: Search, copy_every: in
         raise TrainingDataError(
             f"params.rows_in={params.rows_in!r}: a sweep's trials share rows in memory; sweep on a part of the rows"
         )
-    if limits.money is not None and context().prices is None:
-        raise TrainingError(f"limits.money={limits.money:g} needs prices: set TOQUE_PRICES, or leave it out")
+    limits.check_prices(context().prices)
 
 
 def _check_stack(stack: int, params: TabularParams, space: Space, search: Search) -> None:

@@ -32,11 +32,20 @@ from toque.functions.training.params import digest_of, run_params
 from toque.functions.training.request import LOSS, TrialStopped, Workers
 from toque.functions.training.trainer import Cost, Trainer
 from toque.functions.tuning.asha import FACTOR, rung_after
-from toque.functions.tuning.space import Limits, Space, TpeSampler, draw_points, grid_points, require_tunable
+from toque.functions.tuning.space import (
+    Limits,
+    Space,
+    TpeSampler,
+    draw_points,
+    grid_points,
+    refuse_grid_samples,
+    require_tunable,
+)
 from toque.registry import ObjectStore, Run, RunRecord, TableSnapshot
 
 Direction = Literal["min", "max"]
 ModelSearch = Literal["random", "grid", "optuna"]
+_SAMPLES = 8
 _LOOK_S = 0.05  # between looks which trial has ended
 
 
@@ -141,8 +150,11 @@ def tune_model(
     ],
     *,
     num_samples: Annotated[
-        int, Field(description="Number of trials; a grid tries all its combinations instead.")
-    ] = 8,
+        int,
+        Field(
+            description="Number of trials; a grid tries all its combinations instead, and refuses another number than the default."
+        ),
+    ] = _SAMPLES,
     search: Annotated[
         ModelSearch,
         Field(
@@ -164,7 +176,12 @@ def tune_model(
     ] = None,
     limits: Annotated[
         Limits,
-        Field(description="Resources of all trials; once a limit is reached, no further trial begins."),
+        Field(
+            description=(
+                "Resources of all trials that have ended, also by failing or in an earlier call of the same sweep; once a limit "
+                "is reached, no further trial begins."
+            )
+        ),
     ] = Limits(),  # noqa: B008 - frozen
     experiment: Annotated[
         str | None,
@@ -181,9 +198,11 @@ def tune_model(
 
     The first trial has the declared parameters. `limit_s` kills a submitted call with its trials; `limits` let them end.
     A sweep called again with the same arguments repeats no trial that has ended.
-    Raises: ProjectError if the project does not define the model; TrainingDataError for a space that cannot be used; TrainingError if
-    every trial fails.
+    Raises: ProjectError if the project does not define the model; TrainingDataError for a space that cannot be used, or a number of
+    samples of a grid; TrainingError if every trial fails, or money is limited without prices.
     """
+    limits.check_prices(context().prices)
+    refuse_grid_samples(search, num_samples, default=_SAMPLES)
     definition: TrainableModel = model_definition(context().project, model)
     wanted = objectives or {LOSS: "min"}
     sweep = _Sweep(definition.learner, space, num_samples, search, seed)
@@ -314,8 +333,8 @@ class _Proposals:
         for number in range(len(points) if sampler is None else sweep.count):
             if number in self._done:
                 continue
-            ended = {**self._done, **_ended(self._experiment, self._key)} if sampler or self._limited else {}
-            self.stopped = self._limit_reached(ended.values())
+            ended = {**self._done, **_ended(self._experiment, self._key)} if sampler else {}
+            self.stopped = self._limit_reached() if self._limited else None
             if self.stopped:
                 return
             if sampler is None:
@@ -329,8 +348,10 @@ class _Proposals:
     def _limited(self) -> bool:
         return self._limits != Limits()
 
-    def _limit_reached(self, ended: Any) -> str | None:
-        runs = [context().registry().get_run(each.run_id).record().metrics for each in ended]
+    def _limit_reached(self) -> str | None:
+        # A failed trial cost, too; what a running one costs is known when it ends.
+        ended = _trial_runs(self._experiment, self._key, "attributes.status != 'RUNNING'")
+        runs = [run.metrics for run in ended]
         cost = Cost(
             cpu_hours=sum(each.get("cpu_hours", 0.0) for each in runs),
             gpu_hours=sum(each.get("gpu_hours", 0.0) for each in runs),
@@ -341,9 +362,13 @@ class _Proposals:
 
 def _ended(experiment: str, key: str) -> dict[int, ModelTrial]:
     """Trials of a sweep that have ended well, by number, also those of an attempt that was killed."""
-    where = f"tags.kind = 'trial' AND tags.sweep_key = '{key}' AND attributes.status = 'FINISHED'"
-    runs: Sequence[RunRecord] = context().registry().search_runs(experiment, where)
+    runs = _trial_runs(experiment, key, "attributes.status = 'FINISHED'")
     return {int(run.tags["trial"]): _trial_of(run) for run in runs}
+
+
+def _trial_runs(experiment: str, key: str, where: str) -> list[RunRecord]:
+    mine = f"tags.kind = 'trial' AND tags.sweep_key = '{key}' AND {where}"
+    return context().registry().search_runs(experiment, mine)
 
 
 def _trial_of(run: RunRecord) -> ModelTrial:

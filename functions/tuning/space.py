@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, Self, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from toque.functions.runtime.receipt import Prices
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.params import TabularParams
 from toque.functions.training.trainer import Cost, Trainer
@@ -72,6 +73,13 @@ class Limits(BaseModel):
         gt=0,
         description="Cost of all trials together, by the prices of TOQUE_PRICES, which it needs; any unless given.",
     )
+
+    def check_prices(self, prices: Prices | None) -> None:
+        """Check that money can be counted if it is limited. Raises: TrainingError if there are no prices."""
+        if self.money is not None and prices is None:
+            raise TrainingError(
+                f"limits.money={self.money:g} needs prices: set TOQUE_PRICES, or leave it out"
+            )
 
     def reached(self, *, hours: float, cost: Cost) -> str | None:
         """Name the limit that a sweep of so many hours and this cost has reached; None if it may continue."""
@@ -231,6 +239,15 @@ def _settings(base: AnyTrainer, changes: Iterable[Mapping[str, Any]]) -> list[An
         return [base.with_parameters(each) for each in changes]
     except TrainingDataError as error:
         raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error
+
+
+def refuse_grid_samples(search: Search, num_samples: int, *, default: int) -> None:
+    """Refuse a number of samples of a grid, whose combinations the space says. Raises: TrainingDataError."""
+    if search == "grid" and num_samples != default:
+        raise TrainingDataError(
+            f"num_samples={num_samples} with search='grid': a grid tries all combinations of the space; leave it out, or search "
+            "otherwise"
+        )
 
 
 class TpeSampler(Generic[AnyTrainer]):

@@ -124,7 +124,8 @@ def evaluate_likelihoods(
     others may be given.
     Raises: as `evaluate_answers` does, but EngineDown.
     """
-    gate = gate or AnswerGate(name="likelihood", scorers=(Scorer(kind="likelihood"),))
+    if gate is None:  # its scorers are no wish of the caller's, which a policy with others would refuse
+        gate = AnswerGate.model_construct({"name"}, name="likelihood", scorers=(Scorer(kind="likelihood"),))
     return _evaluated(model, version, dataset, gate, label, partial(_by_likelihoods, label=label))
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
 from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
@@ -33,6 +33,7 @@ from toque.functions.monitoring.settings import (
     MinNullChange,
     Window,
     WindowsDrifted,
+    check_windows,
 )
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
@@ -74,6 +75,11 @@ class AnswerMonitor(BaseModel):
     k: WindowsDrifted = 3
     n: LastWindows = 4
     lookback: Lookback = timedelta(days=10)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        check_windows(self.k, self.n)
+        return self
 
     @property
     def windows(self) -> DriftMonitor:
@@ -166,7 +172,8 @@ def _state(run: MonitorRun, champion: ModelVersion, monitor: AnswerMonitor, due:
     needed = _PATIENCE * monitor.reference_cohorts + monitor.window
     if state is not None and state.version == champion.version:
         if _find_reference(run, champion, monitor) is None:  # cohorts of long ago are no beginning any more
-            return state.model_copy(update={"next_cohort": max(state.next_cohort, due - needed)})
+            begin = max(state.next_cohort, due - needed)
+            return state.model_copy(update={"next_cohort": begin, "sketches": ()})
         return state
     begin = due - (max(needed, monitor.lookback // monitor.cohort) if state is not None else needed)
     return DriftState(version=champion.version, next_cohort=begin)

@@ -29,6 +29,7 @@ from toque.functions.monitoring.settings import (
     MinNullChange,
     Window,
     WindowsDrifted,
+    check_windows,
 )
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.stats import k_of_n
@@ -97,10 +98,7 @@ class DriftMonitor(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.k > self.n:
-            raise ValueError(f"k of n windows needs k <= n, got k={self.k}, n={self.n}")
-        if self.cohort <= timedelta(0):
-            raise ValueError(f"cohort must be longer than zero, got {self.cohort}")
+        check_windows(self.k, self.n)
         if self.season in _LENGTHS and not self.periods:
             raise ValueError(
                 f"a season of a {self.season} needs cohorts that divide it, got {self.cohort}: shorten cohort"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,8 @@ _SUBJECT = "features"
 TIMES = ("event_timestamp", "prediction_time")
 """Columns of a training set that may hold its rows' time."""
 _REFERENCE_COHORTS = 120  # cohorts of the training set from which the likeness of rows is taken
+# 0.1 recorded no `reference_rows`: under its default its sketches stay, since their training sets may be gone.
+_UNRECORDED_ROWS = 200_000
 
 
 FindSpoiled = Callable[[datetime, datetime], Mapping[str, str]]
@@ -58,10 +61,11 @@ def watch_features(
     grid, logged = Cohorts(monitor.cohort), FeatureColumns.of(champion)
     due = grid.index(run.now - monitor.delay)
     state = _state(run, champion, monitor, grid)
-    first = state.next_cohort
-    if first >= due:
-        return run.nothing_due(monitor, champion, first, monitor.delay)
+    if state.next_cohort >= due:
+        return run.nothing_due(monitor, champion, state.next_cohort, monitor.delay)
     reference = reference_of(run, champion, monitor)
+    state = _in_bins_of(reference.sketch, state, monitor)
+    first = state.next_cohort
     sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
     alarms, findings, text = [], [], ""
     for index, sketch in sketches:
@@ -75,6 +79,18 @@ def watch_features(
     return run.conclude(
         monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
     )
+
+
+def _in_bins_of(like: TableSketch, state: DriftState, monitor: DriftMonitor) -> DriftState:
+    """Have the window's cohorts counted again if they were in other bins, as under other settings; none is judged twice."""
+    if all(_bins(TableSketch.from_dict(one)) == _bins(like) for one in state.sketches[-1:]):
+        return state
+    again = min(len(state.sketches), monitor.kept - 1)
+    return state.model_copy(update={"sketches": (), "next_cohort": state.next_cohort - again})
+
+
+def _bins(sketch: TableSketch) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    return {name: (column.kind, column.bins) for name, column in sketch.columns.items()}
 
 
 def _sketches(
@@ -100,9 +116,12 @@ def _sketches(
         yield index, like.window(rows.slice(bounds[place], bounds[place + 1] - bounds[place]))
 
 
-def reference_of(run: MonitorRun, version: ModelVersion, monitor: DriftMonitor) -> Reference:
+def reference_of(
+    run: MonitorRun, version: ModelVersion, monitor: DriftMonitor, *, folder: str = ""
+) -> Reference:
     """Load the reference of a version from the store, or build it from its training set.
 
+    folder: where a monitor with settings of its own keeps it, as in "skew/", so that two do not replace each other's.
     Raises: ValueError if the version has no training set on record; NotFound if that is gone and no sketch was kept.
     """
     columns = FeatureColumns.of(version).select(monitor.columns)
@@ -112,11 +131,12 @@ def reference_of(run: MonitorRun, version: ModelVersion, monitor: DriftMonitor) 
         "bins": monitor.bins,
         "cohort_s": monitor.cohort.total_seconds(),
         "season": monitor.season,
+        "reference_rows": monitor.reference_rows,
     }
-    key = f"monitoring/{run.model}/reference/{version.version}.json"
+    key = f"monitoring/{run.model}/reference/{folder}{version.version}.json"
     kept = run.store.find(key)
     if kept is not None:
-        stored = json.loads(kept)
+        stored: dict[str, Any] = {"reference_rows": _UNRECORDED_ROWS} | json.loads(kept)
         if all(stored.get(name) == value for name, value in made.items()):
             return Reference.from_dict(stored)
     reference = _build(run.store, version, columns, monitor)

@@ -7,8 +7,8 @@ cohorts before it, at first those of the training set, so that a season stays qu
 - constant: a column that always varied stands still. unit: its quartiles jump to where a known conversion puts them.
 - volume: far fewer or more rows than in any healthy cohort. freshness: a view's newest row is too old.
 
-Weather halves overnight too. So F to C and the like are looked for only in columns whose unit is declared, and only from that
-unit; in all others factors of eight and more are, which the world does not bring by itself.
+A change of unit is looked for only in columns whose unit is declared, and only from that unit: weather halves overnight, and a
+delay grows tenfold in a storm.
 """
 
 from __future__ import annotations
@@ -35,9 +35,7 @@ Fault = Literal["schema", "nulls", "ranges", "constant", "unit", "freshness", "v
 JUMP = 2.6
 """Spreads between cohorts from which a move is a jump."""
 _NEAR_COHORTS = 14  # last cohorts, over which a season hardly moves
-# A conversion must bring the quartiles so many times nearer than the old unit does.
-_MIN_RATIO, _MIN_RATIO_UNDECLARED = 2.0, 4.0
-_LARGE_FACTOR = 8.0  # smallest factor that is looked for without a declared unit
+_MIN_RATIO = 2.0  # a conversion must bring the quartiles so many times nearer than the old unit does
 _MAD_TO_SD = 1.4826
 
 
@@ -120,8 +118,6 @@ class QualityMonitor(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.cohort <= timedelta(0):
-            raise ValueError(f"cohort must be longer than zero, got {self.cohort}")
         for name, (least, most) in self.ranges.items():
             if least is not None and most is not None and least > most:
                 raise ValueError(f"ranges[{name!r}]: least {least} is above most {most}; swap them")
@@ -309,11 +305,6 @@ class Conversion:
     slope: float
     offset: float = 0.0
 
-    @property
-    def is_large(self) -> bool:
-        """Whether the conversion is looked for where no unit is declared."""
-        return self.slope >= _LARGE_FACTOR or self.slope <= 1 / _LARGE_FACTOR or self.slope == 1
-
 
 @dataclass(frozen=True, slots=True)
 class Jump:
@@ -348,7 +339,7 @@ CONVERSIONS: tuple[Conversion, ...] = (
 UNITS = frozenset(one.source for one in CONVERSIONS)
 
 
-def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str | None = None) -> Jump | None:
+def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str) -> Jump | None:
     """Measure how far the quartiles of a column jumped; None if it does not vary, so that its unit cannot be known.
 
     past: quartiles of the last cohorts, (cohorts, 3), oldest first, at least two; now: (3,). unit: one of `UNITS`.
@@ -364,14 +355,13 @@ def jump_of(past: Sequence[Sequence[float]], now: Sequence[float], *, unit: str 
     return Jump(moved, _explaining(middle, here, spread, unit) if moved > JUMP else None)
 
 
-def _explaining(middle: Floats, here: Floats, spread: float, unit: str | None) -> Conversion | None:
+def _explaining(middle: Floats, here: Floats, spread: float, unit: str) -> Conversion | None:
     """Find the conversion that brings the quartiles nearest, if far nearer than without it."""
-    looked_for = [one for one in CONVERSIONS if (one.source == unit if unit is not None else one.is_large)]
+    looked_for = [one for one in CONVERSIONS if one.source == unit]
     distances = [
         float(np.abs(here - (one.slope * middle + one.offset)).max()) / (spread * one.slope)
         for one in looked_for
     ]
-    ratio = _MIN_RATIO if unit is not None else _MIN_RATIO_UNDECLARED
     moved = float(np.abs(here - middle).max()) / spread
     best = int(np.argmin(distances))
-    return looked_for[best] if distances[best] <= min(JUMP, moved / ratio) else None
+    return looked_for[best] if distances[best] <= min(JUMP, moved / _MIN_RATIO) else None

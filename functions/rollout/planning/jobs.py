@@ -30,7 +30,7 @@ from toque.functions.prediction_log.records import ANSWER_TEXT
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, sum_cohorts
 from toque.functions.rollout.evidence.sums import PairedLoss
-from toque.functions.rollout.jobs import declared_policy, rollouts
+from toque.functions.rollout.jobs import declared_policy, fitting_policy, rollouts
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState, budget
 from toque.functions.runtime.context import context
@@ -132,20 +132,23 @@ def plan_rollout(
             description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given."
         ),
     ] = None,
-    days: Annotated[int, Field(description="Past days of the champion's log that the plan rests on.")] = 28,
+    days: Annotated[
+        int, Field(ge=1, le=36_500, description="Past days of the champion's log that the plan rests on.")
+    ] = 28,
 ) -> RolloutPlan:
     """Plan a rollout of `version` by `policy`: what it may be expected to find, and when; starts nothing.
 
     The logged vectors of the champion's past `days` are scored by `version`, and the rollout is simulated on noise as large
     as the differences had. A version that learnt from those days looks better on them than it is: believe the noise, and not
     `replayed`.
-    Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads; NotFound if there is no such version, or no champion.
+    Raises: RolloutError if the log has labels of fewer than two cohorts, or lacks a column that the version reads, or the loss is none of texts
+    and the version a language model's; NotFound if there is no such version, or no champion.
     """
     used = context()
     registry = used.registry()
     champion = registry.traffic(model).champion.version
     now = used.clock()
-    policy = policy or declared_policy(model)
+    policy = fitting_policy(policy or declared_policy(model), model, version)
     judged = policy.model_copy(
         update={"alpha": budget(rollouts(model).history(), policy, now).alpha or policy.alpha}
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, get_args
 
+from pydantic import Field
+
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.model_formats.text_classifier import MOST_TEXTS
 from toque.functions.training.llm.fine_tune import Lora, Tuner
@@ -21,13 +23,12 @@ class TextClassifier(Tuner):
     """Trainer of a classifier of texts from a version, as "name@3", of a Hugging Face folder: an encoder or a language model.
 
     It reads one column of texts, or two whose texts are a pair, declared as `categorical`, and learns the outcomes binary,
-    multiclass and multilabel. length: tokens of a row, longer ones are cut. lora: None trains all weights; the head is learnt
-    whole in any case.
+    multiclass and multilabel. lora: None trains all weights; the head is learnt whole in any case.
     """
 
     kind: ClassVar[str] = "text_classifier"
 
-    length: int = 256
+    length: int = Field(default=256, ge=8, description="Tokens of a row; longer ones are cut.")
     lora: Lora | None = None
     params: RecipeParams = RecipeParams(lr=5e-5, epochs=3, batch_size=16)
 

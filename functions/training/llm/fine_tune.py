@@ -81,6 +81,8 @@ TuningParams = Annotated[RecipeParams, Field(description="How it is trained.")]
 class Tuner(Trainer):
     """Trainer that begins with a version which is a Hugging Face folder; the fields of `params` are parameters of it too."""
 
+    warm_starts: ClassVar[bool] = False  # but from its `base`
+
     base: Base
     length: int = Field(default=1_024, ge=8, description="Tokens of a row.")
     lora: Adapters = Lora()
@@ -202,9 +204,7 @@ def fine_tune(
     column: TextColumn = "messages",
     length: Annotated[
         int,
-        Field(
-            description="Tokens of a row, 8 at least; texts are packed end to end, and longer ones are cut."
-        ),
+        Field(ge=8, description="Tokens of a row; texts are packed end to end, and longer ones are cut."),
     ] = 1_024,
     lora: Adapters = Lora(),  # noqa: B008 - frozen
     preference: Preferred = None,

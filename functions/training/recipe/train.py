@@ -113,6 +113,7 @@ class RecipeTrainer(Trainer):
     """
 
     kind: ClassVar[str] = "recipe"
+    warm_starts: ClassVar[bool] = False
 
     recipe: RecipeName
     options: dict[str, Any] = Field(default_factory=dict, description="Fields of the recipe, by name.")

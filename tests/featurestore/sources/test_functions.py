@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -36,7 +36,7 @@ from toque.functions.features import (
 )
 from toque.functions.maintenance.erasure.jobs import erase_subject
 from toque.functions.runtime.errors import MissingSecret
-from toque.registry import Lineage, Table, open_store
+from toque.registry import InvalidInput, Lineage, Table, open_store
 
 plane = Entity("plane", dtype=String)
 COLUMNS = [Field("plane", String), Field("delay", Float64)]
@@ -102,6 +102,16 @@ def test_a_range_is_loaded_again_into_source_and_views(ctx: Context, tmp_path: P
     asked = pa.table({"plane": ["N1"] * 2, "event_timestamp": [january[0], january[1]]})
     found = ctx.features().get_historical_features(asked, features=["again:delay"]).to_arrow()
     assert found["delay"].to_pylist() == [6.0, 8.0]
+
+
+@pytest.mark.parametrize("load", [lambda end: load_source("files", end=end), lambda end: refresh_features(end=end),
+                                  lambda end: refresh_features([], end=end)])  # fmt: skip
+def test_a_range_without_a_start_is_refused_and_nothing_is_loaded(
+    ctx: Context, load: Callable[[datetime], object]
+) -> None:
+    with pytest.raises(InvalidInput, match=r"end=2013-02-01.*give start"):
+        load(datetime(2013, 2, 1, tzinfo=UTC))
+    assert source_status(["files"])[0].loads == []
 
 
 def test_a_version_is_traced_back_to_the_files_of_its_sources(ctx: Context, tmp_path: Path) -> None:

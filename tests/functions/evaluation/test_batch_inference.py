@@ -1,10 +1,14 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 import toque.functions.evaluation.batch_inference as batch
 from tests.functions.training.tabular_setup import FAST, NAMES, examples
 from toque.functions import Context, use_context
 from toque.functions.evaluation.batch_inference import predict_batch
+from toque.functions.runtime.errors import InvalidArguments
 from toque.functions.training import TrainingDataError, train_tabular
 from toque.registry import InvalidInput, Table, open_store
 
@@ -113,3 +117,27 @@ def test_the_output_is_no_table_of_the_platform(scored):
     with pytest.raises(InvalidInput, match=r"output='predictions/late': .* are the platform's own"):
         predict_batch("late", snapshot, output="predictions/late")
     assert not Table(context.store, "predictions/late").exists()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_scorer_computes_with_as_many_threads_as_it_has_cpus(scored, monkeypatch, threads):
+    _, snapshot = scored
+    load, used, before = batch.load_version, set(), torch.get_num_threads()
+
+    def counted(registry, version):
+        model = load(registry, version)
+        predict = model.predict_table
+        return SimpleNamespace(
+            signature=model.signature,
+            predict_table=lambda rows: used.add(torch.get_num_threads()) or predict(rows),
+        )
+
+    monkeypatch.setattr(batch, "load_version", counted)
+    predict_batch("late", snapshot, version=1, threads=threads, output=f"out-threads-{threads}")
+    assert used == {threads}
+    assert torch.get_num_threads() == before
+
+
+def test_no_scorer_has_no_thread(scored):
+    with pytest.raises(InvalidArguments, match="threads"):
+        predict_batch("late", scored[1], threads=0)

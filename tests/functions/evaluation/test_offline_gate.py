@@ -159,3 +159,28 @@ def test_baselines_compute_what_their_names_say():
 )
 def test_two_without_any_error_are_equal_and_one_with_errors_is_worse_than_that(loss, other, ratio):
     assert offline_gate._ratio(loss, other) == ratio
+
+
+BY_SLICE = SliceRule(columns=("carrier",), against="champion")
+
+
+@pytest.mark.parametrize(
+    ("rules", "names"),
+    [
+        ({"max_champion_ratio": 1.0}, ["log loss / champion"]),
+        ({"slices": BY_SLICE}, ["slices against champion"]),
+        ({"max_champion_ratio": 1.0, "slices": BY_SLICE}, ["log loss / champion", "slices against champion"]),
+    ],
+)
+def test_whichever_rule_needs_the_champion_it_is_compared_with(context, tables, rules, names):
+    train, held_out = tables
+    gate = Gate(max_log_loss_ratio={}, max_ece=None, **rules)
+    trained = train_tabular("late", train, **NAMES, params=FAST)
+    first = evaluate_gate("late", trained.version, held_out, "late", gate)
+    assert (first.passed, first.champion, [check.name for check in first.checks]) == (True, None, ["rows"])
+    context.registry().set_alias("late", "champion", trained.version)
+    worse = bad_version(context, "late", 0.9, train)
+    result = evaluate_gate("late", worse, held_out, "late", gate)
+    assert result.champion == trained.version
+    failed = [check.name for check in result.checks if not check.passed]
+    assert [name.partition(":")[0] for name in failed] == names

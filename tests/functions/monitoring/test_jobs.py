@@ -16,6 +16,7 @@ from toque.functions.monitoring import (
     DriftMonitor,
     OperationsMonitor,
     QualityMonitor,
+    SkewMonitor,
     monitor_status,
     results_table,
     running_figures,
@@ -25,8 +26,10 @@ from toque.functions.monitoring import (
     watch_operations,
     watch_performance,
     watch_quality,
+    watch_skew,
 )
 from toque.functions.monitoring import alarms as alarms_of
+from toque.functions.monitoring.drift import watch as drift_watch
 from toque.functions.monitoring.performance import PerformanceMonitor
 from toque.functions.prediction_log import LABELS_TABLE
 from toque.functions.prediction_log.records import LABELS
@@ -34,6 +37,7 @@ from toque.functions.runtime import use_context
 from toque.registry import Table
 
 MODEL = "late"
+build_reference = drift_watch._build
 
 
 def inspect(served: ServedModel, days: int) -> list[Alarm]:
@@ -135,6 +139,78 @@ def test_a_lost_reference_is_built_again(served: ServedModel) -> None:
         served.store.delete(f"monitoring/{MODEL}/reference/1.json")
         assert inspect(served, 2) == []
     assert served.store.find(f"monitoring/{MODEL}/reference/1.json") is not None
+
+
+SETTINGS = [{"reference_rows": 500}, {"bins": 5}, {"cohort": timedelta(hours=12)}, {"season": "week"}, {"columns": ("wind",)}]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda one: next(iter(one)))
+def test_a_training_set_is_sketched_once_for_each_monitor_and_again_when_a_setting_changes(
+    served: ServedModel, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served.register()
+    served.shift = 4.0  # the skew does not end, so that its monitor looks at each run
+    sketched: list[DriftMonitor] = []
+
+    def build(*given: Any) -> Any:
+        sketched.append(given[-1])
+        return build_reference(*given)
+
+    monkeypatch.setattr(drift_watch, "_build", build)
+    changed, skew = DriftMonitor(**settings), SkewMonitor(hours=24, delay=timedelta(0), sample=0)
+    with use_context(served.context()):
+        served.serve(2)
+        watch_drift(MODEL)
+        for _ in range(3):
+            served.serve()
+            watch_drift(MODEL, changed)
+            watch_skew(MODEL, skew)
+    assert len(sketched) == 3
+    assert sketched[:2] == [DriftMonitor(), changed]
+
+
+@pytest.mark.parametrize("days", [3, 12])
+@pytest.mark.parametrize(
+    "settings", [{"reference_rows": 500}, {"bins": 5}, {"columns": ("wind",)}, {"bins": 5, "window": 3}]
+)
+def test_windows_go_on_without_a_gap_when_a_setting_changes_their_bins(
+    served: ServedModel, settings: dict[str, Any], days: int
+) -> None:
+    served.register()
+    monitor = DriftMonitor(lookback=timedelta(days=2), delay=timedelta(0), window=6)
+    changed = DriftMonitor(**{**monitor.model_dump(), **settings})
+    with use_context(served.context()):
+        for day in range(days + 8):
+            served.serve()
+            watched = watch_drift(MODEL, monitor if day < days else changed)
+            if day > 8 or (day > 5 and days > 8):
+                assert watched.text.startswith(f"{150 * changed.window if day >= days else 900} rows")
+    found = [
+        row
+        for row in Table(served.store, results_table(MODEL)).read().to_pylist()
+        if row["monitor"] == "drift"
+    ]
+    judged = [(row["subject"], row["end"]) for row in found]
+    assert len(set(judged)) == len(judged)
+
+
+def test_a_reference_that_does_not_say_of_how_many_rows_it_is_stays_under_the_default(
+    served: ServedModel,
+) -> None:
+    served.register()
+    key = f"monitoring/{MODEL}/reference/1.json"
+    with use_context(served.context()):
+        served.serve(2)
+        watch_drift(MODEL)
+        of_old = json.loads(served.store.get(key))
+        del of_old["reference_rows"]
+        served.store.put(key, json.dumps(of_old).encode())
+        served.serve()
+        watch_drift(MODEL)
+        assert json.loads(served.store.get(key)) == of_old
+        served.serve()
+        watch_drift(MODEL, DriftMonitor(reference_rows=500))
+        assert json.loads(served.store.get(key))["reference_rows"] == 500
 
 
 def test_a_season_is_declared_or_looked_for_in_the_training_set(served: ServedModel) -> None:

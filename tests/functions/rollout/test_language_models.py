@@ -12,12 +12,21 @@ import pytest
 
 from tests.functions.rollout.conftest import MODEL, RolloutPlatform
 from tests.functions.rollout.test_ramps import LiveWorld
+from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.realised_loss import score
 from toque.functions.generative import register_generative
 from toque.functions.prediction_log import LABELS_TABLE, Label, encode_labels, outcomes, predictions_table
 from toque.functions.prediction_log.writing.columns import label_columns, prediction_columns
-from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, rollout_status, start_rollout
+from toque.functions.rollout import (
+    Guardrail,
+    RolloutError,
+    RolloutPolicy,
+    plan_rollout,
+    rollout_status,
+    start_rollout,
+)
 from toque.functions.rollout.controller import Rollouts
+from toque.functions.rollout.planning import jobs
 from toque.functions.runtime import Context, use_context
 from toque.ray_apps.generative.answering.recording import IN_VIEW, request_tensors, response_tensors
 from toque.ray_apps.generative.openai.answers import AnswerRecord
@@ -176,3 +185,39 @@ def test_the_loss_of_a_language_model_is_one_of_texts(chat: Context):
         current = rollout_status(MODEL).current
     assert current is not None
     assert (current.policy.loss, current.policy.promote_by) == ("edit_distance", "service")
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[RolloutPolicy]:
+    """Policies that plans were made by, of a log in which there is nothing."""
+    found: list[RolloutPolicy] = []
+
+    def replay(read: Any, scorer: Any, policy: RolloutPolicy, **_: Any) -> Any:
+        found.append(policy)
+        raise EvaluationError("nothing was logged")
+
+    monkeypatch.setattr(jobs, "load_version", lambda *_: None)
+    monkeypatch.setattr(jobs, "replayed_loss", replay)
+    return found
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"promote_by": "service"}, {"loss": "edit_distance"}, {"loss": "mismatch", "alpha": 0.1}]
+)
+def test_a_plan_judges_the_policy_that_the_rollout_has(
+    chat: Context, judged: list[RolloutPolicy], given: dict[str, Any]
+):
+    with use_context(chat):
+        with pytest.raises(RolloutError, match="nothing was logged"):
+            plan_rollout(MODEL, 2, RolloutPolicy(**given))
+        assert judged == [start_rollout(MODEL, 2, RolloutPolicy(**given)).policy]
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "squared_error", "ndcg_loss"])
+def test_a_plan_refuses_the_loss_that_a_rollout_refuses(
+    chat: Context, judged: list[RolloutPolicy], loss: Any
+):
+    for asked in (plan_rollout, start_rollout):
+        with use_context(chat), pytest.raises(RolloutError, match=rf"policy\.loss='{loss}': late@2 is"):
+            asked(MODEL, 2, RolloutPolicy(loss=loss))
+    assert judged == []

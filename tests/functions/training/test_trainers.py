@@ -30,6 +30,7 @@ from toque.functions.training import (
     LightGBM,
     Sklearn,
     TabularParams,
+    TextClassifier,
     Trained,
     Trainer,
     TrainingDataError,
@@ -38,8 +39,9 @@ from toque.functions.training import (
     XGBoost,
     train_model,
 )
+from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.llm import FineTune, fine_tune
-from toque.functions.training.recipe.train import train_recipe
+from toque.functions.training.recipe.train import RecipeTrainer, train_recipe
 from toque.functions.training.request import Workers
 from toque.registry import Table
 
@@ -332,3 +334,56 @@ def test_adapters_are_refused_where_layers_are_split_whoever_trains():
     request = SimpleNamespace(model="m", training_set=object(), workers=workers)
     with pytest.raises(TrainingDataError, match="tensor=2 with lora: adapters"):
         FineTune(base="base@1")(request)
+
+
+@pytest.mark.parametrize(
+    "trainer",
+    [
+        XGBoost(),
+        LightGBM(),
+        Sklearn(make=pipeline),
+        RecipeTrainer(recipe="none"),
+        FineTune(base="base@1"),
+        TextClassifier(base="base@1"),
+    ],
+    ids=lambda trainer: trainer.kind,
+)
+def test_a_trainer_that_cannot_begin_with_a_version_refuses_it_before_there_is_a_run(context, trainer):
+    job = TrainingJob("m", trainer, trainer.code if trainer.kind != "recipe" else "", start_from=3)
+    with pytest.raises(TrainingDataError, match=f"start_from=3: trainer '{trainer.kind}' of 'm' cannot"):
+        run_training(context.registry(), job, None)
+    assert context.registry().search_runs("m") == []
+
+
+@pytest.mark.parametrize("as_class", [True, False])
+def test_a_projects_own_trainer_is_told_what_to_begin_with(monkeypatch, context, as_class):
+    told = []
+
+    def own_too(request):
+        told.append(request.start_from)
+        return own(request)
+
+    monkeypatch.setattr(Own, "__call__", lambda _, request: own_too(request))
+    trainer = Own(**SPLIT) if as_class else FunctionTrainer(function=own_too, **SPLIT)
+    training = Table(context.store, "training").append(late())
+    with project_of(monkeypatch, context, definition(trainer)):
+        versions = [train_model("m", training, start_from=start).version for start in (None, 1)]
+    assert told == [None, 1]
+    parents = [context.registry().get_version("m", each).lineage.parent for each in versions]
+    assert parents == [None, 1]
+
+
+@pytest.mark.parametrize("kind", [FineTune, TextClassifier])
+@pytest.mark.parametrize("length", [-1, 0, 7])
+def test_a_row_of_a_tuned_model_has_eight_tokens_at_least(kind, length):
+    with pytest.raises(ValueError, match="greater than or equal to 8"):
+        kind(base="base@1", length=length)
+    with pytest.raises(TrainingDataError, match="greater than or equal to 8"):
+        kind(base="base@1").with_parameters({"length": length})
+    assert kind(base="base@1", length=8).length == 8
+
+
+def test_the_schema_of_a_fine_tune_says_its_least_length():
+    assert fine_tune.signature.input_schema["properties"]["length"]["minimum"] == 8
+    assert FineTune.model_json_schema()["properties"]["length"]["minimum"] == 8
+    assert TextClassifier.model_json_schema()["properties"]["length"]["minimum"] == 8

@@ -2,12 +2,15 @@
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from tests.functions.training.projects import project_of
 from tests.functions.training.test_trainers import SPLIT, definition, late, own
+from toque.functions.runtime.receipt import Prices
 from toque.functions.training import (
     FunctionTrainer,
     LightGBM,
@@ -17,7 +20,7 @@ from toque.functions.training import (
     train_model,
 )
 from toque.functions.training.llm import FineTune
-from toque.functions.tuning import Choice, Limits, Range, tune_model
+from toque.functions.tuning import Choice, Limits, Range, tune_model, tune_tabular
 from toque.functions.tuning import model as sweeps
 from toque.functions.tuning.model import Rungs, RungWatch
 from toque.registry import Table
@@ -155,3 +158,45 @@ def test_trials_of_a_fine_tune_are_compared_after_its_first_epoch(context, epoch
     for epoch in range(epochs):
         watch(epoch, {"valid_loss": 1.0})
     assert [*context.store.list("sweeps/x/")] == [f"sweeps/x/{rung:06d}/000001" for rung in compared]
+
+
+PRICES = Prices(currency="EUR", cpu_hour=1.0, gpu_hour=1.0)
+
+
+@pytest.mark.parametrize("search", ["random", "grid", "optuna"])
+def test_a_limit_of_money_needs_prices(monkeypatch, context, search):
+    training = Table(context.store, "training").append(late())
+    limits = Limits(money=1e-9)
+    needs = pytest.raises(TrainingError, match=r"limits\.money=1e-09 needs prices")
+    with project_of(monkeypatch, context, definition(XGBoost(rounds=2, **SPLIT))), needs:
+        tune_model("m", training, {"lr": Choice(choices=[0.1, 0.2])}, search=search, limits=limits)
+    assert runs_of(context, "trial") == []
+
+
+@pytest.mark.parametrize("limits", [Limits(cpu_hours=1e-9), Limits(money=1e-9)])
+@pytest.mark.parametrize("search", ["random", "grid", "optuna"])
+def test_a_failed_trial_counts_against_the_limits(monkeypatch, context, search, limits):
+    def fails(request):
+        raise ValueError(f"c={request.parameters['c']} is no good")
+
+    training = Table(context.store, "training").append(late())
+    trainer = FunctionTrainer(function=fails, values={"c": 1.0}, **SPLIT)
+    space = {"c": Choice(choices=[2.0, 3.0, 4.0])}
+    with project_of(monkeypatch, replace(context, prices=PRICES), definition(trainer)):
+        for _ in range(2):  # what the first call used counts in the second, too
+            with pytest.raises(TrainingError, match=r"none of [01] trials"):
+                tune_model("m", training, space, search=search, limits=limits, concurrency=1)
+            (failed,) = runs_of(context, "trial")
+            assert failed.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    "tune", [tune_model, partial(tune_tabular, label="y", numeric=["a"], categorical=[])]
+)
+@pytest.mark.parametrize("num_samples", [1, 3, 100])
+def test_a_grid_is_asked_for_no_number_of_trials(monkeypatch, context, tune, num_samples):
+    training, space = Table(context.store, "training").append(late()), {"lr": Choice(choices=[0.1])}
+    refused = pytest.raises(TrainingDataError, match=f"num_samples={num_samples} with search='grid'")
+    with project_of(monkeypatch, context, definition(XGBoost(rounds=2, **SPLIT))), refused:
+        tune("m", training, space=space, search="grid", num_samples=num_samples)
+    assert runs_of(context, "sweep") == []

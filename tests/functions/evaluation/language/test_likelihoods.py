@@ -168,3 +168,35 @@ def test_what_has_no_likelihood_fails_the_gate_with_the_reason(context, sums, tm
     said = evaluate_likelihoods("sums", 2, rows, AnswerGate(name="mine", scorers=(Scorer(kind="contains"),)))
     assert "a choice is right or not" in said.reason
     assert "no version of a language model" in evaluate_answers("sums", 2, rows).reason
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"min_rows": 2},
+        {"scorers": (Scorer(),), "min_rows": 2},
+        {"scorers": (Scorer(kind="likelihood"),), "min_mean": 0.9, "min_rows": 2},
+    ],
+)
+def test_a_call_without_a_gate_is_judged_by_the_limits_of_the_policy(context, base, limits):
+    registry = context.registry()
+    demanded = AnswerGate(name="likelihood", **limits)
+    registry.create_model("sums", policy=ModelPolicy(approvals=0, gates=(demanded.demand(),)))
+    registry.create_version("sums", base, signature=SMALL)
+    rows = Table(context.store, "evaluation/sums").overwrite(choices(2))
+    found = evaluate_likelihoods("sums", 1, rows)
+    assert [check.limit for check in found.checks if check.name == "rows"] == [2]
+    assert {each.label for each in demanded.scorers} <= set(found.metrics)
+    assert registry.get_version("sums", 1).gates["likelihood"].demand == demanded.demand().digest
+    own = AnswerGate(name="likelihood", min_rows=1, scorers=demanded.scorers)
+    with pytest.raises(EvaluationError, match=r"min_rows.* differ; leave them out"):
+        evaluate_likelihoods("sums", 1, rows, own)
+
+
+def test_without_a_policy_a_call_without_a_gate_is_judged_by_likelihood_alone(context, base):
+    registry = context.registry()
+    registry.create_model("sums")
+    registry.create_version("sums", base, signature=SMALL)
+    evaluate_likelihoods("sums", 1, Table(context.store, "evaluation/sums").overwrite(choices(2)))
+    alone = AnswerGate(name="likelihood", scorers=(Scorer(kind="likelihood"),))
+    assert registry.get_version("sums", 1).gates["likelihood"].demand == alone.demand().digest

@@ -75,7 +75,9 @@ def served(outcome: Outcome, number: int = 1) -> ModelVersion:
     )
 
 
-def watched(store: ObjectStore, version: ModelVersion, days: list[pa.Table]) -> list[MonitorResult]:
+def watched(
+    store: ObjectStore, version: ModelVersion, days: list[pa.Table], monitor: AnswerMonitor = MONITOR
+) -> list[MonitorResult]:
     """Run the monitor after each day of a log."""
 
     def read(start: datetime, end: datetime) -> pa.Table:
@@ -87,7 +89,7 @@ def watched(store: ObjectStore, version: ModelVersion, days: list[pa.Table]) -> 
         watch_version(
             MonitorRun(model="m", store=store, alarms=alarms("m"), now=START + (day + 1) * DAY),
             version,
-            MONITOR,
+            monitor,
             read,
         )
         for day in range(len(days))
@@ -135,6 +137,18 @@ def test_a_new_version_has_a_reference_of_its_own(store: ObjectStore) -> None:
         later = watched(store, served("number", 2), both)
     assert [one for each in later for one in each.alarms] == []
     assert later[-1].text == "600 answers; drifted in k of n windows: nothing"
+
+
+@pytest.mark.parametrize("settings", [{"bins": 5}, {"reference_cohorts": 5}, {"bins": 5, "window": 2}])
+def test_settings_that_change_the_bins_begin_the_windows_anew(
+    store: ObjectStore, settings: dict[str, int]
+) -> None:
+    days = [logged("number", day, 0.0) for day in range(30)]
+    changed = AnswerMonitor(**{**MONITOR.model_dump(), **settings})
+    with use_context(Context(store, store.url, actor="tests")):
+        watched(store, served("number"), days[:15])
+        later = watched(store, served("number"), days, changed)
+    assert later[-1].text == f"{ROWS * changed.window} answers; drifted in k of n windows: nothing"
 
 
 def test_shadows_and_missing_answers_are_left_out() -> None:

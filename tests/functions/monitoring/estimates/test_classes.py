@@ -108,5 +108,5 @@ def test_an_estimate_can_neither_be_an_alarm_nor_a_trigger() -> None:
         Alarm.model_validate(fields | {"monitor": "estimate", "raised_at": at, "start": at, "end": at})
     with pytest.raises(ValidationError):
         RetrainingPolicy(triggers=("estimate",))  # type: ignore[arg-type]
-    with pytest.raises(ValidationError, match="longer than zero"):
+    with pytest.raises(ValidationError, match=r"cohort\n.*greater than 0"):
         EstimateMonitor(cohort=timedelta(0))

@@ -164,17 +164,20 @@ def test_every_change_of_unit_is_told_from_those_from_the_same_unit(conversion: 
     assert found.conversion.target == conversion.target
 
 
-def test_without_a_declared_unit_only_large_factors_are_looked_for() -> None:
-    rng = np.random.default_rng(3)
-    days = [list(np.quantile(rng.normal(30, 4, 500), [0.25, 0.5, 0.75])) for _ in range(14)]
-    hectopascals, celsius = [33.8639 * x for x in days[0]], [(x - 32) / 1.8 for x in days[0]]
-    assert jump_of(days, hectopascals).conversion.target == "hPa"  # type: ignore[union-attr]
-    assert jump_of(days, celsius).conversion is None  # type: ignore[union-attr]
-    assert jump_of(days, celsius, unit="F").conversion.target == "C"  # type: ignore[union-attr]
+@pytest.mark.parametrize("conversion", CONVERSIONS, ids=lambda one: f"{one.source}-{one.target}")
+def test_no_change_of_unit_is_looked_for_where_none_is_declared(conversion: Any) -> None:
+    declared = QualityMonitor(units={"level": conversion.source})
+    for monitor, found in ((QualityMonitor(), []), (declared, ["unit"])):
+        rng, state = np.random.default_rng(3), QualityState(version=1, next_cohort=0)
+        for day in range(20):
+            state, _ = judge(state, look(day, {"level": rng.normal(30, 4, ROWS)}), monitor)
+        changed = conversion.slope * rng.normal(30, 4, ROWS) + conversion.offset
+        _, verdict = judge(state, look(20, {"level": changed}), monitor)
+        assert [one.fault for one in verdict.faults] == found
 
 
 def test_a_column_without_spread_has_no_unit() -> None:
-    assert jump_of([[1.0] * 3] * 7, [5.0] * 3) is None
+    assert jump_of([[1.0] * 3] * 7, [5.0] * 3, unit="C") is None
 
 
 def test_words_are_profiled() -> None:
