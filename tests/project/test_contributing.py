@@ -32,7 +32,10 @@ def test_its_verb_runs_and_is_described_on_every_face(verb, tmp_path: Path) -> N
         assert verb.call_json({"model": "flights", "words": 3}) == "Hello flights flights"
         assert verb.submit_json({"model": "flights"}).id
     assert verb.role is Role.viewer
-    general = {"get": {"operationId": "describe"}, "post": {"responses": {"200": {"content": {"application/json": {}}}}}}
+    general = {
+        "get": {"operationId": "describe"},
+        "post": {"responses": {"200": {"content": {"application/json": {}}}}},
+    }
     document = {"paths": {"/functions/{name}": general}, "components": {"schemas": {}}}
     shown = json.dumps(with_functions(document, [verb])["paths"]["/functions/greet_model"])
     assert "Greet a model by its name" in shown

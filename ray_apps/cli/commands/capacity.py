@@ -65,7 +65,7 @@ _RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpo
 
 
 def register(commands: Commands) -> None:
-    """Add the command `capacity`."""
+    """Add the command `capacity` to those of `toque`."""
     measuring = (_MEASURE, _SECONDS, _KEYS, _POINTS, _SAVE)
     add(
         commands,

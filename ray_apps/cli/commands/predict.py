@@ -280,7 +280,7 @@ def _sendable(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def register_trace(commands: Commands) -> None:
-    """Add the command `trace`."""
+    """Add the command `trace` to those of `toque`."""
     add(commands, "trace", _trace, _REQUEST_ID, _MODEL, _DAYS)
 
 
@@ -315,7 +315,7 @@ def _show(given: Given, prediction: dict[str, Any]) -> None:
 
 
 def register_replay(commands: Commands) -> None:
-    """Add the command `replay`."""
+    """Add the command `replay` to those of `toque`."""
     add(commands, "replay", _replay, MODEL, _REPLAYED_VERSION, _SINCE, _LIMIT)
 
 

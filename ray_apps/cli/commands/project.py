@@ -79,7 +79,7 @@ _PROMOTE = flag(
 
 
 def register(commands: Commands) -> None:
-    """Add the command `init`."""
+    """Add the command `init` to those of `toque`."""
     add(commands, "init", _init, *_INIT)
 
 
@@ -183,7 +183,7 @@ def _ask(question: str) -> str:
 
 
 def register_train(commands: Commands) -> None:
-    """Add the command `train`."""
+    """Add the command `train` to those of `toque`."""
     add(commands, "train", _train, _MODEL, _PROJECT, _NO_LOAD, _PROMOTE)
 
 
