@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -368,7 +369,7 @@ def _ended(experiment: str, key: str) -> dict[int, ModelTrial]:
 
 def _trial_runs(experiment: str, key: str, where: str) -> list[RunRecord]:
     mine = f"tags.kind = 'trial' AND tags.sweep_key = '{key}' AND {where}"
-    return context().registry().search_runs(experiment, mine)
+    return context().registry().search_runs(experiment, mine, limit=sys.maxsize)
 
 
 def _trial_of(run: RunRecord) -> ModelTrial:

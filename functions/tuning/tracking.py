@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -47,9 +48,9 @@ def finished_trials(registry: Registry, experiment: str, key: str) -> dict[int, 
     """Find the trials that interrupted sweeps of the same `key` have finished, by number."""
     interrupted = f"tags.sweep_key = '{key}' AND attributes.status != 'FINISHED'"
     found = {}
-    for sweep in registry.search_runs(experiment, interrupted):
+    for sweep in registry.search_runs(experiment, interrupted, limit=sys.maxsize):
         ended = f"tags.sweep = '{sweep.id}' AND attributes.status = 'FINISHED'"
-        for run in registry.search_runs(experiment, ended):
+        for run in registry.search_runs(experiment, ended, limit=sys.maxsize):
             number = int(run.tags["trial"])
             found[number] = Trial(
                 run_id=run.id,

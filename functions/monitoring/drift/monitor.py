@@ -215,6 +215,7 @@ def _conclude(
     confirmed = {name for name, flags in flagged.items() if k_of_n(flags, k=monitor.k, n=monitor.n)}
     well = {name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags)}
     alarmed, excused = set(state.alarmed), set(state.excused)
+    well |= (alarmed | excused) - flagged.keys()  # no longer watched, so that no window would say that it is over
     own, explained = confirmed - spoiled, (confirmed & spoiled) - alarmed
     verdict = seen.model_copy(
         update={
@@ -343,7 +344,7 @@ def _alarm(
         raised_at=run.now,
         start=_window_start(grid, verdict.cohort, monitor),
         end=grid.start(verdict.cohort + 1),
-        text="; ".join(f"{name}: {reasons[name]}" for name in names),
+        text="; ".join(f"{name}: {reasons.get(name, 'it is watched no longer')}" for name in names),
         recovered=recovered,
         columns=tuple(names),
         explained_by=tuple(sorted({causes[name] for name in names})) if explained else (),

@@ -23,7 +23,7 @@ from toque.functions.training.llm import FineTune
 from toque.functions.tuning import Choice, Limits, Range, tune_model, tune_tabular
 from toque.functions.tuning import model as sweeps
 from toque.functions.tuning.model import Rungs, RungWatch
-from toque.registry import Table
+from toque.registry import Registry, Table
 
 SPACE = {"max_depth": Range(low=2, high=6, integer=True), "lr": Range(low=0.02, high=0.5, log=True)}
 
@@ -188,6 +188,21 @@ def test_a_failed_trial_counts_against_the_limits(monkeypatch, context, search, 
                 tune_model("m", training, space, search=search, limits=limits, concurrency=1)
             (failed,) = runs_of(context, "trial")
             assert failed.status == "FAILED"
+
+
+def test_all_trials_of_a_sweep_are_counted_however_many_a_search_finds(monkeypatch, context):
+    def fails(request):
+        raise ValueError("no good")
+
+    training = Table(context.store, "training").append(late())
+    trainer = FunctionTrainer(function=fails, values={"c": 1.0}, **SPLIT)
+    space = {"c": Choice(choices=[2.0, 3.0, 4.0])}
+    with project_of(monkeypatch, context, definition(trainer)):
+        with pytest.raises(TrainingError, match="none of 4 trials"):
+            tune_model("m", training, space, search="grid", concurrency=1)
+        key = runs_of(context, "trial")[0].tags["sweep_key"]
+        monkeypatch.setitem(Registry.search_runs.__kwdefaults__, "limit", 2)
+        assert len(sweeps._trial_runs("m-sweep", key, "attributes.status = 'FAILED'")) == 4
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,18 @@ def test_a_drift_that_ended_recovers_and_can_be_told_again() -> None:
     assert recovered == ["x0"]
 
 
+def test_a_column_that_is_watched_no_longer_is_well() -> None:
+    rng = np.random.default_rng(4)
+    sketch = TableSketch.reference(day(rng, 400).drop_columns("x0"), bins=20)
+    ref, seen = Reference.of(sketch, [sketch]), set()
+    state = DriftState(version=1, next_cohort=0, alarmed=("x0",), excused=("x0",))
+    for index in range(15):
+        state, verdict = judge(state, ref, ref.sketch.window(day(rng, 200)), index, MONITOR)
+        seen |= {("recovered", *verdict.recovered), ("forgiven", *verdict.forgiven)}
+    assert {("recovered", "x0"), ("forgiven", "x0")} <= seen
+    assert "x0" not in state.alarmed + state.excused
+
+
 def test_one_enormous_outlier_hides_nothing() -> None:
     rng = np.random.default_rng(4)
     found = [verdict.news for verdict in watch(rng, reference(rng), 30, shift=0.6, outlier=1e9)]
