@@ -21,8 +21,8 @@ from toque.functions.runtime.cards import share_of
 from toque.functions.runtime.context import context
 from toque.functions.runtime.environments import Environment, in_force
 from toque.functions.runtime.receipt import Prices
+from toque.functions.training.cost import CostMeter, metered
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.loop.cost import CostMeter, metered
 from toque.functions.training.params import run_params
 from toque.functions.training.request import LOSS, TrainingRequest, TrialStopped, Watch, Workers
 from toque.functions.training.trainer import Trained, Trainer

@@ -29,7 +29,7 @@ from toque.registry import Registry, Run, Table, TableSnapshot
 from toque.registry.models import Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from toque.functions.training.loop.cost import ResourceUse
+    from toque.functions.training.cost import ResourceUse
 
 
 Sharding = Literal["replicate", "shard"]

@@ -20,28 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serial
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.runtime.reference import reference
+from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import Split
 from toque.registry.models import Signature
 
 if TYPE_CHECKING:
     from toque.functions.training.request import TrainingRequest
-
-
-class Cost(BaseModel):
-    """Cost of a whole training: processor and GPU hours, energy and money.
-
-    gpu_hours: GPUs held x time; energy_kwh: of the GPUs, None where they do not report it; money: None without prices.
-    What a worker used that was killed is missing: it could not report it.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    cpu_hours: float
-    gpu_hours: float
-    energy_kwh: float | None = None
-    money: float | None = None
-    currency: str | None = None
 
 
 class Trained(BaseModel):

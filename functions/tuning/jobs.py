@@ -20,7 +20,8 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.params import Columns, TabularParams, run_params
+from toque.functions.training.params import run_params
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -178,7 +179,7 @@ def tune_tabular(
     Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
     """
     # late, all: torch and Ray Tune are needed to sweep only
-    from toque.functions.training.loop.cost import metered
+    from toque.functions.training.cost import metered
     from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
     from toque.functions.tuning.trials import TrialResources
 

@@ -26,12 +26,13 @@ from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.definitions import model_definition
 from toque.functions.runtime.function import function
 from toque.functions.runtime.run.declared import Future
+from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.frame import run_training
 from toque.functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
 from toque.functions.training.params import digest_of, run_params
 from toque.functions.training.request import LOSS, TrialStopped, Workers
-from toque.functions.training.trainer import Cost, Trainer
+from toque.functions.training.trainer import Trainer
 from toque.functions.tuning.asha import FACTOR, rung_after
 from toque.functions.tuning.space import (
     Limits,

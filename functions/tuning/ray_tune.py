@@ -21,7 +21,7 @@ from ray.train._internal.session import _TrainingResult
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import PopulationBasedTraining
 
-from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Epoch
 from toque.functions.tuning.asha import AshaScheduler
 from toque.functions.tuning.space import Choice, Exploit, Range, Space, TpeSampler, Trial

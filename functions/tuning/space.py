@@ -11,9 +11,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.runtime.receipt import Prices
+from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.params import TabularParams
-from toque.functions.training.trainer import Cost, Trainer
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.trainer import Trainer
 
 Search = Literal["random", "grid", "optuna", "pbt"]
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)

@@ -13,8 +13,9 @@ from pydantic import TypeAdapter
 from ray import tune
 
 from toque.functions.runtime.receipt import Prices
-from toque.functions.training.loop.cost import ResourceUse, log_cost
-from toque.functions.training.params import TabularParams, run_params
+from toque.functions.training.cost import ResourceUse, log_cost
+from toque.functions.training.params import run_params
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
 from toque.functions.tuning.trial_states import FINISHED, METRIC, Member
 from toque.registry import Registry, Run, TableSnapshot

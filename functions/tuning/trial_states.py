@@ -20,7 +20,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Epoch
 from toque.functions.tuning.space import Exploit
 from toque.registry import ObjectStore

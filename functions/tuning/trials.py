@@ -13,13 +13,13 @@ from toque.functions.runtime.errors import NoRoom
 from toque.functions.runtime.process import lower_priority
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
 from toque.functions.runtime.run.room import wait_for_room
+from toque.functions.training.cost import ResourceMeter
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.cost import ResourceMeter
 from toque.functions.training.loop.keeping import interruptible
 from toque.functions.training.loop.process_group import SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared, new_trainer
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.ray_tune import (
     SINCE,
     UNTIL,

@@ -215,7 +215,9 @@ def _conclude(
     confirmed = {name for name, flags in flagged.items() if k_of_n(flags, k=monitor.k, n=monitor.n)}
     well = {name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags)}
     alarmed, excused = set(state.alarmed), set(state.excused)
-    well |= (alarmed | excused) - flagged.keys()  # no longer watched, so that no window would say that it is over
+    well |= (
+        alarmed | excused
+    ) - flagged.keys()  # no longer watched, so that no window would say that it is over
     own, explained = confirmed - spoiled, (confirmed & spoiled) - alarmed
     verdict = seen.model_copy(
         update={

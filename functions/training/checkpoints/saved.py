@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.params import RecipeParams, TabularParams, digest_of
+from toque.functions.training.params import Settings, digest_of
 from toque.registry import Journal, ObjectStore
 
 _ACTOR = "training"
@@ -164,7 +164,7 @@ class Checkpoints:
                 yield saved, index
 
 
-def retention_of(params: TabularParams | RecipeParams) -> Retention:
+def retention_of(params: Settings) -> Retention:
     """How many checkpoints the settings of a training keep."""
     return Retention(params.keep_last, params.keep_best)
 

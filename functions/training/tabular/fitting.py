@@ -22,7 +22,6 @@ from toque.functions.model_formats.program import load_program
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.loop.process_group import ProcessGroup, SingleProcess
 from toque.functions.training.loop.training_loop import Trainer, train
-from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.tabular.network import (
     Examples,
     LabelledRows,
@@ -30,6 +29,7 @@ from toque.functions.training.tabular.network import (
     TabularNet,
     TabularTask,
 )
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.training.tabular.preprocessing import (
     Preprocessing,
     TabularData,

@@ -20,10 +20,11 @@ from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.loop.distributed import run_workers
 from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
 from toque.functions.training.loop.process_group import ProcessGroup
-from toque.functions.training.params import Columns, TabularParams, weights_depend_on
+from toque.functions.training.params import weights_depend_on
 from toque.functions.training.request import TrainingRequest, Watch
 from toque.functions.training.tabular.fitting import Fitted, WarmStart, fit, load_warm_start, prepare
 from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.training.tabular.sharded import ShardedSets, prepare_in_shards
 from toque.functions.training.tabular.target import Target
 from toque.functions.training.trainer import OnEpoch, Trained

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from toque.functions.training.loop.task import Batch, CountedRows, Order, epoch_seed, uniform_order
-from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing
 from toque.functions.training.tabular.target import Target
 from toque.kernels.encoder import encode_linear

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.splits import TIME_COLUMN
 from toque.functions.training.tabular.fitting import Prepared, WarmStart
 from toque.functions.training.tabular.network import LabelledRows
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,

@@ -29,9 +29,9 @@ from toque.functions.model_formats.matrices import (
 )
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.loop.task import Batch, Order, SampleReader
-from toque.functions.training.params import Columns, TabularParams, Task
 from toque.functions.training.splits import TIME_COLUMN, HeldOut, streamed_split
 from toque.functions.training.tabular.fitting import Prepared, WarmStart
+from toque.functions.training.tabular.params import Columns, TabularParams, Task
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,

@@ -19,7 +19,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS
 from toque.functions.evaluation.metrics.probabilities import CLASS_METRICS, METRICS
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import Task
+from toque.functions.training.tabular.params import Task
 from toque.functions.training.tabular.preprocessing import TabularData, require_both_classes
 from toque.registry.models import TensorSpec
 

@@ -18,8 +18,8 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.ray_tune import SINCE, UNTIL, AshaSearcher
 from toque.functions.tuning.stacked.trainer import stack_key
 from toque.functions.tuning.stacked.worker import NiceStackWorker, Results, Stack, StackStates

@@ -20,9 +20,9 @@ from torch.nn.functional import dropout, embedding, linear, silu
 from toque.functions.training.loop.task import Batch, epoch_seed
 from toque.functions.training.loop.training_loop import stream_of
 from toque.functions.training.loop.updates import one_cycle
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared, new_network, new_task
 from toque.functions.training.tabular.network import TabularNet
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Epoch, diverged
 from toque.functions.tuning.trial_states import Snapshot
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from toque.functions.model_formats.load import torch_threads
 from toque.functions.runtime.process import lower_priority
+from toque.functions.training.cost import ResourceMeter, ResourceUse
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.cost import ResourceMeter, ResourceUse
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import Prepared
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Epoch
 from toque.functions.tuning.stacked.trainer import StackedTrainer
 from toque.functions.tuning.trial_states import FINISHED, Member, Snapshot, TrialFiles, metrics_of

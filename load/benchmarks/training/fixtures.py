@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from toque.functions.training.llm.texts import Rows
-from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.planning import Decoder
+from toque.functions.training.tabular.params import Columns, TabularParams
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
 COLUMNS = Columns([f"x{n}" for n in range(FEATURES)], [f"c{n}" for n in range(CATEGORIES)], "y")

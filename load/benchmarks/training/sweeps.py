@@ -24,8 +24,8 @@ import torch
 import toque.functions.tuning.sweep  # noqa: F401 - read now, so that neither of the two ways pays for it
 from toque.functions import Context, use_context
 from toque.functions.training.loop.training_loop import Trainer
-from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.tabular.fitting import fit, new_trainer, prepare
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.tuning.jobs import tune_tabular
 from toque.functions.tuning.space import DEFAULT_SPACE, Space, draw_points
 from toque.functions.tuning.stacked.trainer import OWN, StackedTrainer

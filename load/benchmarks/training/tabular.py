@@ -38,10 +38,10 @@ from toque.functions.evaluation.metrics.numbers import rmse
 from toque.functions.evaluation.metrics.probabilities import class_log_loss, log_loss
 from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
 from toque.functions.model_formats.table_inputs import table_inputs
-from toque.functions.training.params import Columns, TabularParams, Task
 from toque.functions.training.tabular.fitting import Prepared, fit, new_trainer, prepare
 from toque.functions.training.tabular.job import tabular_signature, write_artifact
 from toque.functions.training.tabular.out_of_core import prepare_on_disk
+from toque.functions.training.tabular.params import Columns, TabularParams, Task
 from toque.functions.training.tabular.preprocessing import EncodedRows
 from toque.load.benchmarks.harness import NotPossible, line, main, say, temporary, timed
 from toque.load.benchmarks.training.fixtures import (

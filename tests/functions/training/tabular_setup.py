@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.params import Columns, TabularParams
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.tuning.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]

@@ -13,8 +13,8 @@ from toque.functions.evaluation.metrics.numbers import mae, r2, rmse
 from toque.functions.evaluation.metrics.probabilities import accuracy, class_brier, class_log_loss, top_ece
 from toque.functions.model_formats.table_inputs import table_inputs
 from toque.functions.training import TabularParams, TrainingDataError, load, train_tabular
-from toque.functions.training.params import Columns
 from toque.functions.training.tabular.fitting import prepare
+from toque.functions.training.tabular.params import Columns
 from toque.functions.training.tabular.preprocessing import tabular_data
 from toque.functions.training.tabular.target import fit_inverse_temperature
 from toque.functions.tuning.space import Choice, draw_points

@@ -12,7 +12,7 @@ from tests.functions.training.tabular_setup import FAST, NAMES, POPULATION
 from toque.functions import Context, use_context
 from toque.functions.evaluation.batch_inference import predict_batch
 from toque.functions.training import train_tabular
-from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.jobs import tune_tabular
 from toque.registry import TableSnapshot, open_store
 

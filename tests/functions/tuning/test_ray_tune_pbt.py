@@ -8,8 +8,8 @@ from ray.train._internal.session import _FutureTrainingResult
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.loop.updates import one_cycle
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.jobs import Stretch, lineage
 from toque.functions.tuning.ray_tune import resume_population, tune_checkpoint
 from toque.functions.tuning.space import (

@@ -1,8 +1,8 @@
 import pytest
 
+from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import TabularParams
-from toque.functions.training.trainer import Cost
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.space import DEFAULT_SPACE, Choice, Limits, Range, draw_points, grid_points
 
 BASE = TabularParams()

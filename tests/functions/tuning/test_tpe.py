@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.params import TabularParams
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.space import Choice, Range, TpeSampler
 
 BASE = TabularParams(lr=0.5, epochs=2, patience=2)

@@ -7,8 +7,8 @@ import torch
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 from toque.functions.training.errors import TrainingDiverged
 from toque.functions.training.loop.process_group import SingleProcess
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import fit, new_trainer, prepare
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.target import fit_inverse_temperature
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from tests.functions.training.tabular_setup import COLUMNS, examples
 from toque.functions.runtime.receipt import Prices
-from toque.functions.training.params import TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.asha import AshaScheduler
 from toque.functions.tuning.ray_tune import AshaSearcher
 from toque.functions.tuning.space import Choice, Limits, Range, draw_points

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from tests.functions.training.tabular_setup import CATEGORICAL, COLUMNS, NUMERIC, examples
-from toque.functions.training.params import Columns, TabularParams
 from toque.functions.training.tabular.fitting import new_trainer, prepare
+from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.tuning.stacked.trainer import StackedTrainer
 
 BASE = TabularParams(hidden=(16, 8), batch_size=32, epochs=3, patience=3, split="random")

@@ -6,18 +6,46 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel, ConfigDict
 
 from toque.functions.runtime.cards import energy_reader
 from toque.functions.runtime.receipt import Prices
-from toque.functions.training.trainer import Cost
 from toque.registry import Run
 from toque.registry.runs.run import Usage
 
 if TYPE_CHECKING:
-    from toque.functions.training.loop.process_group import ProcessGroup
+    from torch import Tensor
 
-_HOUR_S, _KWH_J, _MILLI = 3600.0, 3.6e6, 1e-3
+_HOUR_S, _KWH_J = 3600.0, 3.6e6
+
+
+class Cost(BaseModel):
+    """Cost of a whole training: processor and GPU hours, energy and money.
+
+    gpu_hours: GPUs held x time; energy_kwh: of the GPUs, None where they do not report it; money: None without prices.
+    What a worker used that was killed is missing: it could not report it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cpu_hours: float
+    gpu_hours: float
+    energy_kwh: float | None = None
+    money: float | None = None
+    currency: str | None = None
+
+
+class Group(Protocol):
+    """Workers that add up what each of them has."""
+
+    @property
+    def device(self) -> str:
+        """Device of this worker's tensors."""
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Sum a tensor over all workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +59,7 @@ class ResourceUse:
     def __add__(self, other: ResourceUse) -> ResourceUse:
         return ResourceUse(self.cpu_s + other.cpu_s, self.gpu_s + other.gpu_s, self.energy_j + other.energy_j)
 
-    def over(self, group: ProcessGroup) -> ResourceUse:
+    def over(self, group: Group) -> ResourceUse:
         """Sum over all workers of the group; every worker has to call it."""
         import torch  # late: trainers of other libraries do without it
 

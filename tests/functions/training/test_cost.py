@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from tests.functions.runtime.cards.fake_driver import WATTS, fake_driver
 from toque.functions.runtime.context import context_of
 from toque.functions.runtime.receipt import Prices
-from toque.functions.training.loop.cost import ResourceMeter, ResourceUse
+from toque.functions.training.cost import ResourceMeter, ResourceUse
 from toque.functions.training.loop.process_group import SingleProcess
 
 PRICES = Prices(currency="EUR", cpu_hour=0.5, gpu_hour=4.0, kwh=0.25)
@@ -48,7 +48,7 @@ METERS = """
 import json, math, time
 from types import SimpleNamespace
 import torch
-from toque.functions.training.loop.cost import ResourceMeter
+from toque.functions.training.cost import ResourceMeter
 torch.cuda.is_available = lambda: True
 torch.cuda.get_device_properties = lambda _: SimpleNamespace(uuid="fake-1")
 meters = ResourceMeter("cuda:0", gpus=0.5), ResourceMeter("cpu", gpus=0)
