@@ -119,10 +119,10 @@ def listen_if_wanted(node: str, disks: Mapping[str, Path]) -> None:
 
 def nodes_of_cluster() -> dict[str, str]:
     """List the living nodes of this process's cluster: address by id. Raises: what the head's client raises."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # late and private: as Serve's controller does
+    from toque.clusters.ray_private import GcsClient, gcs_pb2  # late: as Serve's controller does
 
     head = GcsClient(address=ray.get_runtime_context().gcs_address)
-    alive = ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # compiled, without types
+    alive = gcs_pb2.GcsNodeInfo.ALIVE
     found = head.get_all_node_info(timeout=RPC_TIMEOUT_S)
     return {
         node_id.hex(): node.node_manager_address for node_id, node in found.items() if node.state == alive
@@ -230,7 +230,9 @@ def _own_node() -> tuple[str, str]:
     """Find the id and address of this process's node; outside of a cluster its name is both."""
     if not ray.is_initialized():
         return "", os.uname().nodename
-    node: Any = ray._private.worker._global_node  # noqa: SLF001  # no public name, and none asks the head
+    from toque.clusters.ray_private import worker  # late: as above
+
+    node: Any = worker._global_node  # noqa: SLF001  # no public name, and none asks the head
     return ray.get_runtime_context().get_node_id(), str(node.node_ip_address)
 
 

@@ -8,7 +8,6 @@ the answer is None, never 0.
 
 from __future__ import annotations
 
-import importlib
 import math
 import os
 import re
@@ -118,7 +117,8 @@ def devices() -> list[Device]:
 
 def _library() -> Any:
     """Load NVML; None where no driver is."""
-    nvml: Any = importlib.import_module("ray._private.thirdparty.pynvml")
+    from toque.clusters.ray_private import pynvml as nvml  # late: it loads Ray
+
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:

@@ -191,8 +191,9 @@ def restarts_needed(profile: Profile, running: dict[str, Any] | None) -> list[st
 
 def apply(config: dict[str, Any]) -> None:
     """Hand Serve its config; what it does not name any more is removed, what is equal stays as it is."""
-    from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
+
+    from toque.clusters.ray_private import serve_start
 
     schema = ServeDeploySchema.model_validate(config)
     client = serve_start(

@@ -66,11 +66,11 @@ def _text(state: Any) -> str:
 def _announce(node: str, within_s: float | None) -> None:
     """Tell the head that a node drains. Raises: DeploymentError if it refuses."""
     import ray  # late: as above
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # what `ray drain-node` uses; there is no public name
-    from ray.core.generated import autoscaler_pb2
+
+    from toque.clusters.ray_private import GcsClient, autoscaler_pb2  # what `ray drain-node` uses
 
     deadline_ms = 0 if within_s is None else int((time.time() + within_s) * 1000)
-    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")  # type: ignore[attr-defined]  # compiled
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     head = GcsClient(address=ray.get_runtime_context().gcs_address)
     accepted, why = head.drain_node(node, reason, "toque node drain", deadline_ms)
     if not accepted:

@@ -19,10 +19,9 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import unquote, urlsplit
 
-from ray._private.accelerators.nvidia_gpu import NvidiaGPUAcceleratorManager
-
 import toque
 from toque.clusters.profile import Profile, ProfileError, apply_profile, effective_profile, require_settings
+from toque.clusters.ray_private import NvidiaGPUAcceleratorManager
 from toque.functions.runtime.cards import SLICED, SLICED_VALUE, Device, devices
 from toque.functions.runtime.run.cluster import CARD
 from toque.ray_apps.deployment.errors import DeploymentError

@@ -51,13 +51,12 @@ def node_groups(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def report_node_types(file: Path, gcs_address: str) -> int:
     """Report the types of an autoscaler's file to the GCS at an address; returns how many there are."""
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub; late, as Ray itself below
-    from ray.core.generated.autoscaler_pb2 import ClusterConfig  # type: ignore[attr-defined]  # the same
+    from toque.clusters.ray_private import GcsClient, autoscaler_pb2  # late: it loads Ray
 
     groups = node_groups(yaml.safe_load(file.read_text()))
     if groups:
         GcsClient(address=gcs_address).report_cluster_config(
-            ClusterConfig(node_group_configs=groups).SerializeToString()
+            autoscaler_pb2.ClusterConfig(node_group_configs=groups).SerializeToString()
         )
     return len(groups)
 

@@ -410,7 +410,7 @@ def placements(running: RunningPlatform) -> dict[str, Placement]:
 
 
 def _cluster_id(running: RunningPlatform) -> str:
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # Ray has no public name for it
+    from toque.clusters.ray_private import GcsClient  # late: it loads Ray
 
     found: str = GcsClient(address=running.ray_address).cluster_id.hex()
     return found

@@ -15,12 +15,9 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
-from ray._private.function_manager import FunctionActorManager
-from ray.serve._private import proxy
-from ray.serve._private.constants import HEALTHY_MESSAGE
+from toque.clusters.ray_private import HEALTHY_MESSAGE, FunctionActorManager, proxy
 
 LAST_REQUESTS_S = 5.0
 """How much of Serve's `graceful_shutdown_timeout_s` is left for requests in flight when the wait is given up."""
@@ -70,9 +67,11 @@ def note_request() -> None:
 
 def answer_until_deregistered() -> None:
     """Let this process's replica end once every HAProxy has heard of it; call it before the replica is ready."""
-    replica: Any = import_module(
-        "ray.serve._private.replica"
-    ).Replica  # late: only replicas need it, and have it imported
+    from toque.clusters.ray_private import (
+        replica as replicas,  # late: only replicas need it, and have it imported
+    )
+
+    replica = replicas.Replica
     if replica._drain_behind_haproxy is _drain:  # noqa: SLF001  # Serve has no public name for it
         return
     setattr(replica, _SERVES, replica._dataplane_health_check)  # noqa: SLF001  # as above
@@ -112,15 +111,15 @@ _ask_head = FunctionActorManager._load_actor_class_from_gcs  # noqa: SLF001  # R
 
 def load_proxy_class_here() -> None:
     """Load the class of Serve's Python proxy from this process's modules from now on; all others as before."""
-    FunctionActorManager._load_actor_class_from_gcs = _load  # type: ignore[method-assign]  # noqa: SLF001  # as above
+    FunctionActorManager._load_actor_class_from_gcs = _load  # noqa: SLF001  # as above
 
 
 def _load(manager: FunctionActorManager, job_id: Any, descriptor: Any) -> Any:
     if (
         descriptor.module_name == proxy.__name__
     ):  # which has one actor class; the name within it is that of a wrapper
-        return proxy.ProxyActor.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # Ray's
-    return _ask_head(manager, job_id, descriptor)  # type: ignore[no-untyped-call]  # Ray's
+        return proxy.ProxyActor.__ray_metadata__.modified_class
+    return _ask_head(manager, job_id, descriptor)
 
 
 __all__ = ["Deregistration", "answer_until_deregistered", "load_proxy_class_here", "note_request"]

@@ -15,15 +15,14 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import ray
 from prometheus_client import Counter
-from ray.serve._private import haproxy
 
 from toque.clusters.profile import apply_profile
+from toque.clusters.ray_private import haproxy
 
 __all__ = ["SupervisedManager", "install", "processes_of"]
 
@@ -35,7 +34,7 @@ ROUTES_PATIENCE_S = 5.0
 """Seconds for which a HAProxy that was left behind goes on while the routes are not known; it has some."""
 RESTARTS = Counter("toque_haproxy_restarts", "HAProxies that ended by themselves and were started again.")
 _log = logging.getLogger("ray.serve")
-_Manager: Any = haproxy.HAProxyManager.__ray_metadata__.modified_class.__ray_actor_class__  # type: ignore[attr-defined]  # Ray's
+_Manager: Any = haproxy.HAProxyManager.__ray_metadata__.modified_class.__ray_actor_class__
 
 
 class SupervisedManager(_Manager):  # type: ignore[misc]  # a class that Ray wraps
@@ -104,7 +103,8 @@ def _keep_series() -> None:
 
 def install() -> None:
     """Let this process's Serve controller make supervised managers."""
-    controller: Any = import_module("ray.serve._private.controller")
+    from toque.clusters.ray_private import controller  # late: the controller imports it itself
+
     controller.HAProxyManager = ray.remote(num_cpus=0)(SupervisedManager)
 
 

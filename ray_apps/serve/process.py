@@ -51,7 +51,8 @@ def freeze() -> None:
 def others_answer() -> bool:
     """Whether other replicas of this one's deployment are running; waits for Serve's controller."""
     from ray import serve  # late: processes that start Ray import this room before it
-    from ray.serve._private.common import ReplicaState
+
+    from toque.clusters.ray_private import ReplicaState
 
     here = serve.get_replica_context()
     application = serve.status().applications.get(here.app_name)

@@ -8,7 +8,6 @@ from whoever has Ray's token; HAProxy's pages of statistics take every interface
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -92,19 +91,17 @@ def loopback_environment() -> dict[str, str]:
 
 def stay_on_loopback() -> None:
     """Tell this process's Ray that no other machine joins, also if it was imported before the variables were set."""
-    constants: Any = import_module(
-        "ray._private.ray_constants"
-    )  # late: Ray must see the variables first, if it can
-    constants.ENABLE_RAY_CLUSTER = False
+    from toque.clusters.ray_private import ray_constants  # late: Ray must see the variables first, if it can
+
+    ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def bind_to_loopback(environment: Mapping[str, str]) -> None:
     """Bind this replica's own gRPC server to loopback on a platform of one machine; call it before the replica is ready."""
     if environment.get(_ONE_MACHINE) != "1":
         return
-    replica: Any = import_module(
-        "ray.serve._private.replica"
-    )  # late: only replicas need it, and have it imported
+    from toque.clusters.ray_private import replica  # late: only replicas need it, and have it imported
+
     bind = replica.add_port_to_grpc_server
     if not isinstance(bind, _OnLoopback):
         replica.add_port_to_grpc_server = _OnLoopback(bind)

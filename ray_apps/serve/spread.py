@@ -94,10 +94,10 @@ def count_nodes(resource: str) -> int:
 
     Raises: what the head's client raises.
     """
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # late and private: as Serve's controller does
+    from toque.clusters.ray_private import GcsClient, gcs_pb2  # late: as Serve's controller does
 
     head = GcsClient(address=ray.get_runtime_context().gcs_address)
-    alive = ray.core.generated.gcs_pb2.GcsNodeInfo.ALIVE  # type: ignore[attr-defined]  # compiled, without types
+    alive = gcs_pb2.GcsNodeInfo.ALIVE
     nodes = head.get_all_node_info(timeout=RPC_TIMEOUT_S)
     found = {
         node_id.hex()

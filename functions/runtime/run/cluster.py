@@ -12,7 +12,6 @@ from pickle import PicklingError
 from typing import Any, Protocol
 
 import ray
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
@@ -22,6 +21,7 @@ from ray.exceptions import (
     TaskCancelledError,
 )
 
+from toque.clusters.ray_private import RAY_JOB_CONFIG_JSON_ENV_VAR, worker
 from toque.functions.runtime.cards import SLICED, SLICED_VALUE, is_slice
 from toque.functions.runtime.declaration import ONCE, Demand, Resources, Retries
 from toque.functions.runtime.errors import Cancelled, EnvironmentFailed, InvalidResult, TimedOut, WorkerLost
@@ -188,7 +188,7 @@ def running() -> bool:
 
 def own_node() -> str | None:
     """Address of the raylet of this process's node; None outside of a cluster."""
-    node = getattr(ray._private.worker, "_global_node", None) if running() else None  # noqa: SLF001  # no public name
+    node = getattr(worker, "_global_node", None) if running() else None
     return None if node is None else f"{node.node_ip_address}:{node.node_manager_port}"
 
 

@@ -15,9 +15,8 @@ from functools import cache, lru_cache
 
 import grpc
 import ray
-from ray._private.grpc_utils import init_grpc_channel
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
 
+from toque.clusters.ray_private import GcsClient, init_grpc_channel
 from toque.functions.runtime.run import cluster
 
 EVERY_S = 1.0

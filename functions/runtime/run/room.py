@@ -15,10 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import ray
-from ray._private.state import available_resources_per_node
-from ray._private.state import state as cluster_state
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # no stub
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply  # type: ignore[attr-defined]  # the same
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -26,6 +22,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
+from toque.clusters.ray_private import GcsClient, autoscaler_pb2, available_resources_per_node, cluster_state
 from toque.functions.runtime.cards import Node, share_of
 from toque.functions.runtime.errors import NoRoom
 from toque.functions.runtime.run.cluster import (
@@ -231,7 +228,7 @@ def _asked(count: int, each: Amounts, card: str | None, avoided: Collection[str]
 
 def _free(each: Amounts, card: str | None, avoided: Collection[str]) -> int:
     """Count the workers for which there are free resources now, by what the nodes said last."""
-    free: Mapping[str, Amounts] = available_resources_per_node()  # type: ignore[no-untyped-call]  # Ray leaves it so
+    free: Mapping[str, Amounts] = available_resources_per_node()
     nodes = [node for node in _living_nodes(avoided) if card is None or node["Labels"].get(CARD) == card]
     needed = Needed(1, {kind: amount for kind, amount in each.items() if amount > 0})
     return sum(needed.held(free.get(node["NodeID"], {})) for node in nodes)
@@ -264,7 +261,7 @@ def _autoscaler(group: PlacementGroup) -> Autoscaler:
 
 def _autoscaling_state() -> Any:
     client = GcsClient(address=ray.get_runtime_context().gcs_address)
-    reply: Any = GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))
+    reply: Any = autoscaler_pb2.GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=10))
     return reply.autoscaling_state
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import aiohttp
 import numpy as np
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions, gRPCOptions
 
+from toque.clusters.ray_private import haproxy as serve_haproxy
 from toque.load.benchmarks.generative.doors import Side, door, register_weights, stream
 from toque.load.benchmarks.harness import bound, in_turns, main, say, temporary
 from toque.load.benchmarks.servers import free_port, process
@@ -84,18 +84,20 @@ def haproxy(folder: Path, application: str, ports: list[int], headers: Mapping[s
     """Start an HAProxy before the doors, as Serve does for an application of this name."""
     port, backend = free_port(), f"http-{application}"
     folder.mkdir()
-    served = HAProxyConfig(
+    served = serve_haproxy.HAProxyConfig(
         socket_path=str(folder / "admin.sock"), server_state_base=str(folder), server_state_file=str(folder / "state"),
         metrics_socket_path=str(folder / "metrics.sock"), timeout_connect_s=1,
         http_options=HTTPOptions(host="127.0.0.1", port=port), grpc_options=gRPCOptions(),
         stats_port=free_port(), metrics_port=free_port(),
     )  # fmt: skip
-    servers = [ServerConfig(f"replica-{number}", "127.0.0.1", one) for number, one in enumerate(ports)]
-    config = BackendConfig(
+    servers = [
+        serve_haproxy.ServerConfig(f"replica-{number}", "127.0.0.1", one) for number, one in enumerate(ports)
+    ]
+    config = serve_haproxy.BackendConfig(
         app_name=application, name=backend, path_prefix="/v1", servers=servers, http_health_check_path=""
     )
     file = folder / "haproxy.cfg"
-    HAProxyApi(served, {backend: config}, str(file))._generate_config_file_internal()  # noqa: SLF001  # as Serve's manager
+    serve_haproxy.HAProxyApi(served, {backend: config}, str(file))._generate_config_file_internal()  # noqa: SLF001  # as Serve's manager
     path = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     side = Side(application, f"http://127.0.0.1:{port}/v1", headers)
     with process([str(HAPROXY), "-db", "-f", str(file)], folder / "log", path, ready=side.answers):
