@@ -9,7 +9,7 @@ import pytest
 
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, use_context
-from toque.ray_apps.console.pages.functions import _arguments
+from toque.ray_apps.function_schemas import parameters
 from toque.ray_apps.gateway.openapi import with_functions
 from toque.registry import Role, open_store
 
@@ -39,7 +39,7 @@ def test_its_verb_runs_and_is_described_on_every_face(verb, tmp_path: Path) -> N
     document = {"paths": {"/functions/{name}": general}, "components": {"schemas": {}}}
     shown = json.dumps(with_functions(document, [verb])["paths"]["/functions/greet_model"])
     assert "Greet a model by its name" in shown
-    assert [each["about"] for each in _arguments(verb.input_schema)] == [
+    assert [each.description for each in parameters(verb.input_schema)] == [
         "Name of a registered model.",
         "Number of words of the greeting.",
     ]

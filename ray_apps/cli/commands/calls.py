@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from toque.ray_apps.cli.arguments import (
@@ -41,6 +42,7 @@ from toque.ray_apps.cli.output import (
     value,
 )
 from toque.ray_apps.cli.transfer import invocation_bar
+from toque.ray_apps.function_schemas import parameters, type_name
 
 POLL_S = 0.2
 FOLLOW_S = 0.5
@@ -89,7 +91,8 @@ def _functions(given: Given) -> None:
         listing(given.output, _LISTED, found, empty="no function is declared", limit=given.limit)
     else:
         found = given.client.get(f"/functions/{given.function}")
-        facts_and_table(given.output, _IN_FULL, found, _PARAMETERS, _parameters(found))
+        rows = [asdict(each) for each in parameters(found["input_schema"])]
+        facts_and_table(given.output, _IN_FULL, found, _PARAMETERS, rows)
 
 
 def _run(given: Given) -> int:
@@ -187,47 +190,16 @@ def _change(given: Given, method: str, path: str, *, body: Any = None, text: str
 
 def _names(function: dict[str, Any]) -> str:
     """Names of the arguments, those that may be left out in brackets: `model, [days]`."""
-    required = function["input_schema"].get("required", [])
-    names = function["input_schema"].get("properties", {})
-    return ", ".join(name if name in required else f"[{name}]" for name in names)
-
-
-def _parameters(function: dict[str, Any]) -> list[dict[str, str]]:
-    """The arguments, each with its type, its default as JSON ("" of one that is required), and what it means."""
-    schema = function["input_schema"]
-    required = schema.get("required", [])
-    return [
-        {
-            "name": name,
-            "type": _type(argument),
-            "default": "" if name in required else json.dumps(argument.get("default"), ensure_ascii=False),
-            "description": argument.get("description", ""),
-        }
-        for name, argument in schema.get("properties", {}).items()
-    ]
+    found = parameters(function["input_schema"])
+    return ", ".join(each.name if each.required else f"[{each.name}]" for each in found)
 
 
 def _signature(function: dict[str, Any]) -> str:
     """Arguments as a person writes them: `model: string, days: integer = 28`."""
     return ", ".join(
-        f"{each['name']}: {each['type']}{each['default'] and ' = '}{each['default']}"
-        for each in _parameters(function)
+        f"{each.name}: {each.type}{each.default and ' = '}{each.default}"
+        for each in parameters(function["input_schema"])
     )
-
-
-def _type(schema: dict[str, Any]) -> str:
-    """A JSON schema in a word or two."""
-    if "$ref" in schema:
-        return str(schema["$ref"].rpartition("/")[2])
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type(each) for each in schema["anyOf"]))
-    if "enum" in schema:
-        return " or ".join(json.dumps(each) for each in schema["enum"])
-    if "const" in schema:
-        return json.dumps(schema["const"])
-    if schema.get("type") == "array":
-        return f"list of {_type(schema.get('items', {}))}"
-    return str(schema.get("format") or schema.get("type", "any value"))
 
 
 def _summary(function: dict[str, Any]) -> str:
@@ -364,7 +336,7 @@ _IN_FULL = columns(
     " | CPUs: resources.num_cpus | GPUs: resources.num_gpus | results cached: cache | schedule: schedules | events",
     wide="code digest: digest",
     texts="what it does | result",
-    values={"result": lambda row: _type(row["output_schema"])},
+    values={"result": lambda row: type_name(row["output_schema"])},
 )
 _PARAMETERS = columns(
     "argument: name | type | default | meaning: description", texts="type | default | meaning"

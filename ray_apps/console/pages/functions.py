@@ -15,6 +15,7 @@ from toque.functions.runtime.durable.record import ENDED, Status
 from toque.ray_apps.console.charts import Node, draw_columns
 from toque.ray_apps.console.page import ApiError, Page
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
+from toque.ray_apps.function_schemas import parameters
 from toque.registry import Role
 
 router = pages_router()
@@ -132,7 +133,7 @@ async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -
         error=error,
         typed=typed,
         function=found,
-        arguments=_arguments(found["input_schema"]),
+        arguments=parameters(found["input_schema"]),
         latest=latest,
         scanned=_LAST_SCANNED,
     )
@@ -193,31 +194,3 @@ def _steps(invocation: dict[str, Any], page: Page) -> Markup:
     now = f"signal {invocation['waits_for']}" if invocation["waits_for"] else invocation["function"]
     columns.append([Node(invocation["status"], now, "own")])
     return draw_columns(columns, label=f"Steps of {invocation['function']} {invocation['id']}")
-
-
-def _arguments(schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """Lay the arguments of a function out: name, type, default, what they mean."""
-    required = set(schema.get("required", []))
-    return [
-        {
-            "name": name,
-            "type": _type(each),
-            "required": name in required,
-            "default": json.dumps(each["default"], ensure_ascii=False) if "default" in each else "",
-            "about": each.get("description", ""),
-        }
-        for name, each in schema.get("properties", {}).items()
-    ]
-
-
-def _type(schema: dict[str, Any]) -> str:
-    """Name the type that a JSON Schema describes."""
-    if "$ref" in schema:
-        return str(schema["$ref"]).rpartition("/")[2]
-    if "anyOf" in schema:
-        return " or ".join(_type(each) for each in schema["anyOf"])
-    if "enum" in schema:
-        return " | ".join(json.dumps(each) for each in schema["enum"])
-    if schema.get("type") == "array" and isinstance(schema.get("items"), dict):
-        return f"list of {_type(schema['items'])}"
-    return str(schema.get("format") or schema.get("type", "any"))
