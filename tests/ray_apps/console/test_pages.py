@@ -331,8 +331,9 @@ async def test_no_text_of_a_user_becomes_markup(platform: Platform, tmp_path: Pa
         "/ui/models/hostile/versions/1",
         "/ui/models/hostile/compare?version=1",
     ):
-        markup = Markup()
-        markup.feed((await visitor.get(path)).text)
+        answer, markup = await visitor.get(path), Markup()
+        assert answer.status_code == 200, path
+        markup.feed(answer.text)
         assert set(markup.images) <= {ICON}, path
         assert set(markup.scripts) == {SCRIPT}, path
         assert not [name for name in markup.attributes if name.startswith("on") or name == "style"], path
@@ -420,7 +421,7 @@ def test_pages_know_the_platform_by_its_api_alone() -> None:
         f"{states}.ENDED",
         f"{states}.Status",
     }
-    own = ("toque.ray_apps.console.", "toque.ray_apps.admission.")
+    own = ("toque.ray_apps.console.", "toque.ray_apps.admission.", "toque.ray_apps.function_schemas.")
     assert all(each.startswith(own) for each in found if each.startswith("toque.ray_apps."))
 
 

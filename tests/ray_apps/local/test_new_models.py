@@ -28,7 +28,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunningPlatform:
         models=("old",),
     ).save()
     monkeypatch.setattr(lifecycle, "status", lambda _: SimpleNamespace(healthy=True))
-    monkeypatch.setattr(lifecycle.deploying, "connect", lambda _: "")
+    monkeypatch.setattr(lifecycle, "connect", lambda _: "")
     return recorded
 
 
@@ -39,9 +39,9 @@ def test_up_again_serves_the_models_that_are_new(
     running: RunningPlatform, monkeypatch: pytest.MonkeyPatch, declared: tuple[str, ...], added: list[Any]
 ) -> None:
     deployed: list[Any] = []
-    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: declared)
+    monkeypatch.setattr(lifecycle, "models_of", lambda _: declared)
     monkeypatch.setattr(
-        lifecycle.deploying, "deploy_models", lambda now, names: deployed.append((*now.models[:1], *names))
+        lifecycle, "deploy_models", lambda now, names: deployed.append((*now.models[:1], *names))
     )
     up(running.settings)
     assert deployed == added
@@ -53,8 +53,8 @@ def test_up_again_serves_the_models_that_are_new(
 def test_a_model_that_could_not_be_served_is_tried_again_by_the_next(
     running: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: ("old", "new"))
-    monkeypatch.setattr(lifecycle.deploying, "deploy_models", _fail)
+    monkeypatch.setattr(lifecycle, "models_of", lambda _: ("old", "new"))
+    monkeypatch.setattr(lifecycle, "deploy_models", _fail)
     with pytest.raises(RuntimeError):
         up(running.settings)
     kept = find_platform(running.settings.home)
@@ -104,7 +104,7 @@ def test_up_again_says_that_it_runs_older_code(
     project = "a=shop_of_code2,b=shop_of_code" if workspaces else "shop_of_code"
     settings = running.settings.model_copy(update={"project": project})
     running.model_copy(update={"settings": settings, "code": code_of(project)}).save()
-    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: ("old",))
+    monkeypatch.setattr(lifecycle, "models_of", lambda _: ("old",))
     change(tmp_path / "shop_of_code")
     steps: list[str] = []
     up(settings, report=steps.append)
@@ -131,7 +131,7 @@ def test_to_look_at_the_code_imports_neither_it_nor_ray(tmp_path: Path) -> None:
 def test_a_platform_of_an_earlier_release_recorded_no_code(
     running: RunningPlatform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle.deploying, "models_of", lambda _: ("old",))
+    monkeypatch.setattr(lifecycle, "models_of", lambda _: ("old",))
     steps: list[str] = []
     up(running.settings, report=steps.append)
     assert steps == ["already up"]
