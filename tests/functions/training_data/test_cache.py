@@ -112,10 +112,10 @@ def test_what_a_killed_process_left_is_removed(store, tmp_path):
     index = some_set(store, shards=2)
     script = (
         "import os, signal, sys\n"
-        "from toque.functions.training_data import OpenSet, ShardCache, SetRef, cache\n"
+        "from toque.functions.training_data import OpenSet, ShardCache, SetRef, rows\n"
         "from pathlib import Path\n"
         "from toque.registry import open_store\n"
-        "cache.unpack_shard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "rows.unpack_shard = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         "store = open_store(sys.argv[1])\n"
         "index = OpenSet.of(store, SetRef(name='set', version=1)).index\n"
         "ShardCache(Path(sys.argv[2])).open(store, 'arrow', index.shards[0])\n"

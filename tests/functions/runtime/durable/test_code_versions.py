@@ -64,8 +64,8 @@ def worker(used: Context, tmp_path: Path) -> Iterator[Callable[[int], "subproces
     def start(price: int) -> "subprocess.Popen[bytes]":
         path = f"{tmp_path / f'v{price}'}{os.pathsep}{ROOT}"
         environment = os.environ | {"TOQUE_STORE": used.store_url, "PYTHONPATH": path}
-        code = "import sys; from toque.functions.runtime import catalog; from toque.functions.runtime.durable import code_versions as versions; catalog.PLATFORM = ();"
-        code += "versions.START_PATIENCE_S = 30.0;"  # a machine that is busy may start the other one later
+        code = "import sys; from toque.functions.runtime import catalog; from toque.functions.runtime.durable import attempt; catalog.PLATFORM = ();"
+        code += "attempt.START_PATIENCE_S = 30.0;"  # a machine that is busy may start the other one later
         code += "from toque.functions.__main__ import main; sys.exit(main(['--module', 'prices', 'work']))"
         processes.append(subprocess.Popen([sys.executable, "-c", code], env=environment))
         return processes[-1]

@@ -16,7 +16,7 @@ from toque.functions.runtime.process import autogroups_enabled
 PROGRAM = """
 import json, os, sys
 from pathlib import Path
-from toque.functions.runtime.run import niceness
+from toque.functions.runtime import process as niceness
 
 folder = Path(sys.argv[1])
 

@@ -90,7 +90,10 @@ async def test_a_trickle_keeps_no_connection_open(port: int):
     while not ended.done():
         writer.write(b"a")
         await asyncio.sleep(0.02)
-    assert (await ended)[:12] in {b"HTTP/1.1 408", b""}  # a reset may overtake the answer, as it goes on writing
+    assert (await ended)[:12] in {
+        b"HTTP/1.1 408",
+        b"",
+    }  # a reset may overtake the answer, as it goes on writing
     writer.close()
 
 
