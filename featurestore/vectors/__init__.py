@@ -6,7 +6,7 @@ Must not know where a query comes from; a text is embedded by what the caller pa
 from toque.featurestore.vectors.builds import IndexBuild, IndexBuilds, indexed_fields
 from toque.featurestore.vectors.following import FOLLOWERS
 from toque.featurestore.vectors.opened import Options, RecallTooLow, of_vectors, refresh, search
-from toque.featurestore.vectors.search import MOST, Ask, Embed, Neighbour, Neighbours, Where
+from toque.featurestore.vectors.searching import MOST, Ask, Embed, Neighbour, Neighbours, Where
 
 __all__ = [
     "FOLLOWERS",

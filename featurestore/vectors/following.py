@@ -24,7 +24,7 @@ from toque.featurestore.online.serving import Lookup
 from toque.featurestore.rows import conform, offline_schema
 from toque.featurestore.vectors.builds import IndexBuilds, LoadedIndex, Loader
 from toque.featurestore.vectors.rows import Layers, VectorRows
-from toque.featurestore.vectors.search import positions_of
+from toque.featurestore.vectors.searching import positions_of
 from toque.registry.times import epoch_us, from_epoch_us
 
 TAIL_ROWS = 10_000

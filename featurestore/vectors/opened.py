@@ -43,7 +43,7 @@ from toque.featurestore.vectors.nearest import (
     ordered,
 )
 from toque.featurestore.vectors.rows import ROWS_AT_ONCE, Bools, Ints, VectorRows
-from toque.featurestore.vectors.search import (
+from toque.featurestore.vectors.searching import (
     Ask,
     Embed,
     Neighbours,

@@ -8,7 +8,7 @@ import pytest
 
 from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, Int64
 from toque.functions import Context, context, use_context
-from toque.functions.features import sources
+from toque.functions.features import load_rows
 from toque.registry import InvalidInput, Table, open_store
 
 NOW = datetime(2024, 5, 1, tzinfo=UTC)
@@ -37,7 +37,7 @@ def store(tmp_path: Path):
 
 
 def load(frame: pl.DataFrame | list[pl.DataFrame], **options: timedelta):
-    return sources(frame, view=view, entities="houses/entities", label="price", **options)
+    return load_rows(frame, view=view, entities="houses/entities", label="price", **options)
 
 
 def test_rows_that_are_there_are_not_written_again(store):

@@ -27,7 +27,7 @@ from toque.featurestore import (
     compact,
 )
 from toque.featurestore.offline.tables import OfflineStore
-from toque.featurestore.vectors import opened, search
+from toque.featurestore.vectors import opened, searching
 from toque.featurestore.vectors.builds import Loader
 from toque.featurestore.vectors.nearest import codes_for, lists_for
 from toque.registry import open_store
@@ -47,7 +47,7 @@ view = FeatureView(
 @pytest.fixture(autouse=True)
 def use_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Use the lists for few rows too, and keep its copies apart."""
-    monkeypatch.setattr(search, "EXACT_ROWS", 50)
+    monkeypatch.setattr(searching, "EXACT_ROWS", 50)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
 
