@@ -83,7 +83,7 @@ class Cluster:
     def deploy(self) -> None:
         """Deploy the platform, and a model of which one version is the champion."""
         begun = time.monotonic()
-        self.lab.run("head", "toque", "deploy", timeout_s=300)
+        self.lab.run("head", "toque", "deploy", timeout_s=600)
         self.timings["deploy"] = time.monotonic() - begun
         self.token = (self.lab.disk("head") / "home" / ".toque" / "token").read_text().strip()
         self.toque("run", "make_version", "--json", '{"factor": 1.0}', timeout_s=240)

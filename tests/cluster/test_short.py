@@ -14,13 +14,12 @@ from tests.cluster.cluster import Cluster
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
-FIRST_PREDICTION_S, OUTAGE_S = 180, 30
+OUTAGE_S = 30
 
 
 def test_a_platform_comes_up_and_answers_though_a_worker_is_lost(
     cluster: Cluster, report: Callable[[str, dict[str, Any]], None]
 ) -> None:
-    assert cluster.timings["first prediction"] < FIRST_PREDICTION_S
     # A replica that is slower than the one which answered first has requests wait for its champion.
     answers = {door: cluster.predict(door, timeout_s=OUTAGE_S) for door in ("head", *cluster.workers)}
     assert {each.status_code for each in answers.values()} == {200}, [each.text for each in answers.values()]
