@@ -60,7 +60,7 @@ test: $(STAMP) ## the test suite; WHOLE=1 adds the long tests, as CI does
 test-again: # what failed, once more and alone; what passes now is named, so that nobody takes it for sound
 	@set -e; for file in $(TRIED)/*.failed; do \
 	  part=$$(basename $$file .failed); echo "$${part#test-}: once more, alone, what failed"; \
-	  cp $(TRIED)/$$part/v/cache/lastfailed $(TRIED)/$$part.first; \
+	  cp $(TRIED)/$$part/v/cache/lastfailed $(TRIED)/$$part.first || { echo "no test failed: see what was left out"; exit 1; }; \
 	  $(MAKE) --no-print-directory $$part AGAIN="--last-failed --last-failed-no-failures=none"; done
 	@echo "passed on the second try alone, to be mended:"; cat $(TRIED)/*.first
 

@@ -29,31 +29,22 @@ statsmodels = pytest.importorskip("statsmodels.api", reason="statsmodels is in t
     [
         ([0.1, 0.3, 0.35, 0.9, 1.0], 1.5, 0.05, 2, [3.1594, 2.6997, 2.7712, 2.1021, 2.1738]),
         ([0.25, 0.5, 0.75, 1.0], 3.0, 0.01, 1, [3.6047, 3.0499, 2.6901, 2.4019]),
+        ([0.2, 0.4, 0.6, 0.8, 1.0], 2.0, 0.05, 2, [3.0902, 2.7141, 2.4727, 2.2798, 2.114]),
+        (
+            [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0],
+            2.0,
+            0.05,
+            2,
+            [3.4808, 3.1523, 2.9508, 2.7935, 2.661, 2.545, 2.4406, 2.3451, 2.2566, 2.1736],
+        ),
+        ([0.25, 0.5, 0.75, 1.0], 1.0, 0.025, 1, [2.4977, 2.4071, 2.3208, 2.2448]),
     ],
 )
-def test_group_sequential_bounds_at_uneven_looks(
+def test_group_sequential_bounds(
     looks: list[float], rho: float, alpha: float, sides: int, bounds: list[float]
 ) -> None:
     assert list(group_sequential_bounds(looks, alpha=alpha, rho=rho, sides=sides)) == pytest.approx(
         bounds, abs=1.5e-4
-    )
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of their use of pandas
-@pytest.mark.parametrize(
-    ("looks", "rho", "alpha", "sides"), [(5, 2.0, 0.05, 2), (10, 2.0, 0.05, 2), (4, 1.0, 0.025, 1)]
-)
-def test_group_sequential_bounds_beside_the_package_itself(
-    looks: int, rho: float, alpha: float, sides: int
-) -> None:
-    solver = pytest.importorskip(
-        "spotify_confidence.analysis.frequentist.sequential_bound_solver",
-        reason="spotify-confidence is in the peers group",
-    )
-    times = np.arange(1, looks + 1) / looks
-    theirs = solver.bounds(times, alpha, rho, 8.0, sides).bounds
-    assert list(group_sequential_bounds(looks, alpha=alpha, rho=rho, sides=sides)) == pytest.approx(
-        theirs, abs=1.5e-4
     )
 
 

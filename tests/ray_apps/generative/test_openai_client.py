@@ -166,7 +166,7 @@ async def test_an_engine_that_makes_no_embeddings_is_not_asked_for_them(tmp_path
     await process.close()
 
 
-@pytest.mark.skipif(VLLM is None, reason="llama.cpp embeds beside its answers")
+@pytest.mark.skipif(VLLM is None, reason="vLLM needs a card; llama.cpp embeds beside its answers")
 def test_embeddings_of_a_version_that_answers_are_refused_with_the_setting_that_it_takes(
     client: openai.OpenAI,
 ):

@@ -37,8 +37,6 @@ def executions(served: Served) -> int:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_perf_analyzer_measures_a_model_and_reads_its_statistics(served: Served, way: str):
-    if way == "HTTP" and served.inside:
-        pytest.skip("HTTP is the same, however gRPC is served")
     address = served.http if way == "HTTP" else served.grpc
     command = [
         BINARY,
