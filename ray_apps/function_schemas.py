@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +47,77 @@ def type_name(schema: Mapping[str, Any]) -> str:
     if schema.get("type") == "object" and "title" in schema:
         return str(schema["title"])
     return str(schema.get("format") or schema.get("type", "any value"))
+
+
+Kind = Literal["text", "integer", "number", "boolean", "json", "integer or text"]
+_KINDS: dict[str, Kind] = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean"}
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """An argument as a command line takes it. several: a list of such values; default: as JSON, empty where it is required."""
+
+    name: str
+    kind: Kind
+    several: bool
+    required: bool
+    default: str
+    choices: tuple[str, ...]
+    help: str
+
+
+def options(schema: Mapping[str, Any]) -> list[Option]:
+    """List the arguments of a function as a command line takes them, by the JSON Schema of its arguments object."""
+    properties, definitions = schema.get("properties", {}), schema.get("$defs", {})
+    return [
+        Option(
+            each.name,
+            *_kind(properties[each.name], definitions),
+            required=each.required,
+            default=each.default,
+            choices=_choices(properties[each.name]),
+            help=each.description,
+        )
+        for each in parameters(schema)
+    ]
+
+
+def command_table(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Reduce a function's description to what a command line needs of it: commands, view, role, arguments, what it does."""
+    return {
+        "function": description["name"],
+        "summary": description["doc"].partition("\n")[0].partition(" Raises:")[0],
+        "commands": description["commands"],
+        "view": description["view"],
+        "options": [asdict(option) for option in options(description["input_schema"])],
+    }
+
+
+def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> tuple[Kind, bool]:
+    """Find how a command line reads a value of a schema, and whether it takes several."""
+    alternatives = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
+    kinds = {_scalar(one, definitions) for one in alternatives}
+    if kinds == {"integer", "text"}:
+        return "integer or text", False
+    if len(alternatives) == 1 and alternatives[0].get("type") == "array":
+        item = _scalar(alternatives[0].get("items", {}), definitions)
+        return ("json", False) if item in {"json", "boolean"} else (item, True)
+    return (kinds.pop() if len(kinds) == 1 else "json"), False
+
+
+def _scalar(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> Kind:
+    if "$ref" in schema:
+        schema = definitions.get(str(schema["$ref"]).rpartition("/")[2], {})
+    if "const" in schema or "enum" in schema:
+        return (
+            "text"
+            if all(isinstance(one, str) for one in schema.get("enum", [schema.get("const")]))
+            else "json"
+        )
+    return _KINDS.get(str(schema.get("type")), "json")
+
+
+def _choices(schema: Mapping[str, Any]) -> tuple[str, ...]:
+    """The values that a schema allows, where they are texts."""
+    found = [value for one in schema.get("anyOf", [schema]) for value in one.get("enum", [])]
+    return tuple(found) if found and all(isinstance(value, str) for value in found) else ()

@@ -29,6 +29,7 @@ from toque.functions.arguments import Model, Reason
 from toque.functions.monitoring import TOPIC, Alarm
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import OnEvent, Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.definitions import ProjectError, model_definition
 from toque.functions.runtime.function import function
 from toque.registry import Fold, Journal, NotFound
@@ -125,7 +126,17 @@ def send_alert(
     return sink.name
 
 
-@function(http=True, timeout_s=60)
+@function(
+    http=True,
+    timeout_s=60,
+    command="alerts silence MODEL ABOUT",
+    view=View(
+        rows="silences",
+        columns="about | until | by | reason",
+        texts="reason",
+        empty="nothing of {model} is silenced",
+    ),
+)
 def silence_alerts(
     model: Model,
     about: Annotated[
@@ -158,7 +169,14 @@ def silence_alerts(
 _YEAR_HOURS = 24 * 366
 
 
-@function(http=True, timeout_s=60)
+@function(
+    http=True,
+    timeout_s=60,
+    command="alerts ack MODEL ABOUT",
+    view=View(
+        text="{about} of {model} is acknowledged; only its recovery is sent",
+    ),
+)
 def acknowledge_alert(
     model: Model,
     about: Annotated[str, Field(description="Subject of the alert: `monitor/subject`, as alerts name it.")],

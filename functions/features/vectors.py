@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from toque.featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 
 __all__ = ["IndexRefreshError", "VectorIndexStatus", "refresh_vector_indexes", "vector_indexes"]
@@ -18,6 +19,13 @@ __all__ = ["IndexRefreshError", "VectorIndexStatus", "refresh_vector_indexes", "
 IndexedViews = Annotated[
     list[str] | None, Field(description="Names of feature views; all that declare an index unless given.")
 ]
+
+
+INDEX_VIEW = View(
+    columns="view | field | metric | build | rows | behind | recall | built: built_at",
+    wide="least recall: least_recall | text model: text_model",
+    empty="no feature view declares a vector index",
+)
 
 
 class VectorIndexStatus(BaseModel):
@@ -47,7 +55,14 @@ class IndexRefreshError(FeatureStoreError):
     """Some indexes could not be refreshed; all others were."""
 
 
-@function(http=True, timeout_s=4 * 3600, retries=Retries(max_attempts=2), max_concurrency=1)
+@function(
+    http=True,
+    timeout_s=4 * 3600,
+    retries=Retries(max_attempts=2),
+    max_concurrency=1,
+    command="features refresh-vectors VIEWS",
+    view=INDEX_VIEW,
+)
 def refresh_vector_indexes(views: IndexedViews = None) -> list[VectorIndexStatus]:
     """Bring the vector indexes of views up to date with their offline tables; only rows that are new are read.
 
@@ -69,7 +84,7 @@ def refresh_vector_indexes(views: IndexedViews = None) -> list[VectorIndexStatus
     return done
 
 
-@function(http=True, role="viewer", timeout_s=600)
+@function(http=True, role="viewer", timeout_s=600, command="features vectors VIEWS", view=INDEX_VIEW)
 def vector_indexes(views: IndexedViews = None) -> list[VectorIndexStatus]:
     """Tell of the vector indexes of views how many rows they have and lack, and how many of the nearest they find.
 

@@ -37,6 +37,7 @@ from toque.functions.generative.version_files import (
     weights_in,
 )
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.registry.models import Lineage, ModelVersion
 from toque.registry.registry import Registry
@@ -98,7 +99,13 @@ def list_prompts(model: Model) -> list[PromptVersion]:
     return [_shown(registry, each) for each in reversed(registry.list_versions(model)) if is_generative(each)]
 
 
-@function(http=True, role="viewer", timeout_s=120)
+@function(
+    http=True,
+    role="viewer",
+    timeout_s=120,
+    command="prompts diff MODEL BEFORE AFTER",
+    view=View(text="{result}", empty="the prompts are equal"),
+)
 def compare_prompts(
     model: Model,
     before: Annotated[str, Field(description="Number or alias of the version that is compared with.")],

@@ -46,6 +46,7 @@ from toque.functions.prediction_log import (
     predictions_table,
 )
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.functions.runtime.triggers.events import publish
 from toque.registry import ModelVersion, ObjectStore, Table
@@ -112,7 +113,17 @@ def watch_quality(
     )
 
 
-@function(http=True, timeout_s=300)
+@function(
+    http=True,
+    timeout_s=300,
+    command="monitor drift MODEL",
+    view=View(
+        facts="model | monitor | version | cohorts judged: cohorts | what: text",
+        rows="alarms",
+        columns="raised: raised_at | monitor | subject | version | what: text",
+        texts="what",
+    ),
+)
 def watch_drift(
     model: Model,
     monitor: Annotated[DriftMonitor, _SETTINGS] = DriftMonitor(),  # noqa: B008 — frozen
@@ -320,7 +331,15 @@ def running_figures(model: Model) -> RunningFigures:
     )
 
 
-@function(http=True, role="viewer", timeout_s=300)
+@function(
+    http=True,
+    role="viewer",
+    timeout_s=300,
+    command="monitor labels",
+    view=View(
+        text="{labels} labels since {since}, {unknown} of them for no prediction in the log",
+    ),
+)
 def unknown_labels(
     hours: Annotated[
         float, Field(description="Hours, counted back from now, in which the labels were received.")
@@ -337,7 +356,22 @@ def unknown_labels(
     return find_unknown(used.store, used.registry().list_models(), used.clock(), hours=hours, days=days)
 
 
-@function(http=True, role="viewer", timeout_s=60, in_thread=True)
+@function(
+    http=True,
+    role="viewer",
+    timeout_s=60,
+    in_thread=True,
+    command="monitor incidents MODEL",
+    view=View(
+        columns="raised: raised_at | monitor | subject | version | what: text",
+        wide="ended: recovered | features: columns | rows from: start | rows until: end | statistic | threshold"
+        " | explained by: explained_by | key",
+        texts="what",
+        newest="raised_at",
+        empty="no alarm of {model} stands",
+        page="monitors/{model}",
+    ),
+)
 def standing_alarms(model: Model) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
     return alarms(model).standing()

@@ -52,6 +52,7 @@ from toque.functions.reporting.timeline import (
 )
 from toque.functions.reporting.trace import trace_prediction
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.registry import Journal, Registry
 
@@ -145,7 +146,7 @@ def model_report(
     return report
 
 
-@function(http=True, timeout_s=120)
+@function(http=True, timeout_s=120, command="rollout page MODEL")
 def rollout_report(model: Model, rollout: RolloutNumber = None) -> str:
     """Write the page of one rollout of `model` into the store; returns its key, `reports/{model}-rollout-{number}.html`.
 
@@ -160,7 +161,20 @@ def rollout_report(model: Model, rollout: RolloutNumber = None) -> str:
     return key
 
 
-@function(http=True, timeout_s=300)
+@function(
+    http=True,
+    timeout_s=300,
+    command="monitor why MODEL",
+    view=View(
+        facts="alarm: causes.alarm.key | what: causes.text | labelled rows before: causes.rows_before"
+        " | labelled rows in its window: causes.rows | loss before: causes.loss_before | loss in its window: causes.loss"
+        " | page: key",
+        rows="causes.causes",
+        columns="since | kind | what | part in the loss: contribution | how it changed: text",
+        wide="standard error: error",
+        texts="what | how it changed",
+    ),
+)
 def alarm_report(
     model: Model,
     alarm: Annotated[

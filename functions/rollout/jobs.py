@@ -31,10 +31,17 @@ from toque.functions.rollout.state import Budget, History, RolloutState
 from toque.functions.rollout.status import RolloutStatus, TickResult
 from toque.functions.runtime.clock import system_clock
 from toque.functions.runtime.context import Context, context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.definitions import declarations
 from toque.functions.runtime.function import function
 from toque.registry import ObjectStore
 
+STATE_VIEW = View(
+    facts="rollout | version: challenger | rivals | against: champion | stage | paused | started: started_at"
+    " | in this stage since: stage_since | labels judged: judged_labels | why: reason",
+    wide="canary since: canary_since | policy",
+    texts="why",
+)
 _COLUMNS = ("prediction_id", "version", "arm", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
 
 
@@ -118,7 +125,7 @@ def declared_policy(model: str) -> RolloutPolicy:
     return RolloutPolicy() if definition is None else definition.rollout
 
 
-@function(http=True, timeout_s=120)
+@function(http=True, timeout_s=120, command="rollout start MODEL VERSION", view=STATE_VIEW)
 def start_rollout(
     model: Model,
     version: Annotated[int, Field(description="Version that is tried, first as a shadow of the champion.")],
@@ -182,25 +189,43 @@ def record_metric(
     return write_metric(context().store, name, values)
 
 
-@function(http=True, timeout_s=120)
+@function(
+    http=True,
+    timeout_s=120,
+    command="rollout tick MODEL",
+    view=View(
+        facts="model | rollout | version: challenger | stage | action | decided by: rule | why: text | labels"
+        " | improvement in loss: estimate | from: lower | to: upper | entry",
+        texts="why",
+    ),
+)
 def tick_rollout(model: Model) -> TickResult:
     """Judge the open rollout once: hold, advance, promote, roll back, or give up; appends at most one journal entry."""
     return rollouts(model).tick()
 
 
-@function(http=True, timeout_s=60)
+@function(http=True, timeout_s=60, command="rollout pause MODEL", view=STATE_VIEW)
 def pause_rollout(model: Model, reason: Reason) -> RolloutState:
     """Stop advancing and promoting, while the guardrails go on. Raises: NoRollout."""
     return rollouts(model).pause(reason=reason)
 
 
-@function(http=True, timeout_s=60)
+@function(http=True, timeout_s=60, command="rollout resume MODEL", view=STATE_VIEW)
 def resume_rollout(model: Model, reason: Reason) -> RolloutState:
     """Go on with a rollout after a pause. Raises: NoRollout."""
     return rollouts(model).resume(reason=reason)
 
 
-@function(http=True, timeout_s=60)
+@function(
+    http=True,
+    timeout_s=60,
+    command=(
+        "rollout end MODEL ACTION",
+        "rollout promote MODEL action=promote",
+        "rollout abort MODEL action=roll_back",
+    ),
+    view=STATE_VIEW,
+)
 def end_rollout(
     model: Model,
     action: Annotated[
@@ -233,7 +258,9 @@ def look_at_rollout(model: Model) -> RolloutStatus:
     return rollouts(model).status()
 
 
-@function(http=True, role="viewer", timeout_s=60)
+@function(
+    http=True, role="viewer", timeout_s=60, command="rollout explain MODEL ENTRY", view=View(text="{text}")
+)
 def explain_rollout(
     model: Model,
     entry: Annotated[

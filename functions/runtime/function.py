@@ -19,8 +19,9 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, context, unpacked
 from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
+from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.declaration.digest import digests_of
-from toque.functions.runtime.declaration.options import check_http_types, checked_options
+from toque.functions.runtime.declaration.options import check_http_types, checked_commands, checked_options
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.durable.ledger import Origin
 from toque.functions.runtime.durable.values import cached_result
@@ -51,7 +52,7 @@ class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
     reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
-    secrets, warm, in_thread, demand, http, role: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    secrets, warm, in_thread, demand, http, role, command, view: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -74,6 +75,8 @@ class Function(Generic[P, R]):
         on: Sequence[OnEvent] = (),
         http: bool = False,
         role: Role = Role.operator,
+        command: Sequence[Command] = (),
+        view: View | None = None,
     ) -> None:
         functools.update_wrapper(self, body)
         self.body = body
@@ -95,6 +98,8 @@ class Function(Generic[P, R]):
         self.on = tuple(on)
         self.http = http
         self.role = role
+        self.command = tuple(command)
+        self.view = view
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run in this thread on validated arguments. Raises: InvalidArguments, and what the body raises."""
@@ -257,6 +262,8 @@ class Function(Generic[P, R]):
             "on",
             "http",
             "role",
+            "command",
+            "view",
         )
         own = {"signature": self.signature, "named": self.reference, "digest": self.digest}
         return {name: getattr(self, name) for name in names} | own
@@ -316,6 +323,8 @@ def function(
     on: OnEvent | Sequence[OnEvent] | None = ...,
     http: bool = ...,
     role: Role | str = ...,
+    command: str | Sequence[str] = ...,
+    view: View = ...,
 ) -> _Decorator: ...
 
 
@@ -331,7 +340,8 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     is never killed; for functions of the platform that wait for others, with timeouts of their own. demand: computes
     what a durable run takes of its team's quota from the arguments by name; a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
     HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may
-    call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin.
+    call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin. command: words
+    of the command line that call it, one or several, as in "rollout end MODEL ACTION". view: how `toque` shows its result.
 
     Raises: DeclarationError, at import, for invalid options or types.
     """
@@ -374,6 +384,7 @@ def _declare(
         )
     if options.get("http"):
         check_http_types(signature)
+    options["command"] = checked_commands(signature, options)
     instance: Function[..., Any] = kind(body, signature=signature, **options)
     catalog.declare(instance)
     return instance

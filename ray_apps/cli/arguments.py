@@ -135,6 +135,8 @@ Command = Callable[[Given], int | None]  # gives the exit code; None: 0
 class Parser(argparse.ArgumentParser):
     """A parser whose errors take one line and suggest the command or choice that was probably meant."""
 
+    commands: Commands  # of the one that reads the whole command line
+
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
         found = _INVALID_CHOICE.search(message)

@@ -14,11 +14,13 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toque.ray_apps.cli.arguments import Given, Parser
+from toque.ray_apps.cli.arguments import Commands, Given, Parser
+from toque.ray_apps.cli.client import client_of
 from toque.ray_apps.cli.commands import (
     access,
     calls,
@@ -36,6 +38,8 @@ from toque.ray_apps.cli.commands import (
     traffic,
 )
 from toque.ray_apps.cli.commands.machine import explained
+from toque.ray_apps.cli.declared import find_tables, group_of, platform_commands
+from toque.ray_apps.cli.declared import register as register_tables
 from toque.ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
 from toque.ray_apps.cli.names import explain
 from toque.ray_apps.cli.output import complain
@@ -52,13 +56,33 @@ GROUPS = {
         rollouts.register,
         predict.register,
     ),
-    "monitoring": (monitoring.register, predict.register_trace, predict.register_replay),
+    "monitoring": (monitoring.register,),
     "load and capacity": (load.register, capacity.register, capacity.register_plans),
-    "training": (runs.register, features.register, features.register_vectors),
-    "functions": (calls.register, calls.register_ledger),
-    "access": (access.register, access.register_privacy),
-    "history and backup": (history.register, history.register_store),
+    "training and features": (runs.register, features.register),
+    "functions": (calls.register,),
+    "access and data": (access.register, access.register_privacy, history.register),
 }
+# Commands by the words that they had before 0.2, which go on for that release.
+MOVED: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("vectors", "--refresh"): ("features", "refresh-vectors"),
+    ("monitors",): ("monitor", "status"),
+    ("audit-log",): ("access", "log"),
+    ("audit-keys",): ("store", "keys"),
+    ("experiments",): ("runs", "experiments"),
+    **{
+        (action,): (word, action)
+        for word, actions in {
+            "monitor": ("scores", "labels", "incidents", "why", "drift", "label", "trace", "replay"),
+            "features": ("catalog", "vectors", "search"),
+            "invocations": ("logs", "queue", "costs"),
+            "access": ("token", "workspace"),
+            "privacy": ("erase", "erasures", "retention"),
+            "store": ("audit", "backup", "restore"),
+        }.items()
+        for action in actions
+    },
+}
+_DEFAULT_ACTIONS = {"features": "list"}
 _EPILOG = """\
 `toque COMMAND --help` lists the arguments of a command. Tables fit the terminal; -o wide shows everything, -o json and
 -o tsv are for programs, and in a pipe TSV is the default.
@@ -84,7 +108,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         complain(str(error))
         return error.exit_code
-    given = parser(folder).parse_args(arguments, Given())
+    made = parser(folder)
+    words = now_called(list(sys.argv[1:] if arguments is None else arguments), made.commands)
+    _add_of_project(made, words, made.commands)
+    given = made.parse_args(words, Given())
     try:
         return _run(given, folder)
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -130,7 +157,7 @@ def _apply_profile() -> None:
         apply_profile(os.environ)
 
 
-def parser(folder: ProjectFolder | None = None) -> argparse.ArgumentParser:
+def parser(folder: ProjectFolder | None = None) -> Parser:
     """A parser with every command there is. folder: of the project that the command is given in."""
     made = Parser(
         prog="toque",
@@ -153,14 +180,56 @@ def parser(folder: ProjectFolder | None = None) -> argparse.ArgumentParser:
     commands: Any = made.add_subparsers(
         required=True, metavar="COMMAND", help=argparse.SUPPRESS, prog="toque"
     )
-    sections = []
+    made.commands = commands
+    sections, declared = [], platform_commands()
     for title, registers in GROUPS.items():
         before = set(commands.choices)
         for register in registers:
             register(commands)
+        for word in set(commands.choices) - before:
+            register_tables(commands, declared.get(word, ()))
         sections.append(f"{title}:\n" + "\n".join(_summaries(commands, before)))
     made.epilog = "\n\n".join([*sections, _EPILOG])
     return made
+
+
+def now_called(words: list[str], commands: Commands) -> list[str]:
+    """A command line in the words of this release."""
+    at = first_word(words)
+    rest = words[at:]
+    for before, after in MOVED.items():
+        if rest[:1] == [before[0]] and set(before) <= set(rest):
+            return [*words[:at], *after, *(word for word in rest[1:] if word not in before[1:])]
+    action = _DEFAULT_ACTIONS.get(rest[0]) if rest else None
+    if action and (len(rest) == 1 or rest[1] not in {*group_of(commands, rest[0]).choices, "-h", "--help"}):
+        return [*words[:at], rest[0], action, *rest[1:]]
+    return words
+
+
+def first_word(words: Sequence[str]) -> int:
+    """Where in a command line the command begins, after the options of `toque` itself."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] in {"--home", "--workspace"} else 1
+    return at
+
+
+def _add_of_project(made: Parser, words: list[str], commands: Commands) -> None:
+    """Add the commands of functions of the project, if the command line begins with a word that no other has.
+
+    Where no platform can be asked, the word is left to be refused as unknown.
+    """
+    at = first_word(words)
+    if at >= len(words) or words[at] in commands.choices:
+        return
+    options = argparse.Namespace(**{name: made.get_default(name) for name in ("home", "workspace")})
+    given = argparse.ArgumentParser(add_help=False)
+    for name in vars(options):
+        given.add_argument(f"--{name}")
+    given.parse_known_args(words[:at], options)
+    with suppress(CommandError):
+        client = client_of(options.home, workspace=options.workspace)
+        register_tables(commands, find_tables(client, words[at]))
 
 
 def _state_folder(folder: ProjectFolder | None) -> str:

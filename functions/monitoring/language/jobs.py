@@ -34,6 +34,7 @@ from toque.functions.monitoring.watch import MonitorResult
 from toque.functions.prediction_log import find_labels
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Cron, Resources, Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 
 _JUDGE_THREADS = 1
@@ -96,7 +97,18 @@ def language_monitors(model: Model) -> LanguageMonitors | None:
     return monitors_journal(used.store, model, actor=used.actor).refresh().monitors
 
 
-@function(http=True, role="viewer", timeout_s=60, in_thread=True)
+@function(
+    http=True,
+    role="viewer",
+    timeout_s=60,
+    in_thread=True,
+    command="monitor scores MODEL",
+    view=View(
+        columns="scorer | version | arm | answers | mean | from: lower | to: upper",
+        wide="first answer: since | last answer: until",
+        empty="no answer of {model} is scored: `toque run set_language_monitors` sets scorers, which run every ten minutes",
+    ),
+)
 def live_scores(
     model: Model,
     days: Annotated[

@@ -34,6 +34,7 @@ from toque.functions.rollout.jobs import declared_policy, fitting_policy, rollou
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState, budget
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.functions.stats import asymptotic_threshold
 from toque.functions.stats.comparison.cluster_sums import variance_ratio
@@ -118,7 +119,7 @@ class RolloutPlan(BaseModel):
     summary: tuple[str, ...] = ()
 
 
-@function(http=True, timeout_s=300)
+@function(http=True, timeout_s=300, command="rollout plan MODEL VERSION", view=View(text="{summary}"))
 def plan_rollout(
     model: Model,
     version: Annotated[int, Field(description="Version that would be tried.")],

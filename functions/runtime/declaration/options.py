@@ -8,6 +8,7 @@ from types import FunctionType
 from typing import Any
 
 from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retries
+from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.errors import DeclarationError
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role
@@ -28,8 +29,10 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "on": (tuple,),
     "http": (bool,),
     "role": (Role,),
+    "command": (tuple,),
+    "view": (View,),
 }
-_MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent}
+_MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent, "command": str}
 CALLER_ROLES = (Role.viewer, Role.operator, Role.approver, Role.admin)
 # JSON Schema's formats of values that name something beyond the workspace, and of secrets.
 _REACHING = frozenset(
@@ -38,7 +41,7 @@ _REACHING = frozenset(
 
 
 def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate the options of the function `name`; schedule and on become tuples, role a Role.
+    """Validate the options of the function `name`; schedule, on and command become tuples, role a Role.
 
     Raises: DeclarationError.
     """
@@ -85,6 +88,15 @@ def _check_values(name: str, options: Mapping[str, Any]) -> None:
             raise DeclarationError(
                 f"{name}: secrets={secret!r} is not a name; use letters, digits and _ as in API_KEY"
             )
+
+
+def checked_commands(signature: Signature, options: Mapping[str, Any]) -> tuple[Command, ...]:
+    """Read the commands that a function declares. Raises: DeclarationError if one cannot be, or nobody may call it by HTTP."""
+    commands = options["command"]
+    if commands and not options.get("http"):
+        raise DeclarationError(f"{signature.name}: command={commands[0]!r} is called by HTTP; add http=True")
+    arguments = signature.input_schema.get("properties", {}) if commands else {}
+    return tuple(Command.parse(text, function=signature.name, arguments=arguments) for text in commands)
 
 
 def check_http_types(signature: Signature) -> None:

@@ -72,13 +72,16 @@ _NOTHING = "no table has a row of it; what was logged in the last seconds is not
 
 def register(commands: Commands) -> None:
     """Add the commands on tokens, workspaces and the audit log."""
-    tokens = group(commands, "token", "Create, list and revoke bearer tokens.")
+    access = group(
+        commands, "access", "Create and revoke tokens and workspaces, and list who did and was refused what."
+    )
+    tokens = group(access, "token", "Create, list and revoke bearer tokens.")
     narrowed = (_OF_WORKSPACE, _OF_MODEL, _GRANTS, _EXPIRES)
     add(tokens, "create", _create, _NAME, _ROLE, *narrowed, *_LIMITS)
     add(tokens, "list", _list, limit(100))
     add(tokens, "revoke", _revoke, _TOKEN)
-    add(commands, "audit-log", _audit_log, _ACTOR, _SINCE, _UNTIL, _KIND, _EVERYWHERE, limit(100))
-    workspaces = group(commands, "workspace", "Create, list and change the workspaces of teams.")
+    add(access, "log", _audit_log, _ACTOR, _SINCE, _UNTIL, _KIND, _EVERYWHERE, limit(100))
+    workspaces = group(access, "workspace", "Create, list and change the workspaces of teams.")
     add(workspaces, "create", _create_workspace, _NEW_WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
     add(workspaces, "list", _list_workspaces, limit(None))
     add(workspaces, "set", _change_workspace, _WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
@@ -182,9 +185,12 @@ def _given(body: dict[str, Any]) -> dict[str, Any]:
 
 def register_privacy(commands: Commands) -> None:
     """Add the commands on what is stored about people."""
-    add(commands, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
-    add(commands, "erasures", _erasures, limit())
-    actions = group(commands, "retention", "Show and set how long data about people is kept.")
+    privacy = group(
+        commands, "privacy", "Erase people's data, list what was erased, and set how long data is kept."
+    )
+    add(privacy, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
+    add(privacy, "erasures", _erasures, limit())
+    actions = group(privacy, "retention", "Show and set how long data about people is kept.")
     add(actions, "show", _show)
     kinds = [
         arg(f"--{kind} AGE", f"how long {kind} are kept, as in 90d, 12w or 1y (default: for ever)")

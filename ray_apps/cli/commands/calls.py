@@ -74,7 +74,9 @@ def register(commands: Commands) -> None:
     add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
     add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
     actions = group(
-        commands, "invocations", "List, show, cancel, redrive, purge and signal durable invocations."
+        commands,
+        "invocations",
+        "List, show, cancel, redrive, purge and signal durable invocations; their logs, queue and costs.",
     )
     add(actions, "list", _list, _STATE, limit())
     add(actions, "show", _show, INVOCATION)
@@ -82,6 +84,9 @@ def register(commands: Commands) -> None:
     add(actions, "redrive", _redrive, INVOCATION)
     add(actions, "purge", _purge, INVOCATION)
     add(actions, "signal", _signal, INVOCATION, _SIGNAL, _VALUE, json_option=False)
+    add(actions, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
+    add(actions, "queue", _queue, limit(100))
+    add(actions, "costs", _costs, _CPU, _GPU, limit(100))
 
 
 def _functions(given: Given) -> None:
@@ -215,13 +220,6 @@ def _failure(invocation: dict[str, Any]) -> str | None:
 def _result(invocation: dict[str, Any]) -> str | None:
     done = invocation["status"] == "succeeded"
     return json.dumps(invocation["result"], ensure_ascii=False) if done else None
-
-
-def register_ledger(commands: Commands) -> None:
-    """Add the commands on logs, queue and costs."""
-    add(commands, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
-    add(commands, "queue", _queue, limit(100))
-    add(commands, "costs", _costs, _CPU, _GPU, limit(100))
 
 
 def _logs(given: Given) -> int:

@@ -32,14 +32,17 @@ _VECTOR = arg("--vector JSON", "find what is nearest to a vector, such as '[0.1,
 _WHERE = arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\'')
 _AT = arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset")
 _EXACT = flag("--exact", "compare every row, even where there is an index")
-_REFRESH = flag("--refresh", "bring the indexes up to date first")
 
 
 def register(commands: Commands) -> None:
     """Add the commands on views, sources and streams."""
-    add(commands, "features", _features, _VIEW_NAMES, _HOURS, limit(None))
+    views = group(
+        commands, "features", "List feature views, search their catalogue and their vector indexes."
+    )
+    add(views, "list", _features, _VIEW_NAMES, _HOURS, limit(None))
+    add(views, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
+    _register_vectors(views)
     add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
-    add(commands, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
     actions = group(commands, "streams", "Show how far streams were read, and replay one.")
     add(actions, "list", _list_streams, limit(None))
     add(actions, "show", _show_streams, _STREAM_NAMES)
@@ -155,10 +158,8 @@ def _span(seconds: float | None) -> str | None:
     return " ".join(parts[:2]) or "0s"
 
 
-def register_vectors(commands: Commands) -> None:
+def _register_vectors(commands: Commands) -> None:
     """Add the commands on indexes of vectors."""
-    names = arg("names VIEW", "name of a view (default: all that declare an index)", nargs="*")
-    add(commands, "vectors", _vectors, names, _REFRESH, limit(None))
     add(
         commands,
         "search",
@@ -172,19 +173,6 @@ def register_vectors(commands: Commands) -> None:
         _AT,
         _EXACT,
         limit(10),
-    )
-
-
-def _vectors(given: Given) -> None:
-    """Show vector indexes: how good they are, and how many rows they have and lack."""
-    function = "refresh_vector_indexes" if given.refresh else "vector_indexes"
-    found = call(given.client, function, {"views": given.names or None})
-    listing(
-        chosen(given.output),
-        _INDEXES,
-        found,
-        empty="no feature view declares a vector index",
-        limit=given.limit,
     )
 
 
@@ -264,10 +252,6 @@ _CATALOG_FEATURE = columns(
     },
 )
 _FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})
-_INDEXES = columns(
-    "view | field | metric | build | rows | behind | recall | built: built_at",
-    wide="least recall: least_recall | text model: text_model",
-)
 _FOUND = columns(
     "key | distance | features | event: event_timestamp",
     texts="key | features",

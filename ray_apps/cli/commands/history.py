@@ -44,13 +44,13 @@ _PUBLISH = arg(
     "--publish TARGET", "publish the heads there if nothing was found: a folder, or the url of a store"
 )
 _STORE = arg("--store URL", "address of the store (default: that of the environment or of the platform here)")
-_KEY = arg("key", "id of the key, as `toque audit-keys list` shows it")
+_KEY = arg("key", "id of the key, as `toque store keys list` shows it")
 _KEYS = columns("key: id | makes MACs: newest")
 
 
-def register_store(commands: Commands) -> None:
+def _register_copies(commands: Commands) -> None:
     """Add the commands that bring a store elsewhere and back."""
-    add(group(commands, "store", "Copy a store."), "copy", _copy, _FROM, _TO, _SCRATCH)
+    add(commands, "copy", _copy, _FROM, _TO, _SCRATCH)
     add(commands, "backup", _backup, _BACKUP_TO, _STORE, _REDIS, _NO_REDIS, _SCRATCH)
     add(commands, "restore", _restore, _BACKUP, _INTO, _SCRATCH)
 
@@ -152,15 +152,17 @@ def _content(copied: CopyReport | None) -> dict[str, Any]:
 
 
 def register(commands: Commands) -> None:
-    """Add the commands that audit a store, and those on its keys."""
-    add(commands, "audit", _audit, _MODEL, _HEADS, _PUBLISH, _STORE)
-    keys = group(
-        commands, "audit-keys", "Adopt a store, and list, rotate and retire the keys of its history."
+    """Add the commands on a store."""
+    store = group(
+        commands, "store", "Audit, copy, back up and restore a store, and keep the keys of its history."
     )
+    add(store, "audit", _audit, _MODEL, _HEADS, _PUBLISH, _STORE)
+    keys = group(store, "keys", "Adopt a store, and list, rotate and retire the keys of its history.")
     add(keys, "list", _list, _STORE)
     add(keys, "adopt", _adopt, _STORE)
     add(keys, "rotate", _rotate, _STORE)
     add(keys, "retire", _retire, _KEY, _STORE)
+    _register_copies(store)
 
 
 def _audit(given: Given) -> int:

@@ -326,7 +326,6 @@ def register_prompts(commands: Commands) -> None:
     prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
     add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
     add(prompts, "list", _list_prompts, MODEL, limit())
-    add(prompts, "diff", _diff, MODEL, _BEFORE, _AFTER)
 
 
 def _register(given: Given) -> None:
@@ -340,12 +339,6 @@ def _list_prompts(given: Given) -> None:
     """List a model's versions with their prompts, the newest first."""
     found = ask(given, "list_prompts")
     listing(given.output, _PROMPTS, found, empty=f"{given.model} has no prompts", limit=given.limit)
-
-
-def _diff(given: Given) -> None:
-    """Show what differs between two prompts."""
-    found = ask(given, "compare_prompts", before=given.before, after=given.after)
-    message(given.output, found or "the prompts are equal", found)
 
 
 def _read(path: Path) -> Any:

@@ -103,9 +103,15 @@ _LABEL = arg(
 
 
 def register(commands: Commands) -> None:
-    """Add the commands `predict` and `label`."""
+    """Add the command `predict`."""
     add(commands, "predict", _predict, *_ARGUMENTS, json_option=False)
+
+
+def register_records(commands: Commands) -> None:
+    """Add the commands on predictions that were logged."""
     add(commands, "label", _label, _PREDICTION, _LABEL, _OBSERVED)
+    add(commands, "trace", _trace, _REQUEST_ID, _MODEL, _DAYS)
+    add(commands, "replay", _replay, MODEL, _REPLAYED_VERSION, _SINCE, _LIMIT)
 
 
 def _predict(given: Given) -> None:
@@ -279,11 +285,6 @@ def _sendable(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def register_trace(commands: Commands) -> None:
-    """Add the command `trace` to those of `toque`."""
-    add(commands, "trace", _trace, _REQUEST_ID, _MODEL, _DAYS)
-
-
 def _trace(given: Given) -> None:
     """Show what became of a request: its stages, its label, and the verdicts that used it."""
     asked = {"days": given.days} | ({"model": given.model} if given.model else {})
@@ -312,11 +313,6 @@ def _show(given: Given, prediction: dict[str, Any]) -> None:
         if rows:
             say("")
             table(given.output, heading, rows)
-
-
-def register_replay(commands: Commands) -> None:
-    """Add the command `replay` to those of `toque`."""
-    add(commands, "replay", _replay, MODEL, _REPLAYED_VERSION, _SINCE, _LIMIT)
 
 
 def _replay(given: Given) -> int:

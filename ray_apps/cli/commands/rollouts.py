@@ -14,29 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 from toque.ray_apps.cli.arguments import (
     MODEL,
-    REASON,
-    REASON_REQUIRED,
-    VERSION,
     Commands,
     Given,
     add,
-    arg,
     flag,
     group,
     limit,
-    read_json,
 )
 from toque.ray_apps.cli.client import Client, call
 from toque.ray_apps.cli.errors import INTERRUPTED
-from toque.ray_apps.cli.names import ask, require, require_model
+from toque.ray_apps.cli.names import ask, require_model
 from toque.ray_apps.cli.output import (
     Format,
     chosen,
     columns,
-    facts,
     laid_out,
     listing,
-    message,
     percent,
     say,
     see_page,
@@ -53,40 +46,12 @@ POLL_S = 2.0
 _FOLLOW = flag(
     "-f --follow --watch", "show the newest one until it has ended; exit code 1 unless it was promoted"
 )
-_RIVALS = arg(
-    "--rivals VERSION",
-    "further versions in the same shadow; the best goes on",
-    type=int,
-    nargs="*",
-    default=[],
-)
-_POLICY = arg(
-    "--policy JSON",
-    'as in {"canary_share": 0.05}, @file or -; default: what the project declares for the model',
-)
-_EFFECT = arg("--effect", "improvement in mean loss (default: 2 %% of the champion's loss)", type=float)
-_DAYS = arg("--days N", "past days of the log to plan from (default: 28)", type=int, default=28)
-_NUMBER = arg("--rollout NUMBER", "as `toque rollout status` shows it (default: the newest)", type=int)
-_ENTRY = arg("entry", "number of the decision's entry in the journal", type=int)
-_ACTION = arg(
-    "action", "how it ends; the last leaves the champion", choices=["promote", "roll_back", "inconclusive"]
-)
 
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     rollout = group(commands, "rollout", "Plan, start, follow, pause, promote and end rollouts of versions.")
     add(rollout, "status", _status, MODEL, _FOLLOW, limit())
-    add(rollout, "tick", _tick, MODEL)
-    add(rollout, "start", _start, MODEL, VERSION, REASON, _RIVALS, _POLICY)
-    add(rollout, "plan", _plan, MODEL, VERSION, _EFFECT, _DAYS)
-    add(rollout, "page", _page, MODEL, _NUMBER)
-    add(rollout, "explain", _explain, MODEL, _ENTRY)
-    add(rollout, "pause", _pause, MODEL, REASON_REQUIRED)
-    add(rollout, "resume", _resume, MODEL, REASON_REQUIRED)
-    add(rollout, "promote", _promote, MODEL, REASON_REQUIRED)
-    add(rollout, "abort", _abort, MODEL, REASON_REQUIRED)
-    add(rollout, "end", _end, MODEL, _ACTION, REASON_REQUIRED)
 
 
 def _status(given: Given) -> int:
@@ -114,67 +79,6 @@ def _rows(history: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["rollout"]), reverse=True)
 
 
-def _tick(given: Given) -> None:
-    """Judge the open rollout now, as the schedule does."""
-    facts(given.output, _TICK, ask(given, "tick_rollout"))
-
-
-def _start(given: Given) -> None:
-    """Roll a version out, first as a shadow."""
-    policy = None if given.policy is None else read_json(given.policy)
-    require(given, "version", given.version, *given.rivals)
-    _change(given, "start_rollout", version=given.version, policy=policy, rivals=given.rivals)
-
-
-def _plan(given: Given) -> None:
-    """Say what a rollout would find, and when; starts nothing."""
-    require(given, "version", given.version)
-    plan = ask(given, "plan_rollout", version=given.version, effect=given.effect, days=given.days)
-    message(given.output, plan["summary"], plan)
-
-
-def _page(given: Given) -> None:
-    """Write the page of a rollout into the store; prints its key."""
-    key = ask(given, "rollout_report", rollout=given.rollout)
-    message(given.output, key, key)
-
-
-def _explain(given: Given) -> None:
-    """Make a recorded decision again, from the journal alone."""
-    explained = ask(given, "explain_rollout", entry=given.entry)
-    message(given.output, explained["text"], explained)
-
-
-def _pause(given: Given) -> None:
-    """Stop advancing; guardrails go on."""
-    _change(given, "pause_rollout")
-
-
-def _resume(given: Given) -> None:
-    """Go on after a pause."""
-    _change(given, "resume_rollout")
-
-
-def _promote(given: Given) -> None:
-    """Make the challenger the champion now, in your own name."""
-    _change(given, "end_rollout", action="promote")
-
-
-def _abort(given: Given) -> None:
-    """Roll the challenger back now, in your own name."""
-    _change(given, "end_rollout", action="roll_back")
-
-
-def _end(given: Given) -> None:
-    """End the open rollout by hand."""
-    _change(given, "end_rollout", action=given.action)
-
-
-def _change(given: Given, function: str, **arguments: Any) -> None:
-    """Change the rollout for the reason that was given, and print what it is then."""
-    facts(given.output, _STATE, ask(given, function, reason=given.reason, **arguments))
-
-
 def _versions(state: dict[str, Any]) -> list[int]:
     """The challengers that are still judged, the front-runner first."""
     return [state["challenger"], *state.get("rivals", [])]
@@ -188,10 +92,6 @@ def _stage(state: dict[str, Any]) -> str:
 def _words(field: str) -> Callable[[dict[str, Any]], str | None]:
     """What gives a field's value with spaces for its underscores."""
     return lambda row: row[field] and str(row[field]).replace("_", " ")
-
-
-def _improvement(tick: dict[str, Any]) -> str | None:
-    return None if tick["estimate"] is None else effect(tick)
 
 
 def follow(
@@ -292,23 +192,6 @@ _ROLLOUTS = columns(
     "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by | why: reason",
     texts="why",
     values=_VALUES,
-)
-_STATE = columns(
-    "rollout | version | against: champion | stage | started: started_at | in this stage since: stage_since"
-    " | labels judged: judged_labels | why: reason",
-    wide="canary since: canary_since | policy",
-    texts="why",
-    values=_VALUES,
-)
-_TICK = columns(
-    "model | rollout | version: challenger | stage | action | decided by | why: text | labels | improvement in loss | entry",
-    texts="why",
-    values={
-        "stage": _words("stage"),
-        "action": _words("action"),
-        "decided by": _words("rule"),
-        "improvement in loss": _improvement,
-    },
 )
 _ARMS = columns(
     "arm | version | share | answers | errors | slow | units",

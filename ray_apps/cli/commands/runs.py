@@ -47,8 +47,10 @@ _TO = arg("--to FOLDER", "folder of the run that they go to (default: its root)"
 
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
-    add(commands, "experiments", _experiments, limit(100))
-    runs = group(commands, "runs", "List, show, compare, plot runs; download and upload their files.")
+    runs = group(
+        commands, "runs", "List experiments; list, show, compare, plot runs; download and upload their files."
+    )
+    add(runs, "experiments", _experiments, limit(100))
     add(runs, "list", _list, _EXPERIMENT, _WHERE, _ORDER, limit())
     add(runs, "show", _show, RUN)
     add(runs, "compare", _compare, RUNS)

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
 from toque.functions.runtime.context import Context, use_context
+from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.durable.invocation import Invocation
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
@@ -25,7 +26,7 @@ Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 2
 
 
 class FunctionSummary(BaseModel):
-    """What a list shows of a function: the role that calling it takes, its time limit, what it runs by."""
+    """What a list shows of a function: the role that calling it takes, its time limit, what it runs by, its commands."""
 
     name: str
     reference: str
@@ -34,6 +35,8 @@ class FunctionSummary(BaseModel):
     timeout_s: float | None
     schedules: list[str]
     events: list[str]
+    commands: list[Command]
+    view: View | None
 
 
 class FunctionDescription(FunctionSummary):
@@ -116,6 +119,8 @@ def summarise(function: DeclaredFunction) -> FunctionSummary:
         timeout_s=function.timeout_s,
         schedules=[cron.text for cron in function.schedule],
         events=[subscription.text for subscription in function.on],
+        commands=list(function.command),
+        view=function.view,
     )
 
 

@@ -1,0 +1,72 @@
+"""Words by which a command line calls a function, and the view in which it shows the result.
+
+A command is written as its user types it: `"rollout end MODEL ACTION"` takes two arguments by position, and all others
+of the function by flags; `"rollout abort MODEL action=roll_back"` is the same function with an argument that stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from toque.functions.runtime.errors import DeclarationError
+
+_WORD = re.compile(r"[a-z][a-z0-9-]*")
+_PLACE = re.compile(r"[A-Z][A-Z0-9_]*")
+_MOST_WORDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command: its words, the arguments that it takes by position, and those whose value stands."""
+
+    words: tuple[str, ...]
+    positional: tuple[str, ...]
+    fixed: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, text: str, *, function: str, arguments: Collection[str]) -> Command:
+        """Read a command as its user types it. Raises: DeclarationError for an argument that the function has not."""
+        parts = text.split()
+        words = tuple(part for part in parts if _WORD.fullmatch(part))
+        positional = tuple(part.lower() for part in parts if _PLACE.fullmatch(part))
+        fixed = tuple(
+            (name, value) for name, equals, value in (part.partition("=") for part in parts) if equals
+        )
+        if len(words) + len(positional) + len(fixed) != len(parts) or not 1 <= len(words) <= _MOST_WORDS:
+            raise DeclarationError(
+                f"{function}: command={text!r} is not one or two words in lower case, then ARGUMENTS in capitals and "
+                "argument=value"
+            )
+        if unknown := sorted({*positional, *dict(fixed)} - set(arguments)):
+            raise DeclarationError(
+                f"{function}: command={text!r} names the arguments {unknown}, which it has not; there are "
+                f"{', '.join(arguments) or 'none'}"
+            )
+        return cls(words, positional, fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How a result is shown by the command line; without one, objects are shown by their fields.
+
+    columns: headings of a table with the key of each, as in "version | raised: raised_at"; keys lead into inner objects
+        by dots. wide: further ones, shown on request. texts: headings of free text, which may be shortened.
+    rows: where in the result the rows of the table are, by dots; the result itself unless given.
+    facts: headings and keys of what is shown once, before the rows or alone.
+    newest: key of the time by which the rows are ordered, the newest first.
+    empty: sentence for a table without rows. text: sentence instead of a table. Both may name arguments and fields of
+        the result in braces; `{result}` is the result.
+    page: path of the console's page that shows more, as in "monitors/{model}".
+    """
+
+    columns: str = ""
+    wide: str = ""
+    texts: str = ""
+    rows: str = ""
+    facts: str = ""
+    newest: str = ""
+    empty: str = ""
+    text: str = ""
+    page: str = ""

@@ -1,0 +1,221 @@
+"""Commands that functions declare: their arguments are the function's, their output is its view.
+
+Those of the platform are in `commands.json` beside this module, so that help takes no import and no network. A function of
+a project is found by asking the platform for the words that the command line begins with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from toque.ray_apps.cli.arguments import (
+    JSON,
+    MODEL,
+    OUTPUT,
+    VERSION,
+    Commands,
+    Given,
+    group,
+    limit,
+    read_json,
+)
+from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.names import require_model
+from toque.ray_apps.cli.output import (
+    Column,
+    columns,
+    facts,
+    facts_and_table,
+    listing,
+    message,
+    newest_first,
+    see_page,
+    value,
+)
+from toque.ray_apps.function_schemas import command_table
+
+TABLE = Path(__file__).with_name("commands.json")
+_READERS: dict[str, Callable[[str], Any]] = {
+    "text": str,
+    "integer": int,
+    "number": float,
+    "json": read_json,
+    "integer or text": lambda text: int(text) if text.isdecimal() else text,
+}
+_METAVARS = {"integer": "N", "number": "X", "json": "JSON", "integer or text": "VALUE"}
+_SHOWN: dict[str, str] = {"model": MODEL.options["help"], "version": VERSION.options["help"]}
+Table = Mapping[str, Any]
+
+
+def platform_commands() -> dict[str, list[Table]]:
+    """Read what the platform's own functions declare: their tables by the first word of each command."""
+    found: dict[str, list[Table]] = {}
+    for table in json.loads(TABLE.read_text(encoding="utf-8")):
+        for command in table["commands"]:
+            found.setdefault(command["words"][0], []).append(table | {"commands": [command]})
+    return found
+
+
+def register(commands: Commands, tables: Iterable[Table]) -> None:
+    """Add the commands of some tables."""
+    for table in tables:
+        for command in table["commands"]:
+            *outer, name = command["words"]
+            _add(group_of(commands, outer[0]) if outer else commands, name, table, command)
+
+
+def group_of(commands: Commands, word: str) -> Commands:
+    """Find the group of commands that begin with a word, or add it."""
+    if word not in commands.choices:
+        return group(commands, word, f"Commands of functions: {word}.")
+    actions = commands.choices[word]._actions  # noqa: SLF001  # argparse offers no other
+    found: Commands = next(one for one in actions if isinstance(one, argparse._SubParsersAction))  # noqa: SLF001
+    return found
+
+
+def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -> None:
+    summary = table["summary"]
+    parser = place.add_parser(
+        name, help=f"{summary[:1].lower()}{summary[1:].removesuffix('.')}", description=summary
+    )
+    fixed = dict(command["fixed"])
+    by_name = {option["name"]: option for option in table["options"]}
+    for argument in command["positional"]:
+        _add_option(parser, by_name[argument], flag=False)
+    for argument, option in by_name.items():
+        if argument not in fixed and argument not in command["positional"]:
+            _add_option(parser, option, flag=True)
+    view = table["view"] or {}
+    shown = [OUTPUT, *([JSON] if "json" not in by_name else [])]
+    if view.get("columns") and not view.get("facts") and "limit" not in by_name:
+        shown.append(limit())
+    for argument in shown:
+        parser.add_argument(*argument.names, **argument.options)
+    parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
+
+
+def add_options(parser: argparse.ArgumentParser, schema_options: Iterable[Mapping[str, Any]]) -> None:
+    """Add a flag for each argument of a function."""
+    for option in schema_options:
+        _add_option(parser, option, flag=True)
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
+    """Add an argument of a function to the parser of a command, by position or as a flag."""
+    name, kind = option["name"], option["kind"]
+    default = option["default"].strip('"')
+    text = option["help"] if flag else _SHOWN.get(name, option["help"])
+    text = text.removesuffix(".").replace("%", "%%") + (
+        f" (default: {default})" if default not in {"", "null", "[]", "{}"} else ""
+    )
+    taken: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
+    if kind == "boolean":
+        taken["action"] = argparse.BooleanOptionalAction
+    else:
+        taken["type"] = _READERS[kind]
+        if option["choices"]:
+            taken["choices"] = option["choices"]
+        else:
+            taken["metavar"] = _METAVARS.get(kind, name.upper()) if flag else name
+        if option["several"]:
+            taken["nargs"] = "+" if option["required"] else "*"
+    if flag:
+        taken |= {"required": option["required"], "dest": name}
+        parser.add_argument(f"--{name.replace('_', '-')}", **taken)
+    else:
+        if not option["required"]:
+            taken["nargs"] = "*" if option["several"] else "?"
+        parser.add_argument(name, **taken)
+
+
+def arguments_of(given: Given, schema_options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The arguments of a function that the command line named."""
+    names = (option["name"] for option in schema_options)
+    return {name: vars(given)[name] for name in names if name in vars(given)}
+
+
+def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
+    arguments = arguments_of(given, table["options"]) | dict(fixed)
+    if "model" in arguments:
+        require_model(given)
+    show(given, table["view"] or {}, call(given.client, table["function"], arguments), arguments)
+
+
+def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[str, Any]) -> None:
+    """Print a function's result by its view; without one, by the result's own fields."""
+    fields = result if isinstance(result, dict) else {}
+    known = {**fields, **arguments, "result": result}
+    known |= {name: "\n".join(part) for name, part in fields.items() if _is_text_lines(part)}
+    if view.get("text"):
+        text = view["text"].format_map(known) if result or not view["empty"] else view["empty"]
+        message(given.output, text, result)
+    elif view.get("columns"):
+        rows = _within(result, view.get("rows", ""))
+        rows = newest_first(rows, view["newest"]) if view.get("newest") else rows
+        _show_rows(given, view, result, rows, view["empty"].format_map(known))
+    elif view.get("facts"):
+        facts(given.output, _columns(view, "facts"), result)
+    else:
+        _show_plainly(given, result)
+    if view.get("page"):
+        see_page(given.output, given.client.page(*view["page"].format_map(known).split("/")))
+
+
+def _show_rows(given: Given, view: Mapping[str, str], result: Any, rows: list[Any], empty: str) -> None:
+    table = _columns(view, "columns")
+    if view.get("facts"):
+        facts_and_table(given.output, _columns(view, "facts"), result, table, rows)
+    else:
+        listing(given.output, table, rows, empty=empty, limit=vars(given).get("limit"))
+
+
+def _columns(view: Mapping[str, str], part: str) -> Sequence[Column]:
+    """The columns of a view's rows or facts; further ones are those of the rows where there are any."""
+    wide = view["wide"] if part == "columns" or not view.get("columns") else ""
+    headings = {each.partition(": ")[0] for each in f"{view[part]} | {wide}".split(" | ")}
+    return columns(view[part], wide=wide, texts=" | ".join(headings.intersection(view["texts"].split(" | "))))
+
+
+def _show_plainly(given: Given, result: Any) -> None:
+    """Show rows of objects as a table of their fields, an object by its fields, a text as it is, anything else as JSON."""
+    if isinstance(result, list) and result and all(isinstance(row, dict) for row in result):
+        listing(given.output, _fields(result[0]), result, empty="", limit=vars(given).get("limit"))
+    elif isinstance(result, dict) and result:
+        facts(given.output, _fields(result), result)
+    elif isinstance(result, str):
+        message(given.output, result, result)
+    else:
+        value(result)
+
+
+def _is_text_lines(part: Any) -> bool:
+    return isinstance(part, list) and bool(part) and all(isinstance(line, str) for line in part)
+
+
+def _fields(row: Mapping[str, Any]) -> Sequence[Column]:
+    return [
+        Column(name.replace("_", " "), name, text=isinstance(part, str | dict | list))
+        for name, part in row.items()
+    ]
+
+
+def _within(result: Any, path: str) -> Any:
+    for key in filter(None, path.split(".")):
+        result = result[key]
+    return result
+
+
+def find_tables(client: Client, word: str) -> list[Table]:
+    """Ask the platform for the functions of the workspace whose commands begin with a word. Raises: Refused; Unreachable."""
+    found = []
+    for summary in client.get("/functions", brief=True):
+        commands = [command for command in summary["commands"] if command["words"][0] == word]
+        if commands:
+            table = command_table(client.get(f"/functions/{summary['name']}"))
+            found.append(table | {"commands": commands})
+    return found
