@@ -121,7 +121,7 @@ def set_quota(
     if team == EVERYONE and share != 1.0:
         raise ValueError(
             f"share={share:g} of {EVERYONE!r}: the weight of a workspace among all is set by an admin of all workspaces, "
-            "with `toque workspace set NAME --share`"
+            "with `toque access workspace set NAME --share`"
         )
     if money is not None and context().prices is None:
         raise ValueError(

@@ -151,7 +151,9 @@ def _by_id(keys: Sequence[str], where: str) -> dict[str, bytes]:
             f"{where}: {bad} of {len(keys)} keys are not 64 or more hex digits; use `openssl rand -hex 32`"
         )
     secrets = [bytes.fromhex(key) for key in keys]
-    return {hashlib.sha256(b"toque audit key id:" + secret).hexdigest()[:12]: secret for secret in secrets}
+    return {
+        hashlib.sha256(b"toque store audit key id:" + secret).hexdigest()[:12]: secret for secret in secrets
+    }
 
 
 def _of_this_process(file: Path | None, scope: str) -> AuditKeys:

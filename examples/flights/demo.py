@@ -313,7 +313,7 @@ async def _retrained(used: Context, offered: RetrainResult) -> RetrainResult:
     while not submitted.record().ended:
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"the retrain {submitted.id} is not over; `toque logs {submitted.id}` says why"
+                f"the retrain {submitted.id} is not over; `toque invocations logs {submitted.id}` says why"
             )
         await asyncio.sleep(0.25)
     return submitted.result(1.0)

@@ -14,7 +14,7 @@ TARGET = "TOQUE_AUDIT_HEADS"
 
 @function(http=True, secrets=(TARGET,), timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def publish_journal_heads() -> str:
-    """Write the head of every journal to the store at `TOQUE_AUDIT_HEADS`, for `toque audit --heads`; returns the key.
+    """Write the head of every journal to the store at `TOQUE_AUDIT_HEADS`, for `toque store audit --heads`; returns the key.
 
     Each call adds an object, whichever workspace it comes from; killed and repeated, it adds another.
     """

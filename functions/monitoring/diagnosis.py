@@ -106,7 +106,7 @@ def find_causes(
     """
     if loss in BY_REQUEST:
         raise ValueError(
-            f"causes are sought by row, and loss={loss!r} is of a request: see `toque drift` and the gate's slices"
+            f"causes are sought by row, and loss={loss!r} is of a request: see `toque monitor drift` and the gate's slices"
         )
     logged, began = FeatureColumns.of(champion), alarm.start - before
     rows = read(began, alarm.end)

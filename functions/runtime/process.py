@@ -1,6 +1,6 @@
 """Entry of a process of the platform: from here on its log lines, traces, series and requests to the store are seen.
 
-Requests are added to the day's counts in Redis now and then, for `toque costs`. Processes that train lower their CPU priority,
+Requests are added to the day's counts in Redis now and then, for `toque invocations costs`. Processes that train lower their CPU priority,
 so that serving on the same machine keeps its latency.
 """
 

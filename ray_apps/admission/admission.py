@@ -281,7 +281,9 @@ class Admission:
             except Unavailable as error:
                 raise NotAdmitted(503, f"workspace: {error}", retry_after_s=RETRY_AFTER_S) from error
         if found is None:
-            raise NotAdmitted(404, f"workspace {name!r} does not exist; `toque workspace create` makes it")
+            raise NotAdmitted(
+                404, f"workspace {name!r} does not exist; `toque access workspace create` makes it"
+            )
         return found
 
     def _count_refused(self, principal: Principal) -> None:
@@ -325,7 +327,7 @@ def _too_little(principal: Principal, needed: str, workspace: str, model: str | 
 
 def _why_no_token(authorization: bytes | None) -> str:
     """Say what is wrong with a header that has no token."""
-    instead = "send 'Authorization: Bearer <token>', `toque token create` makes one"
+    instead = "send 'Authorization: Bearer <token>', `toque access token create` makes one"
     scheme = (authorization or b"").partition(b" ")[0].decode("latin-1")
     if not scheme:
         return f"authorization: missing; {instead}"

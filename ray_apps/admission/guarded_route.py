@@ -25,7 +25,9 @@ from toque.registry import Principal, Role
 
 WORKSPACE_HEADERS: Final = ("x-toque-workspace", "x-mlflow-workspace")
 """Headers that name a request's workspace: the platform's own, and the one that MLflow's client sends."""
-bearer = HTTPBearer(auto_error=False, description="A token from `toque token create`, or of the OIDC issuer")
+bearer = HTTPBearer(
+    auto_error=False, description="A token from `toque access token create`, or of the OIDC issuer"
+)
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 MAX_JSON_BYTES: Final = 4 << 20

@@ -123,6 +123,9 @@ def _positive(text: str) -> int:
 class Given(argparse.Namespace):
     """What the command line gave, and the platform it is meant for."""
 
+    rest: list[str]  # flags that the command passes on to a function
+    takes_flags = False
+
     @cached_property
     def client(self) -> Client:
         """A client of the platform, made when a command first asks it. Raises: Unreachable."""
@@ -173,4 +176,4 @@ def find_project_here() -> None:
 
 def _add_parser(commands: Commands, name: str, description: str) -> argparse.ArgumentParser:
     summary = f"{description[:1].lower()}{description[1:].removesuffix('.')}"
-    return commands.add_parser(name, help=summary, description=description)
+    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)

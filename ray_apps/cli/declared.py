@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from toque.ray_apps.cli.arguments import (
     VERSION,
     Commands,
     Given,
+    Parser,
     group,
     limit,
     read_json,
@@ -37,7 +39,7 @@ from toque.ray_apps.cli.output import (
     see_page,
     value,
 )
-from toque.ray_apps.function_schemas import command_table
+from toque.ray_apps.function_schemas import command_table, options
 
 TABLE = Path(__file__).with_name("commands.json")
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -79,10 +81,9 @@ def group_of(commands: Commands, word: str) -> Commands:
 
 
 def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -> None:
-    summary = table["summary"]
-    parser = place.add_parser(
-        name, help=f"{summary[:1].lower()}{summary[1:].removesuffix('.')}", description=summary
-    )
+    stands = "".join(f" ({argument}: {content})" for argument, content in command["fixed"])
+    summary = table["summary"].removesuffix(".") + stands
+    parser = place.add_parser(name, help=f"{summary[:1].lower()}{summary[1:]}", description=f"{summary}.")
     fixed = dict(command["fixed"])
     by_name = {option["name"]: option for option in table["options"]}
     for argument in command["positional"]:
@@ -99,10 +100,12 @@ def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -
     parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
 
 
-def add_options(parser: argparse.ArgumentParser, schema_options: Iterable[Mapping[str, Any]]) -> None:
-    """Add a flag for each argument of a function."""
-    for option in schema_options:
-        _add_option(parser, option, flag=True)
+def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
+    """Read the flags of a function that `toque run` and `submit` pass on, by the schema of its arguments."""
+    parser = Parser(prog=f"toque run {function}", allow_abbrev=False)
+    for option in map(asdict, options(schema)):
+        _add_option(parser, option | {"required": False}, flag=True)  # some may be in --json
+    return vars(parser.parse_args(words))
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
@@ -111,7 +114,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
     default = option["default"].strip('"')
     text = option["help"] if flag else _SHOWN.get(name, option["help"])
     text = text.removesuffix(".").replace("%", "%%") + (
-        f" (default: {default})" if default not in {"", "null", "[]", "{}"} else ""
+        f" (default: {default})" if kind != "json" and default not in {"", "null", "[]"} else ""
     )
     taken: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if kind == "boolean":

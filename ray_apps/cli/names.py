@@ -167,20 +167,22 @@ KINDS = {  # by the name of the argument that takes such a name
     "version": Kind("version", _versions, "toque models show {model}", _OF_MODEL),
     "function": Kind("function", _functions, "toque functions"),
     "invocation": Kind("invocation", _invocations, "toque invocations list"),
-    "experiment": Kind("experiment", _experiments, "toque experiments"),
+    "experiment": Kind("experiment", _experiments, "toque runs experiments"),
     "run": _RUN,
     "runs": _RUN,
-    "token": Kind("token", _tokens, "toque token list"),
+    "token": Kind("token", _tokens, "toque access token list"),
     "chosen": Kind(
-        "workspace", lambda given: _field(given.client.get("/workspaces"), "name"), "toque workspace list"
+        "workspace",
+        lambda given: _field(given.client.get("/workspaces"), "name"),
+        "toque access workspace list",
     ),
     "views": Kind("feature view", _views, "toque features"),
     "sources": Kind("batch source", _sources, "toque sources"),
     "streams": Kind("stream source", _streams, "toque streams list"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
     "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
-    "monitor": Kind("monitor", _monitors, "toque monitors {model}"),
-    "alarm": Kind("alarm", _alarms, "toque incidents {model} -o wide", _OF_MODEL),
+    "monitor": Kind("monitor", _monitors, "toque monitor status {model}"),
+    "alarm": Kind("alarm", _alarms, "toque monitor incidents {model} -o wide", _OF_MODEL),
     "alert": Kind("alert", _alerts, "toque alerts status {model}", f"{_OF_MODEL} that stands"),
 }
 

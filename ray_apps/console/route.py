@@ -40,7 +40,8 @@ STRANGERS_LIMITS: Final = Limits(rate_per_s=50)
 _STRANGERS_PATIENCE_S = 10.0
 _MAX_FIELDS = 200
 _TOO_LARGE = HTTPException(
-    413, f"form: larger than {STRANGERS_FORM_BYTES} bytes; send a token as `toque token create` made it"
+    413,
+    f"form: larger than {STRANGERS_FORM_BYTES} bytes; send a token as `toque access token create` made it",
 )
 _logger = logging.getLogger(__name__)
 

@@ -240,7 +240,7 @@ def _cookie_options(request: Request) -> dict[str, Any]:
 async def _identify(admission: Admission, token: str) -> None:
     """Check that a token is valid. Raises: NotAdmitted."""
     if not token or not token.isascii() or not token.isprintable():
-        raise NotAdmitted(401, "token: empty or none of ours; `toque token create` makes one")
+        raise NotAdmitted(401, "token: empty or none of ours; `toque access token create` makes one")
     await admission.identify(f"Bearer {token}".encode("latin-1"))
 
 

@@ -236,8 +236,8 @@ toque up                 # serves it on this machine; `toque down` ends it
 toque models promote {draft.name} 1     # or `toque train --promote`
 toque predict {draft.name} --example    # asks it by the values of its first row
 toque run materialize    # puts the features online, so that it can be asked by key: --entities
-toque label ID VALUE     # says later what was true, by the id of the answer
-toque monitors {draft.name}
+toque monitor label ID VALUE     # says later what was true, by the id of the answer
+toque monitor status {draft.name}
 toque models show {draft.name}
 python -m pytest         # checks the rows
 ```

@@ -145,7 +145,7 @@ def authenticate(store: ObjectStore, path: str, entry: Entry) -> Head | None:
     if head is None or entry.number >= head.count:
         raise Damaged(
             f"{path} entry {entry.number} {problem}; if the store is older than its keys and you trust what is "
-            "there, run `toque audit-keys adopt`"
+            "there, run `toque store keys adopt`"
         )
     if entry.number == head.count - 1 and entry.digest != head.digest:
         raise Damaged(

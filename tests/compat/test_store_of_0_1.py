@@ -158,7 +158,7 @@ def test_a_store_of_before_opens_under_audit_keys_once_adopted(tmp_path: Path) -
     url = f"file://{unpacked(tmp_path)}"
     assert audit(open_store(url), fold_of=platform_fold).findings == ()
     keyed = open_store(url, audit_keys=AuditKeys(["ab" * 32]))
-    with pytest.raises(Damaged, match="toque audit-keys adopt"):
+    with pytest.raises(Damaged, match="toque store keys adopt"):
         Registry(keyed, actor="reader").get_model("price")
     assert adopt_all(keyed, utc_now) == 54
     report = audit(keyed, fold_of=platform_fold)

@@ -152,7 +152,7 @@ def test_a_store_older_than_its_keys_opens_once_adopted_and_only_as_it_was(
 ):
     old = filled(store_at(folder_url), model_files)
     before = old.get_model("m")
-    with pytest.raises(Damaged, match="toque audit-keys adopt"):
+    with pytest.raises(Damaged, match="toque store keys adopt"):
         cold(old).get_model("m")
     store = store_at(folder_url, KEY)
     assert heads.adopt(store, utc_now).journals[PATH].count == 74

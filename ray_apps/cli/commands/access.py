@@ -1,4 +1,4 @@
-"""`toque token`, `workspace`, `audit-log`, `erase`, `erasures` and `retention`: access, and what is stored about people."""
+"""`toque access token`, `workspace`, `audit-log`, `erase`, `erasures` and `retention`: access, and what is stored about people."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _OF_WORKSPACE = arg(
 _OF_MODEL = arg("--model NAME", "the only model that the role counts for (default: all)", dest="of_model")
 _GRANTS = repeatable("--grant ROLE:WORKSPACE[:MODEL]", "a further role, as in viewer:payments", dest="grants")
 _EXPIRES = arg("--expires TIME", "ISO time with offset, or never (default: in 90 days)")
-_TOKEN = arg("token name", "whose token, as `toque token list` shows it")
-_WORKSPACE = arg("chosen name", "name of the workspace, as `toque workspace list` shows it")
+_TOKEN = arg("token name", "whose token, as `toque access token list` shows it")
+_WORKSPACE = arg("chosen name", "name of the workspace, as `toque access workspace list` shows it")
 _NEW_WORKSPACE = arg("new name", "1 to 63 lower-case letters, digits and '-'")
 _DESCRIPTION = arg("--description TEXT", "what the workspace is for")
 _RATE = arg("--rate N", "requests a second that it may send to each replica of a door", type=float)

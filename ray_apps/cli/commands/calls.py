@@ -26,6 +26,7 @@ from toque.ray_apps.cli.arguments import (
     read_json,
 )
 from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.declared import parse_flags
 from toque.ray_apps.cli.errors import UsageError
 from toque.ray_apps.cli.output import (
     Column,
@@ -54,7 +55,11 @@ _PRICES_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "g
 
 _FUNCTION = arg("function name", "name of the function, as `toque functions` shows it")
 _FULLY = arg("function name", "function to show in full (default: list all)", nargs="?")
-_ARGUMENTS = arg("--json JSON", "its arguments: a JSON object, @file or - (default: {})", default="{}")
+_ARGUMENTS = arg(
+    "--json JSON",
+    "its arguments: a JSON object, @file or -; each may be a flag instead, as in --model flights (default: {})",
+    default="{}",
+)
 _HERE = flag("--here", "run it in this process, without a platform")
 _RUN_KEY = arg("--key", "idempotency key: the same key gives the same answer")
 _SUBMIT_KEY = arg("--key", "idempotency key: the same key gives the same invocation")
@@ -73,6 +78,8 @@ def register(commands: Commands) -> None:
     add(commands, "functions", _functions, _FULLY, limit(None))
     add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
     add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
+    for word in ("run", "submit"):
+        commands.choices[word].set_defaults(takes_flags=True)
     actions = group(
         commands,
         "invocations",
@@ -102,7 +109,7 @@ def _functions(given: Given) -> None:
 
 def _run(given: Given) -> int:
     """Call a function and print its result."""
-    arguments = read_json(given.json)
+    arguments = _arguments(given)
     if given.here:
         from toque.functions.__main__ import main  # late: it imports every function
 
@@ -115,7 +122,7 @@ def _run(given: Given) -> int:
 
 def _submit(given: Given) -> int:
     """Record a durable invocation and print its ID."""
-    accepted = _post(given, read_json(given.json), Prefer="respond-async")
+    accepted = _post(given, _arguments(given), Prefer="respond-async")
     if not given.wait:
         message(given.output, accepted["id"], accepted)
         return 0
@@ -123,6 +130,17 @@ def _submit(given: Given) -> int:
     if invocation["status"] == "succeeded":
         value(invocation["result"])
     return exit_code(invocation)
+
+
+def _arguments(given: Given) -> Any:
+    """The arguments of the function: the JSON object, and what flags say."""
+    arguments = read_json(given.json)
+    if given.rest and not vars(given).get("here"):
+        schema = given.client.get(f"/functions/{given.function}")["input_schema"]
+        return arguments | parse_flags(given.function, schema, given.rest)
+    if given.rest:
+        raise UsageError(f"{given.rest[0]}: with --here, give the arguments by --json")
+    return arguments
 
 
 def _post(given: Given, arguments: Any, **headers: str) -> Any:

@@ -1,4 +1,4 @@
-"""`toque audit`, `audit-keys`, `store copy`, `backup`, `restore`: whether a store is what was written, and its copies.
+"""`toque store audit`, `audit-keys`, `store copy`, `backup`, `restore`: whether a store is what was written, and its copies.
 
 They read the store itself, on this machine, with keys that only its operator has: a platform that was broken into would lie.
 """
@@ -237,7 +237,7 @@ def _retire(given: Given) -> None:
         store = open_audited(given)
         if given.key not in store.audit_keys.ids[:-1]:
             raise UsageError(
-                f"{given.key} is not one of the older keys; `toque audit-keys rotate` adds a newer one"
+                f"{given.key} is not one of the older keys; `toque store keys rotate` adds a newer one"
             )
         report = _report(store, None, None)
         if report.findings:

@@ -1,4 +1,4 @@
-"""`toque experiments` and `toque runs`: what was tried, with what, and how well it did.
+"""`toque runs experiments` and `toque runs`: what was tried, with what, and how well it did.
 
 By MLflow's protocol, which the platform speaks anyway.
 """
@@ -31,7 +31,7 @@ from toque.ray_apps.cli.output import Column, columns, facts, listing, message, 
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
-_EXPERIMENT = arg("experiment", "ID or title, as `toque experiments` shows them")
+_EXPERIMENT = arg("experiment", "ID or title, as `toque runs experiments` shows them")
 _WHERE = arg(
     "--where CONDITION",
     "only runs that meet it, as in: metrics.log_loss < 0.5 and params.lr = '0.01'",

@@ -114,7 +114,7 @@ def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _money(row: Mapping[str, Any], prices: Mapping[str, Any]) -> float:
-    """Compute the price of a row, as `toque costs` does."""
+    """Compute the price of a row, as `toque invocations costs` does."""
     hours = (row["cpu_s"] * prices["cpu_hour"] + row["gpu_s"] * prices["gpu_hour"]) / 3600
     reads, writes = (prices.get(f"store_{kind}_1000") or 0.0 for kind in ("reads", "writes"))
     return float(hours + (row["store_reads"] * reads + row["store_writes"] * writes) / 1000)

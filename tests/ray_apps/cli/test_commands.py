@@ -177,7 +177,7 @@ def test_an_unknown_model_is_exit_code_one_and_a_known_one_is_suggested(
         ("invocations signal 1 approval", "there is no invocation '1'"),
         ("logs 1", "there is no invocation '1'"),
         ("logs 1 -f", "there is no invocation '1'"),
-        ("token revoke adda", "there is no token 'adda'; did you mean 'ada'? `toque token list`"),
+        ("token revoke adda", "there is no token 'adda'; did you mean 'ada'? `toque access token list`"),
         ("features wether", "there is no feature view 'wether'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`toque incidents`, against a gateway on a real port."""
+"""`toque monitor incidents`, against a gateway on a real port."""
 
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""`toque replay`, against a gateway on a real port."""
+"""`toque monitor replay`, against a gateway on a real port."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`toque store copy`, `toque backup` and `toque restore`."""
+"""`toque store copy`, `toque store backup` and `toque store restore`."""
 
 import argparse
 import json

@@ -47,7 +47,7 @@ async def test_scores_of_live_answers_stand_by_version_and_arm_with_their_interv
     assert [row[:6] for row in rows if row] == [
         ["json", "version", "3", "champion", "20", "0.75"], ["json", "version", "4", "canary", "20", "1"],
     ]  # fmt: skip
-    assert f"toque scores {MODEL}" in page
+    assert f"toque monitor scores {MODEL}" in page
 
 
 async def test_the_alarms_of_a_model_are_paged_by_cursor(

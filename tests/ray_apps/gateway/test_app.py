@@ -30,7 +30,7 @@ async def test_a_401_is_a_problem_that_says_how_to_get_a_token(gateway: Gateway)
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.headers["www-authenticate"] == "Bearer"
     assert answer.json()["title"] == "Unauthorized"
-    assert "toque token" in answer.json()["detail"]
+    assert "toque access token" in answer.json()["detail"]
     assert answer.json()["instance"] == "/functions"
 
 

@@ -110,7 +110,7 @@ def test_waiting_for_one_experiment_runs_earlier_ones_first(used: Context, trace
 
 
 def test_the_share_of_a_workspace_is_the_platforms_to_set_and_not_its_own_admins(used: Context) -> None:
-    with pytest.raises(ValueError, match="toque workspace set NAME --share"):
+    with pytest.raises(ValueError, match="toque access workspace set NAME --share"):
         set_quota(EVERYONE, share=2.0)
     journal = Journal(used.store, "quotas", actor="an older release")
     journal.append({"team": EVERYONE, "quota": {"share": 1e12, "members": []}}, at=0)

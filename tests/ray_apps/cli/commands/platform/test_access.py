@@ -65,7 +65,11 @@ def test_a_token_is_made_with_grants_and_shown_with_its_last_use(
         ("audit-log --since yesterday", 2, "since: 'yesterday' is not a time; write ISO 8601"),
         ("token create eve --grant viewer:nowhere", 1, "'nowhere' does not exist"),
         ("workspace create No_Such", 2, "name"),
-        ("workspace set paymens --description x", 1, "did you mean 'payments'? `toque workspace list`"),
+        (
+            "workspace set paymens --description x",
+            1,
+            "did you mean 'payments'? `toque access workspace list`",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_grant_or_workspace_is_told(

@@ -1,4 +1,4 @@
-"""`toque vectors` and `toque search`, against a gateway on a real port; and an erasure that takes an index along."""
+"""`toque features vectors` and `toque features search`, against a gateway on a real port; and an erasure that takes an index along."""
 
 import json
 from datetime import UTC, datetime, timedelta
