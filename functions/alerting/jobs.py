@@ -8,10 +8,11 @@ alert is recorded as sent, so that a crash between the two sends nothing twice a
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from toque.clusters.did_you_mean import did_you_mean
 from toque.functions.alerting import (
     Alert,
     AlertPolicy,
@@ -27,6 +28,7 @@ from toque.functions.alerting import (
 )
 from toque.functions.arguments import Model, Reason
 from toque.functions.monitoring import TOPIC, Alarm
+from toque.functions.monitoring.alarms import Monitor
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import OnEvent, Retries
 from toque.functions.runtime.declaration.command import View
@@ -154,8 +156,12 @@ def silence_alerts(
 ) -> AlertState:
     """Hold back alerts about a subject for some hours; an alarm that still stands then is sent.
 
-    Raises: ValueError for a time below zero or above a year.
+    Raises: ValueError for a time below zero or above a year, and for a monitor that there is not.
     """
+    monitor, known = about.partition("/")[0], get_args(Monitor)
+    if monitor not in {"*", *known}:
+        hint = did_you_mean(monitor, known) or f"there are {', '.join(known)}; "
+        raise ValueError(f"about={about!r}: there is no monitor {monitor!r}; {hint}'*' silences all")
     if not 0 <= hours <= _YEAR_HOURS:
         raise ValueError(f"hours={hours} must lie between 0, which ends a silence, and {_YEAR_HOURS}, a year")
     fold, used = alert_journal(model), context()

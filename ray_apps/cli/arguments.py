@@ -123,7 +123,7 @@ def _positive(text: str) -> int:
 class Given(argparse.Namespace):
     """What the command line gave, and the platform it is meant for."""
 
-    rest: list[str]  # flags that the command passes on to a function
+    passed: list[str]  # flags that the command passes on to a function
     takes_flags = False
 
     @cached_property

@@ -146,7 +146,9 @@ def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
     arguments = arguments_of(given, table["options"]) | dict(fixed)
     if "model" in arguments:
         require_model(given)
-    show(given, table["view"] or {}, call(given.client, table["function"], arguments), arguments)
+    result = call(given.client, table["function"], arguments)
+    defaults = {option["name"]: json.loads(option["default"] or "null") for option in table["options"]}
+    show(given, table["view"] or {}, result, defaults | arguments)
 
 
 def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[str, Any]) -> None:

@@ -161,10 +161,12 @@ def _field(rows: Sequence[dict[str, Any]], field: str) -> list[str]:
 
 
 _OF_MODEL = " of {model}"
+_VERSION = Kind("version", _versions, "toque models show {model}", _OF_MODEL)
 _RUN = Kind("run", _runs, "toque runs list EXPERIMENT")
 KINDS = {  # by the name of the argument that takes such a name
     "model": Kind("model", lambda given: _field(given.client.get("/models"), "name"), "toque models list"),
-    "version": Kind("version", _versions, "toque models show {model}", _OF_MODEL),
+    "version": _VERSION,
+    "rivals": _VERSION,
     "function": Kind("function", _functions, "toque functions"),
     "invocation": Kind("invocation", _invocations, "toque invocations list"),
     "experiment": Kind("experiment", _experiments, "toque runs experiments"),
@@ -176,7 +178,7 @@ KINDS = {  # by the name of the argument that takes such a name
         lambda given: _field(given.client.get("/workspaces"), "name"),
         "toque access workspace list",
     ),
-    "views": Kind("feature view", _views, "toque features"),
+    "views": Kind("feature view", _views, "toque features list"),
     "sources": Kind("batch source", _sources, "toque sources"),
     "streams": Kind("stream source", _streams, "toque streams list"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),

@@ -36,7 +36,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move th
 class Column:
     """A column of a table, or a fact about one thing.
 
-    source: key of the row, with dots into inner objects (None where there is none), or what makes the value from the row. text: free text, which may
+    source: key of the row, with dots into inner objects, or what makes the value from the row. text: free text, which may
     be shortened. wide: printed with `-o wide` only.
     """
 
@@ -51,7 +51,7 @@ class Column:
             return self.source(row)
         found = row
         for key in self.source.split("."):
-            found = None if found is None else found.get(key)
+            found = None if found is None else found[key]
         return found
 
 

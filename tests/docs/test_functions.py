@@ -119,7 +119,7 @@ def test_the_commands_of_a_platform_run(
     with_token = {"Authorization": f"Bearer {asked.token}"}
     until(lambda: _get(asked.url + invocation, with_token)["status"] == "waiting")
     ask("invocations", "signal", "ID", "approval")
-    assert ask("logs", "ID", "-f").count("embedded a\n") == 1
+    assert ask("invocations", "logs", "ID", "-f").count("embedded a\n") == 1
     assert _get(asked.url + invocation, with_token)["result"] == "approved: True"
     ask("invocations", "list", "--state", "dead")
     assert "publish" in ask("costs", "--cpu-hour", "0.04")

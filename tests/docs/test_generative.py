@@ -54,7 +54,7 @@ def test_the_commands_that_score_live_answers_run(
     asked.registry.promote("support", 1)
     page = Page(ROOT / "docs" / "live-answers.md")
     commands = [words for block in page.blocks if block.language == "bash" for words in commands_of(block)]
-    assert [words[1] for words in commands] == ["run", "run", "scores", "rollout"]
+    assert [words[1] for words in commands] == ["run", "run", "monitor", "rollout"]
     for _, *words in commands:
         assert main(words) == 0, f"toque {' '.join(words)}: {capsys.readouterr().err}"
     printed = capsys.readouterr()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from string import Formatter
 from types import FunctionType
 from typing import Any
 
@@ -96,6 +97,13 @@ def checked_commands(signature: Signature, options: Mapping[str, Any]) -> tuple[
     if commands and not options.get("http"):
         raise DeclarationError(f"{signature.name}: command={commands[0]!r} is called by HTTP; add http=True")
     arguments = signature.input_schema.get("properties", {}) if commands else {}
+    view = options.get("view")
+    known = {*arguments, *signature.output_schema.get("properties", {}), "result"} if view else set()
+    for text in (view.text, view.empty, view.page) if view else ():
+        if unknown := sorted({name for _, name, _, _ in Formatter().parse(text) if name} - known):
+            raise DeclarationError(
+                f"{signature.name}: view names {unknown} in {text!r}; there are {', '.join(sorted(known))}"
+            )
     return tuple(Command.parse(text, function=signature.name, arguments=arguments) for text in commands)
 
 

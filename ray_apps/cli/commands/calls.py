@@ -135,11 +135,11 @@ def _submit(given: Given) -> int:
 def _arguments(given: Given) -> Any:
     """The arguments of the function: the JSON object, and what flags say."""
     arguments = read_json(given.json)
-    if given.rest and not vars(given).get("here"):
+    if given.passed and not vars(given).get("here"):
         schema = given.client.get(f"/functions/{given.function}")["input_schema"]
-        return arguments | parse_flags(given.function, schema, given.rest)
-    if given.rest:
-        raise UsageError(f"{given.rest[0]}: with --here, give the arguments by --json")
+        return arguments | parse_flags(given.function, schema, given.passed)
+    if given.passed:
+        raise UsageError(f"{given.passed[0]}: with --here, give the arguments by --json")
     return arguments
 
 

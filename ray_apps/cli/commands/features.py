@@ -1,4 +1,4 @@
-"""`toque features`, `catalog`, `sources`, `streams`, `vectors`, `search`: views, the origin of their rows, and indexes."""
+"""`toque features list`, `catalog`, `sources`, `streams`, `vectors`, `search`: views, the origin of their rows, and indexes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STORED = flag("--stored", "do not read the log: fill the views from the events 
 _HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
 _WORDS = arg("words WORD", "words that an entry must have, anywhere in it (default: list all)", nargs="*")
 _UNUSED = flag("--unused", "only features that no service and no other view reads")
-_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features` shows it")
+_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features list` shows it")
 _FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")
 _TEXT = arg("--text TEXT", "find what is nearest to a text, by the index's text model")
 _KEY = arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\'')

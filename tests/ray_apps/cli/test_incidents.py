@@ -72,9 +72,9 @@ def test_an_alert_is_silenced_and_one_that_nobody_was_told_of_cannot_be_acknowle
     (one,) = json.loads(capsys.readouterr().out)["silences"]
     assert (one["about"], one["reason"]) == ("drift", "works on the feed")
     assert main(("alerts", "ack", "late", "drift/features")) == 1
-    assert "no alert 'drift/features' of late that stands" in capsys.readouterr().err
+    assert "no alert about 'drift/features' of 'late' stands" in capsys.readouterr().err
     assert main(("alerts", "silence", "late", "drft", "--hours", "2", "--reason", "works")) == 1
-    assert "no monitor 'drft'; did you mean 'drift'?" in capsys.readouterr().err
+    assert "there is no monitor 'drft'; did you mean 'drift'?" in capsys.readouterr().err
     assert main(("alerts", "status", "late", "-o", "table")) == 0
     heading, line = capsys.readouterr().out.splitlines()
     assert heading.split() == ["about", "state", "told", "until", "by", "reason"]

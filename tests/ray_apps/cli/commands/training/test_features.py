@@ -1,4 +1,4 @@
-"""`toque features`, against a gateway on a real port."""
+"""`toque features list`, against a gateway on a real port."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,0 +1,142 @@
+"""Commands that functions declare, against a gateway on a real port."""
+
+import json
+import re
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.project.command_table import table
+from toque.functions.runtime.declaration.command import View
+from toque.functions.runtime.errors import DeclarationError
+from toque.functions.runtime.function import function
+from toque.ray_apps.cli.declared import TABLE
+from toque.ray_apps.cli.main import MOVED, main, now_called, parser
+
+
+class Dish(BaseModel):
+    name: str
+    minutes: float
+    by: str | None = None
+
+
+@function(
+    http=True,
+    command=("cook dishes KITCHEN", "cook fish KITCHEN kind=fish"),
+    view=View(columns="dish: name | minutes", wide="by", empty="{kitchen} cooks no {kind}"),
+)
+def cli_dishes(
+    kitchen: Annotated[str, Field(description="Name of the kitchen.")],
+    kind: str = "soup",
+    most: Annotated[int | None, Field(description="How many at most.")] = None,
+    tags: list[str] = [],  # noqa: B006  # as a schema shows it
+    quick: bool = False,  # noqa: FBT001, FBT002  # as a schema shows it
+) -> list[Dish]:
+    """List the dishes of a kitchen. Raises: nothing."""
+    if kind == "soup":
+        return []
+    return [
+        Dish(name=f"{kind} {number}", minutes=number + (0 if quick else 0.5), by=",".join(tags))
+        for number in range(most or 2)
+    ]
+
+
+@function(http=True)
+def cli_dish(name: str, minutes: float = 3.0) -> Dish:
+    """Make a dish."""
+    return Dish(name=name, minutes=minutes)
+
+
+def run(capsys: Any, *words: str) -> tuple[int, str, str]:
+    try:
+        code = main(words)
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def test_the_table_is_that_of_the_functions() -> None:
+    assert TABLE.read_text() == table(), "python -m tests.project.command_table writes it anew"
+
+
+def test_help_fits_a_screen(capsys: Any) -> None:
+    _, out, _ = run(capsys, "--help")
+    words = re.findall(r"^  ([a-z][a-z-]+)  ", out, re.MULTILINE)
+    assert words == list(parser().commands.choices)
+    assert len(words) <= 31
+    assert len(out.splitlines()) <= 60
+
+
+@pytest.mark.parametrize("before", MOVED, ids=" ".join)
+def test_a_command_of_before_is_another_name_of_one_of_now(before: tuple[str, ...], capsys: Any) -> None:
+    made = parser()
+    words = now_called([*before, "--help"], made.commands)
+    with pytest.raises(SystemExit) as ended:
+        made.parse_args(words)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: toque {' '.join(MOVED[before])}")
+
+
+def test_a_command_of_a_project_is_found_by_its_words(platform: Any, capsys: Any) -> None:
+    code, out, err = run(
+        capsys, "cook", "fish", "ours", "--most", "1", "--tags", "a", "b", "--quick", "-o", "wide"
+    )
+    assert (code, out) == (0, "dish\tminutes\tby\nfish 0\t0.0\ta,b\n"), err
+    code, out, _ = run(capsys, "cook", "dishes", "ours", "--kind", "cake", "-o", "json")
+    assert [dish["name"] for dish in json.loads(out)] == ["cake 0", "cake 1"]
+    assert run(capsys, "cook", "dishes", "ours") == (0, "dish\tminutes\n", "ours cooks no soup\n")
+    assert "Name of the kitchen" in run(capsys, "cook", "dishes", "--help")[1]
+    code, _, err = run(capsys, "cook", "fish", "ours", "--most", "x")
+    assert code == 2
+    assert "invalid int value: 'x'" in err
+    assert run(capsys, "bake")[0] == 2
+
+
+def test_a_function_without_a_command_takes_its_arguments_as_flags(platform: Any, capsys: Any) -> None:
+    code, out, err = run(capsys, "run", "cli_dish", "--name", "egg", "--minutes", "4")
+    assert (code, json.loads(out)["minutes"]) == (0, 4.0), err
+    code, out, _ = run(capsys, "run", "cli_dish", "--json", '{"name": "egg"}', "--minutes", "5")
+    assert json.loads(out) == {"name": "egg", "minutes": 5.0, "by": None}
+    code, _, err = run(capsys, "run", "cli_dish", "--nam", "egg")
+    assert code == 2
+    assert "unrecognized arguments: --nam egg" in err
+    assert run(capsys, "models", "list", "--nothing")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        ("rollout end MODEL", "names the arguments ['model']"),
+        ("cook it now", "is not one or two words"),
+        ("Cook", "is not one or two words"),
+        ("", "is not one or two words"),
+        ("cook size=3", "names the arguments ['size']"),
+    ],
+)
+def test_a_command_that_cannot_be_is_refused_at_import(command: str, wrong: str) -> None:
+    with pytest.raises(DeclarationError, match=re.escape(wrong)):
+
+        @function(http=True, command=command)
+        def cli_refused(name: str) -> str:
+            """Say a name."""
+            return name
+
+
+def test_a_command_is_called_by_http(capsys: Any) -> None:
+    with pytest.raises(DeclarationError, match="add http=True"):
+
+        @function(command="cook")
+        def cli_hidden() -> int:
+            """Count."""
+            return 1
+
+
+def test_a_view_that_names_what_is_not_there_is_refused_at_import() -> None:
+    with pytest.raises(DeclarationError, match=re.escape("view names ['nam']")):
+
+        @function(http=True, command="cook", view=View(text="{nam} is {result}"))
+        def cli_misspelt(name: str) -> str:
+            """Say a name."""
+            return name
