@@ -191,7 +191,7 @@ def parser(folder: ProjectFolder | None = None) -> Parser:
         for word in set(commands.choices) - before:
             register_tables(commands, declared.get(word, ()))
         sections.append(f"{title}:\n" + "\n".join(_summaries(commands, before)))
-    made.epilog = "\n\n".join([*sections, _EPILOG])
+    made.epilog = "\n".join([*sections, "", _EPILOG])
     return made
 
 
