@@ -122,7 +122,7 @@ def test_the_commands_of_a_platform_run(
     assert ask("invocations", "logs", "ID", "-f").count("embedded a\n") == 1
     assert _get(asked.url + invocation, with_token)["result"] == "approved: True"
     ask("invocations", "list", "--state", "dead")
-    assert "publish" in ask("costs", "--cpu-hour", "0.04")
+    assert "publish" in ask("invocations", "costs", "--cpu-hour", "0.04")
 
 
 def _get(url: str, headers: dict[str, str]) -> dict[str, object]:
