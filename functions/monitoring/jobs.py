@@ -35,7 +35,7 @@ from toque.functions.monitoring.quality.watch import Views, spoiled_columns, wat
 from toque.functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
 from toque.functions.monitoring.skew import SkewMonitor, watch_skewed
 from toque.functions.monitoring.vectors import VectorMonitor, watch_vectors
-from toque.functions.monitoring.watch import MonitorResult, model_alarms, monitor_run, watch_loss
+from toque.functions.monitoring.watch import MonitorResult, alarms, monitor_run, watch_loss
 from toque.functions.prediction_log import (
     LABELS_TABLE,
     outcomes,
@@ -333,7 +333,7 @@ def unknown_labels(
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
 def standing_alarms(model: Model) -> list[Alarm]:
     """List the alarms of a model that were raised and have not recovered, oldest first."""
-    return model_alarms(model).standing()
+    return alarms(model).standing()
 
 
 def find_unknown(

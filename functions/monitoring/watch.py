@@ -274,10 +274,10 @@ def _alarm(
 def monitor_run(model: str) -> MonitorRun:
     """Begin a run of a monitor now, in the context's store."""
     used = context()
-    return MonitorRun(model=model, store=used.store, alarms=model_alarms(model), now=used.clock())
+    return MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock())
 
 
-def model_alarms(model: str) -> Alarms:
+def alarms(model: str) -> Alarms:
     """Return the journal of alarms of `model` in the context's store."""
     used = context()
     return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_publish)
