@@ -2,7 +2,7 @@
 
 Holds definitions (in Feast's words), the offline store (tables in the object store), the point-in-time join, the
 online store (Redis), materialization and on-demand views. Must not know what a model, a function or a deployment is;
-Ray only in `toque.featurestore.offline.distributed` and its `store_catalog`.
+Ray only in `offline.distributed` and `online.spread`.
 """
 
 from toque.featurestore.applied import Change, Plan

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from toque.featurestore.applied import deserialize
-from toque.featurestore.applied.definitions import Definitions, ViewOrName
+from toque.featurestore.applied.definitions import Definitions
 from toque.featurestore.definitions.computed import Derived
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, check_name
@@ -19,21 +19,23 @@ from toque.featurestore.definitions.views import (
     FromEvents,
     OnDemandFeatureView,
     Projection,
+    ViewOrName,
     projection,
 )
 from toque.featurestore.errors import UnknownDefinition
-from toque.featurestore.offline.derived import new_derived_rows
+from toque.featurestore.offline.derived import consumed_as, new_derived_rows
 from toque.featurestore.offline.retrieval import (
     Features,
+    PinnedRetrieval,
     Retrieval,
-    RetrievalJob,
     check_entities,
     plan_retrieval,
     stored_view,
 )
+from toque.featurestore.offline.retrieval_job import RetrievalJob
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
-from toque.featurestore.sources import BatchSource, SourceTable
+from toque.featurestore.sources import BatchSource, SourceLineage, SourceTable
 from toque.featurestore.sources.refresh import Refreshed, new_rows
 from toque.featurestore.streams import StreamSource, StreamTable
 from toque.featurestore.streams.refresh import new_rows as new_stream_rows
@@ -247,6 +249,32 @@ class OfflineRows(Definitions):
         """
         views = (stored_view(lookup) for lookup in self.plan_features(features).lookups)
         return frozenset(view.name for view in views if self._says_when_known(view))
+
+    def sources_of(self, job: PinnedRetrieval) -> dict[str, SourceLineage]:
+        """Describe the part of each batch source that a retrieval's rows came from, by the source's name.
+
+        Of a source that several views read, the loads up to the last that one of them has. Raises: UnknownDefinition.
+        """
+        loads: dict[str, int] = {}
+        for lookup in job.retrieval.lookups:
+            snapshot = job.versions[lookup.view.name]
+            if snapshot is not None:
+                self._add_loads(stored_view(lookup), snapshot.version, loads)
+        return {
+            name: self.source_table(name).lineage(number) for name, number in sorted(loads.items()) if number
+        }
+
+    def _add_loads(self, view: FeatureView, version: int, loads: dict[str, int]) -> None:
+        """Add the loads that a version of a view's table has the rows of, also through the views that it is derived from."""
+        if view.events is not None:
+            source = view.events.name
+            consumed = self.offline.consumed(view, source, version=version)
+            loads[source] = max(consumed, loads.get(source, 0))
+        for each in view.inputs:
+            given = stored_view(each)
+            read = self.offline.consumed(view, consumed_as(given.name), version=version) - 1
+            if read >= 0:
+                self._add_loads(given, read, loads)
 
     def _says_when_known(self, view: FeatureView) -> bool:
         if view.inputs:

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.applied.definitions import ViewOrName
 from toque.featurestore.definitions.expectations import missing
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
-from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.definitions.views import FeatureView, ViewOrName
 from toque.featurestore.offline.versions import Version
 from toque.featurestore.online.keys import row_keys
 from toque.featurestore.online.materialize import Materializer

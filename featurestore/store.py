@@ -7,10 +7,9 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from toque.featurestore.applied import deserialize
-from toque.featurestore.applied.definitions import ViewOrName
 from toque.featurestore.definitions.encoding import RowLayout
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
-from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.definitions.views import FeatureView, ViewOrName
 from toque.featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnreadableRow
 from toque.featurestore.offline.retrieval import Features, Retrieval
 from toque.featurestore.offline_rows import OfflineRows
@@ -85,7 +84,7 @@ class FeatureStore(OfflineRows):
         """Write rows with `start <= event time <= end` online, newest wins; safe to repeat.
 
         views: by default all; start: None for everything up to `end`; end: by default now; spread: as
-        `offline.distributed.spread_files`, for large runs on a Ray cluster.
+        `online.spread.spread_files`, for large runs on a Ray cluster.
         Raises: InvalidRows if `start` is after `end`; OnlineStoreUnavailable, UnknownDefinition.
         """
         materializer = Materializer(self.offline, self.online, progress=progress, spread=spread)

@@ -14,9 +14,8 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.applied.definitions import ViewOrName
 from toque.featurestore.definitions.fields import EVENT_DAY
-from toque.featurestore.definitions.views import FeatureView
+from toque.featurestore.definitions.views import FeatureView, ViewOrName
 from toque.featurestore.errors import FeatureStoreError, InvalidDefinition
 from toque.featurestore.store import FeatureStore
 from toque.registry.store.tables.files import settle

@@ -37,7 +37,7 @@ from toque.featurestore import (
     String,
     Windows,
 )
-from toque.featurestore.streams.opening import open_stream
+from toque.featurestore.stream_views import open_stream
 from toque.featurestore.windows.aggregations import Function
 from toque.registry import open_store
 

@@ -24,11 +24,11 @@ from toque.featurestore.definitions.views import (
     FeatureView,
     OnDemandFeatureView,
     Transform,
+    ViewOrName,
 )
 from toque.featurestore.errors import UnknownDefinition
 from toque.registry.journal import Fold, Journal
 
-ViewOrName = FeatureView | str
 _BY_FEATURE = frozenset({"aggregations", "schema", "inputs", "code", "reference"})
 _logger = logging.getLogger(__name__)
 

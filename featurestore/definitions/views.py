@@ -378,6 +378,7 @@ class Projection:
 
 
 FeatureLike = FeatureView | OnDemandFeatureView | Projection
+ViewOrName = FeatureView | str
 
 
 def projection(features: FeatureLike) -> Projection:

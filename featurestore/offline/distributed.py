@@ -1,12 +1,11 @@
 """Point-in-time joins and window aggregates over Ray Data, for tables that do not fit one machine.
 
 Both are functions of all rows of a key, so rows are shuffled by key into partitions and each partition runs the local
-code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Only this
-module of the feature store imports Ray; `featurestore/offline/partitioning.py` packs rows for the shuffle.
+code: identical results, whatever the number of blocks or partitions. Nothing is collected on the driver. Of the
+feature store only this module and `online.spread` import Ray; `offline.partitioning` packs rows for the shuffle.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
@@ -19,11 +18,10 @@ import ray.data
 from ray.data.catalog import Catalog, ResolvedSource
 from ray.data.context import ShuffleStrategy
 
-from toque.featurestore.applied.definitions import ViewOrName
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
-from toque.featurestore.definitions.views import FeatureView, FromEvents, Projection
+from toque.featurestore.definitions.views import FeatureView, FromEvents, Projection, ViewOrName
 from toque.featurestore.errors import InvalidRows, UnknownDefinition
 from toque.featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
 from toque.featurestore.offline.prefilter import (
@@ -46,7 +44,6 @@ from toque.featurestore.offline.retrieval import (
 )
 from toque.featurestore.offline.tables import OfflineStore, storable
 from toque.featurestore.offline.versions import File, Version, scan
-from toque.featurestore.online.materialize import FileShare, FilesWritten
 from toque.featurestore.rows import check_rows, conform, offline_schema
 from toque.registry.store import ObjectStore, TableSnapshot
 from toque.registry.store.tables.files import file_system
@@ -59,7 +56,8 @@ _ROWS_PER_PARTITION = 500_000
 _ROWS_PER_BLOCK = 250_000
 # A shuffle cuts each task's rows into as many pieces as there are tasks, and pieces below 100 kB Ray keeps in the driver's own
 # memory: few tasks of many rows each, so that pieces stay larger than that.
-_TASKS, _MOST_ROWS_PER_TASK, _MOST_FILTERED = 32, 1_000_000, 1_250_000
+_TASKS, _MOST_FILTERED = 32, 1_250_000
+MOST_ROWS_PER_TASK = 1_000_000
 
 Dataset = ray.data.Dataset
 _NEWEST = pa.schema([(EVENT_TIMESTAMP, TIMESTAMP)])
@@ -189,9 +187,9 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Da
         return ray.data.from_arrow(offline_schema(view).empty_table())
     version = job.offline.version(view, snapshot.version)
     prefilter = _prefilter(job, lookup)
-    most = _MOST_ROWS_PER_TASK if prefilter is None else _MOST_FILTERED
+    most = MOST_ROWS_PER_TASK if prefilter is None else _MOST_FILTERED
     bounds = job.bounds(lookup) if job.entities.num_rows else within_ttl(between, view)
-    shares = _shares(version.files, bounds, most=most) if version else ()
+    shares = file_shares(version.files, bounds, most=most) if version else ()
     tasks = [{"files": files} for files in shares]
     if not tasks:
         return ray.data.from_arrow(offline_schema(view).empty_table())
@@ -209,11 +207,13 @@ def _stored_rows(job: PinnedRetrieval, lookup: Projection, between: Times) -> Da
     return _mapped(ray.data.from_items(tasks, override_num_blocks=len(tasks)), read)
 
 
-def _rows_per_task(rows: int, *, most: int = _MOST_ROWS_PER_TASK) -> int:
+def _rows_per_task(rows: int, *, most: int = MOST_ROWS_PER_TASK) -> int:
     return min(max(rows // _TASKS, _ROWS_PER_BLOCK), most)
 
 
-def _shares(files: Sequence[File], bounds: Times, *, most: int) -> Iterator[list[int]]:
+def file_shares(
+    files: Sequence[File], bounds: Times = (None, None), *, most: int = MOST_ROWS_PER_TASK
+) -> Iterator[list[int]]:
     """Group the files that may hold rows within the bounds into shares of one task each, by their index."""
     candidates = [(number, file.rows) for number, file in enumerate(files) if file.may_hold(*bounds)]
     enough = _rows_per_task(sum(rows for _, rows in candidates), most=most)
@@ -227,32 +227,6 @@ def _shares(files: Sequence[File], bounds: Times, *, most: int) -> Iterator[list
             share, rows = [], 0
     if share:
         yield share
-
-
-def spread_files(share: FileShare, files: Sequence[File]) -> Iterator[FilesWritten]:
-    """Write a share of a view's files online in tasks on all nodes; the caller handles numbers and names of files."""
-    tasks = [
-        {"paths": [files[number].path for number in numbers]}
-        for numbers in _shares(files, (None, None), most=_MOST_ROWS_PER_TASK)
-    ]
-    written = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-        partial(_write_files, share=share), batch_format="pyarrow", batch_size=1, num_cpus=1
-    )
-    for row in written.iter_rows():
-        yield FilesWritten(int(row["rows"]), int(row["written"]), tuple(row["ended"]))
-
-
-def _write_files(task: pa.Table, *, share: FileShare) -> pa.Table:
-    paths = tuple(path for paths in task.column("paths").to_pylist() for path in paths)
-    done = list(replace(share, paths=paths).written())
-    ended = [path for each in done for path in each.ended]
-    return pa.table(
-        {
-            "rows": [sum(each.rows for each in done)],
-            "written": [sum(each.written for each in done)],
-            "ended": pa.array([ended], pa.list_(pa.string())),
-        }
-    )
 
 
 # Versions opened by this worker, cached because opening takes time for every file of a version.

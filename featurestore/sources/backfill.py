@@ -7,7 +7,7 @@ that a killed backfill goes on there. How far the source was read for the loads 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -16,19 +16,21 @@ from toque.featurestore.definitions.batch_source import Secrets, TimeRange
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import InvalidDefinition, InvalidRows
 from toque.featurestore.sources.load_log import BACKFILL, SHOWN, SourceLoad
+from toque.featurestore.sources.loading import SourceTable
 from toque.featurestore.sources.rows import Checked, check
 from toque.registry.times import as_utc, from_text, to_text
-
-if TYPE_CHECKING:
-    from toque.featurestore.sources.loading import SourceTable
 
 STEP_ROWS = 4 << 20
 """Rows of a range that are held at once; a range with more of them is halved."""
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def run(table: SourceTable, secrets: Secrets, *, start: datetime, end: datetime) -> SourceLoad:
-    """Load a range of event times in steps; returns the sum of the loads. Raises: as `SourceTable.backfill`."""
+def load_range(table: SourceTable, secrets: Secrets, *, start: datetime, end: datetime) -> SourceLoad:
+    """Load rows with `start` <= event time < `end` that are not stored as they are there, wherever the source was read up to.
+
+    Needs `unique`. Safe to repeat; one that was killed goes on if it is asked for the same range. Returns the sum of its
+    loads. Raises: InvalidDefinition without `unique`; UnreadableSource, UnexpectedRows.
+    """
     source = table.source
     since, until = as_utc(start, name="start"), as_utc(end, name="end")
     if not source.unique:

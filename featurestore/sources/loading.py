@@ -26,7 +26,6 @@ from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, P
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
-from toque.featurestore.sources import backfill
 from toque.featurestore.sources.load_log import (
     LOAD,
     LOAD_PART,
@@ -148,14 +147,6 @@ class SourceTable:
             return rejected
         aside = self.rejected.read(columns=[ROW]).column(ROW)
         return rejected.filter(pc.invert(pc.is_in(rejected.column(ROW), value_set=aside.combine_chunks())))
-
-    def backfill(self, secrets: Secrets, *, start: datetime, end: datetime) -> SourceLoad:
-        """Load rows with `start` <= event time < `end` that are not stored as they are there, wherever the source was read up to.
-
-        Needs `unique`. Safe to repeat; one that was killed goes on if it is asked for the same range. Returns the sum of its
-        loads. Raises: InvalidDefinition without `unique`; UnreadableSource, UnexpectedRows.
-        """
-        return backfill.run(self, secrets, start=start, end=end)
 
     @property
     def read_names(self) -> list[str]:

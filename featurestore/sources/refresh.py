@@ -1,10 +1,9 @@
-"""Rows of a view that follow from what its batch source loaded since the last refresh, and the loads rows came from."""
+"""Rows of a view that follow from what its batch source loaded since the last refresh."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow as pa
@@ -16,15 +15,10 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import UnknownDefinition
-from toque.featurestore.offline.derived import consumed_as
-from toque.featurestore.offline.retrieval import PinnedRetrieval, stored_view
-from toque.featurestore.sources.load_log import LOAD, SourceLineage
+from toque.featurestore.sources.load_log import LOAD
 from toque.featurestore.sources.loading import SourceTable
 from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
-
-if TYPE_CHECKING:
-    from toque.featurestore.store import FeatureStore
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -140,31 +134,3 @@ def _created(events: SourceTable, new: pa.Table, after: int) -> pa.ChunkedArray:
         mask = pa.array(pl.Series(range(new.num_rows)).is_in(corrected).to_arrow())
         known = pc.if_else(mask, loaded, known)
     return pc.coalesce(known, loaded)
-
-
-def sources_of(features: FeatureStore, job: PinnedRetrieval) -> dict[str, SourceLineage]:
-    """Describe the part of each batch source that a retrieval's rows came from, by the source's name.
-
-    Of a source that several views read, the loads up to the last that one of them has. Raises: UnknownDefinition.
-    """
-    loads: dict[str, int] = {}
-    for lookup in job.retrieval.lookups:
-        snapshot = job.versions[lookup.view.name]
-        if snapshot is not None:
-            _add_loads(features, stored_view(lookup), snapshot.version, loads)
-    return {
-        name: features.source_table(name).lineage(number) for name, number in sorted(loads.items()) if number
-    }
-
-
-def _add_loads(features: FeatureStore, view: FeatureView, version: int, loads: dict[str, int]) -> None:
-    """Add the loads that a version of a view's table has the rows of, also through the views that it is derived from."""
-    if view.events is not None:
-        source = view.events.name
-        consumed = features.offline.consumed(view, source, version=version)
-        loads[source] = max(consumed, loads.get(source, 0))
-    for each in view.inputs:
-        given = stored_view(each)
-        read = features.offline.consumed(view, consumed_as(given.name), version=version) - 1
-        if read >= 0:
-            _add_loads(features, given, read, loads)

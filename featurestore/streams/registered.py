@@ -23,6 +23,7 @@ import orjson
 from toque.featurestore.definitions.batch_source import Secrets
 from toque.featurestore.definitions.stream_source import Connection, Messages, SchemaRegistry, Unread
 from toque.featurestore.errors import UnreadableSource
+from toque.featurestore.streams.table import StreamTable
 from toque.registry.store import ObjectStore
 
 PATIENCE_S = 5.0  # for an answer of the registry
@@ -404,3 +405,13 @@ def _logical(schema: Mapping[str, Any], plain: Read) -> Read:
         return mean(value), at
 
     return read
+
+
+def connect(table: StreamTable, secrets: Secrets) -> Connection:
+    """Connect to the log of a source; its messages come as JSON. Raises: UnreadableSource."""
+    log, declared = table.source.reads.connect(secrets), table.source.schemas
+    return (
+        log
+        if declared is None
+        else RegisteredConnection(log, Schemas.of(declared, table.table.store, secrets))
+    )

@@ -1,9 +1,7 @@
-"""Replay of a stream: its log is read again by the definition in force, and views over it are filled anew.
+"""Replay of a stream: its log is read again by the definition in force, and the rows of views over it are made anew.
 
 Messages become events again in place of those that were stored, chunk by chunk, with the times at which they became
-known the first time. Then each view's offline rows are replaced in one commit by those that follow from all stored
-events, and its online rows by the newest of them. Consumers that hold what was stored before begin anew. Killed at
-any line, a replay is made good by the next.
+known the first time. Killed at any line, a replay is made good by the next.
 
 To bound memory, events are divided by key into files on local disk, each computed by itself. Of events that replace
 each other, which may have different keys, those of one name are brought together first.
@@ -11,32 +9,26 @@ each other, which may have different keys, those of one name are brought togethe
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import PARTITION, POSITION, Connection, Messages
+from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import MessagesLost, UnreadableSource
 from toque.featurestore.offline.partitioning import key_hashes
 from toque.featurestore.rows import Clock, conform
 from toque.featurestore.streams.decode import Decoded, Place, decode, event_schema, rejected_schema
-from toque.featurestore.streams.refresh import computed_rows, events_of, new_rows, own_rows, with_replaced
-from toque.featurestore.streams.table import StreamTable, announce_rewrite
-
-if TYPE_CHECKING:
-    from toque.featurestore.definitions.views import FeatureView
-    from toque.featurestore.store import FeatureStore
+from toque.featurestore.streams.refresh import computed_rows, events_of, own_rows, with_replaced
+from toque.featurestore.streams.table import StreamTable
 
 CHUNK_ROWS = 100_000
 EVENTS_AT_ONCE = 1 << 19
@@ -57,17 +49,6 @@ class ReplayedPartition(BaseModel):
     end: int
     events: int = 0
     rejected: int = 0
-
-
-class FilledView(BaseModel):
-    """View that was filled anew. rows: offline; online: rows that were put there, removed: keys that have none any more."""
-
-    model_config = ConfigDict(frozen=True)
-
-    view: str
-    rows: int
-    online: int = 0
-    removed: int = 0
 
 
 def read_again(
@@ -158,49 +139,6 @@ class _Reading:
                 f"{before}, up to where it was read before; fill its views from what is stored instead (--stored)"
             )
         return found
-
-
-def fill_views(features: FeatureStore, table: StreamTable) -> list[FilledView]:
-    """Fill every view over a source anew from its stored events, offline and online; its consumers begin anew.
-
-    What consumers write online in between may be overwritten by what was stored before it. So they begin anew a second time, and
-    rows of the events that they have committed meanwhile are written after that.
-    """
-    views = [each for each in features.list_feature_views() if each.reads_from(table.source)]
-    _begin_anew(features, table)
-    filled = [_fill(features, table, each) for each in views]
-    if features.has_online:
-        _begin_anew(features, table)
-        for view, (_, until) in zip(views, filled, strict=True):
-            since = new_rows(view, table, until)
-            if since is not None:
-                features.online.write(view, _come(features, conform(view, since.rows, clock=features.now)))
-    return [each for each, _ in filled]
-
-
-def _begin_anew(features: FeatureStore, table: StreamTable) -> None:
-    """Have consumers begin anew by the definitions in force: commits of what they hold now are refused from here on."""
-    table.fence()
-    if features.has_online:
-        announce_rewrite(features.online, table.source.name)
-
-
-def _fill(features: FeatureStore, table: StreamTable, view: FeatureView) -> tuple[FilledView, dict[int, int]]:
-    """Fill one view; returns, too, the positions up to which it has the stream's events."""
-    with tempfile.TemporaryDirectory(prefix="toque-replay-") as folder:
-        rows = view_rows(view, table, Path(folder), clock=features.now)
-        loads = {f"{table.source.name}:{each}": position for each, position in rows.until.items()}
-        features.offline.replace(view, rows.by_time(), loads=loads)
-        put = removed = 0
-        if features.has_online:
-            pieces = (_come(features, each) for each in rows.by_key())
-            put, removed = features.online.replace(view, pieces)
-        return FilledView(view=view.name, rows=rows.count, online=put, removed=removed), rows.until
-
-
-def _come(features: FeatureStore, rows: pa.Table) -> pa.Table:
-    """Select the rows whose moment has come."""
-    return rows.filter(pc.less_equal(rows.column(EVENT_TIMESTAMP), pa.scalar(features.now(), TIMESTAMP)))
 
 
 @dataclass(frozen=True, slots=True)

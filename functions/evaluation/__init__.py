@@ -12,7 +12,8 @@ from toque.functions.evaluation.checks import (
     SliceRule,
 )
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.evaluation.gate import Gate, check_policy_gates, gate_in_force, judge
+from toque.functions.evaluation.gate import Gate, gate_in_force, judge
+from toque.functions.evaluation.language.answer_gate import check_policy_gates
 from toque.functions.evaluation.metrics.probabilities import (
     Interval,
     ReliabilityPoint,

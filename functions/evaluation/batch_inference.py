@@ -123,7 +123,7 @@ def predict_batch(
         shard_rows = SHARD_PROMPTS if is_generative(found) else _SHARD_ROWS
     job = BatchJob(found, dataset, tuple(keep or ()), shard_rows, threads)
     target = Table(registry.store, check_table_name(output or f"batch/{model}", what="output"))
-    rows = PinnedRows(Table(registry.store, dataset.name), dataset.version)
+    rows = Table(registry.store, dataset.name).pinned(dataset.version)
     _check(job, rows.schema)
     work = ShardWork(registry, job, target, rows.count)
     where: Literal["ray", "here"] = "ray" if ray.is_initialized() and rows.count > shard_rows else "here"
@@ -209,7 +209,7 @@ class PoolScorer:
     def __init__(self, work: ShardWork) -> None:
         lower_priority()
         self._work = work
-        self._rows = PinnedRows(Table(work.registry.store, work.job.dataset.name), work.job.dataset.version)
+        self._rows = Table(work.registry.store, work.job.dataset.name).pinned(work.job.dataset.version)
         self._scorer = _scorer(work)
 
     def __call__(self, run: pa.Table) -> pa.Table:

@@ -25,7 +25,6 @@ from toque.functions.evaluation.checks import (
     at_most,
 )
 from toque.functions.evaluation.errors import EvaluationError
-from toque.functions.evaluation.language.answer_gate import AnswerGate
 from toque.functions.evaluation.meanings import MEANINGS, Outcome
 from toque.registry import (
     GateData,
@@ -43,14 +42,25 @@ LINEAR_NAMES = ("linear", "ridge", "poisson", "nearest")
 POPULARITY: Baseline = "popularity"
 
 
-class Gate(BaseModel):
+class GateLimits(BaseModel):
+    """Limits of a gate of any kind, under the name by which its outcome stands with the version."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+
+    def demand(self, data: GateData | None = None) -> GateDemand:
+        """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
+        limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
+        return GateDemand(name=self.name, limits=limits, data=data)
+
+
+class Gate(GateLimits):
     """Limits that a version must keep to pass.
 
     Losses are those of the outcome. Of the baselines "constant" is the mean or the share of each class, and "linear" (also
     "logistic", "ridge", "poisson") a linear model, of texts ("nearest") the answer of the nearest row.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
         default="offline", description="Name of the gate, by which its outcome stands with the version."
@@ -166,11 +176,6 @@ class Gate(BaseModel):
             demanded.add("max_log_loss_ratio")
         return {name: named[name] for name in sorted(demanded)}
 
-    def demand(self, data: GateData | None = None) -> GateDemand:
-        """Make the demand by which a model's policy sets these limits, and the data to judge on if given."""
-        limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
-        return GateDemand(name=self.name, limits=limits, data=data)
-
 
 def judge(
     gate: Gate,
@@ -208,7 +213,7 @@ def judge(
     return checks
 
 
-AnyGate = TypeVar("AnyGate", Gate, AnswerGate)
+AnyGate = TypeVar("AnyGate", bound=GateLimits)
 
 
 class RowsOrigin(BaseModel):
@@ -220,19 +225,6 @@ class RowsOrigin(BaseModel):
     label: str
     start: datetime
     end: datetime
-
-
-def check_policy_gates(policy: ModelPolicy) -> None:
-    """Check that the limits of each gate in a policy are those of a `Gate`, or of an `AnswerGate` if they name scorers.
-
-    Raises: EvaluationError.
-    """
-    for name in policy.gate_names:
-        demand = policy.demand(name)
-        if demand is not None and "scorers" in demand.limits:
-            gate_in_force(policy, AnswerGate(name=name))
-        else:
-            gate_in_force(policy, Gate(name=name))
 
 
 def gate_in_force(policy: ModelPolicy, given: AnyGate) -> tuple[AnyGate, GateDemand]:

@@ -40,7 +40,7 @@ class EntityRows:
 
     def pinned(self) -> PinnedRows:
         """Open all rows of the snapshot, by their numbers. Raises: NotFound."""
-        return PinnedRows(self.table, self.snapshot.version)
+        return self.table.pinned(self.snapshot.version)
 
     def read(self) -> pa.Table:
         """Read the chosen rows, all at once. Raises: NotFound; InvalidRows as `choose`."""

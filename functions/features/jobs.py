@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
-from toque.featurestore.offline.retrieval import PinnedRetrieval, RetrievalJob, check_entities, stored_view
+from toque.featurestore.offline.retrieval import PinnedRetrieval, check_entities, stored_view
+from toque.featurestore.offline.retrieval_job import RetrievalJob
 from toque.featurestore.online.materialize import Spread
 from toque.featurestore.sources import SourceLineage
-from toque.featurestore.sources.refresh import sources_of
 from toque.functions.arguments import End, Label, Start, Views
 from toque.functions.features.entity_rows import EntityRows
 from toque.functions.features.large_training_sets import (
@@ -219,7 +219,7 @@ class _Asked:
             known_by=entities.known_by,
             rows=rows,
             as_known=self.as_known,
-            sources={} if self.job is None else sources_of(context().features(), self.job),
+            sources={} if self.job is None else context().features().sources_of(self.job),
         )
         return {"training_set": lineage.model_dump_json()}
 
@@ -314,7 +314,7 @@ def materialize(
     """
     spread: Spread | None = None
     if cluster.running():
-        from toque.featurestore.offline.distributed import spread_files as spread  # late: Ray Data, as above
+        from toque.featurestore.online.spread import spread_files as spread  # late: Ray Data, as above
 
     done = context().features().materialize_incremental(end, views=views, progress=_Progress(), spread=spread)
     return MaterializeResult(views=done)

@@ -10,8 +10,8 @@ import ray
 import ray.data
 
 from toque.featurestore.offline.distributed import join_dataset
+from toque.featurestore.offline.retrieval import PinnedRetrieval
 from toque.functions.features.entity_rows import EntityRows
-from toque.functions.features.large_training_sets import ShardedBuild
 from toque.registry import Table
 from toque.registry.store import Part, write_part
 
@@ -20,9 +20,13 @@ _NUMBER = "toque_entity_row"
 _START, _STOP = "start", "stop"
 
 
-def join_on_ray(build: ShardedBuild, shard: range) -> list[Part]:
-    """Join the entity rows of a range on the cluster, and write files; returns them in the order of their rows."""
-    entities, job = build.entities, build.job
+def join_on_ray(
+    shard: range, *, entities: EntityRows, job: PinnedRetrieval | None, table: Table, schema: pa.Schema
+) -> list[Part]:
+    """Join the entity rows of a range on the cluster, and write files of `table`; returns them in the order of their rows.
+
+    job, schema: as those of a `ShardedBuild`.
+    """
     starts = range(shard.start, shard.stop, _ROWS_PER_TASK)
     tasks = [{_START: at, _STOP: min(at + _ROWS_PER_TASK, shard.stop)} for at in starts]
     joined = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
@@ -32,7 +36,7 @@ def join_on_ray(build: ShardedBuild, shard: range) -> list[Part]:
         between = (entities.first, entities.last)
         joined = join_dataset(job, joined, row_number=_NUMBER, between=between, rows=len(shard))
     written = joined.map_batches(
-        partial(_write, table=build.table, schema=build.schema), batch_format="pyarrow", batch_size=None
+        partial(_write, table=table, schema=schema), batch_format="pyarrow", batch_size=None
     )
     found = sorted(written.take_all(), key=lambda row: int(row["first"]))  # a few numbers for each file
     return [Part(str(row["path"]), int(row["size_bytes"]), int(row["rows"])) for row in found]

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,7 +85,9 @@ class ShardedBuild:
             return self.join_here
         from toque.functions.features.joins_on_ray import join_on_ray  # late: Ray Data, which few calls need
 
-        return lambda shard: join_on_ray(self, shard)
+        return partial(
+            join_on_ray, entities=self.entities, job=self.job, table=self.table, schema=self.schema
+        )
 
     def join_here(self, shard: range) -> list[Part]:
         """Join the entity rows of a range in this process, and write them to one file, or none if no row is chosen."""

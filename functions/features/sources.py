@@ -27,6 +27,7 @@ from toque.featurestore import (
 )
 from toque.featurestore.rows import conform
 from toque.featurestore.sources import IcebergRows, SqlTable
+from toque.featurestore.sources.backfill import load_range
 from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
@@ -102,7 +103,7 @@ def load_source(
     with use_secrets(f"batch source {source!r}", needed, context().find_secret):
         if start is None:
             return table.load(secret_value)
-        return table.backfill(secret_value, start=start, end=context().clock() if end is None else end)
+        return load_range(table, secret_value, start=start, end=context().clock() if end is None else end)
 
 
 @function(http=True, timeout_s=7200, retries=Retries(max_attempts=3), max_concurrency=1)

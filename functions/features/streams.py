@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore import UnreadableSource
 from toque.featurestore.definitions.stream_source import Connection
-from toque.featurestore.streams.opening import connect
-from toque.featurestore.streams.registered import RegisteredConnection
-from toque.featurestore.streams.replay import FilledView, ReplayedPartition, fill_views, read_again
+from toque.featurestore.stream_views import FilledView, fill_views
+from toque.featurestore.streams.registered import RegisteredConnection, connect
+from toque.featurestore.streams.replay import ReplayedPartition, read_again
 from toque.featurestore.streams.table import StreamTable
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries

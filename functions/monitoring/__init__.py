@@ -23,7 +23,6 @@ from toque.functions.monitoring.history import (
     performance_estimates,
 )
 from toque.functions.monitoring.jobs import (
-    alarms,
     estimate_performance,
     monitor_status,
     running_figures,
@@ -45,7 +44,7 @@ from toque.functions.monitoring.quality.monitor import QualityMonitor
 from toque.functions.monitoring.results import MonitorStatus, RunningFigures, results_table
 from toque.functions.monitoring.skew import SkewMonitor
 from toque.functions.monitoring.vectors import VectorMonitor
-from toque.functions.monitoring.watch import MonitorResult
+from toque.functions.monitoring.watch import MonitorResult, alarms
 
 __all__ = [
     "TOPIC",

@@ -12,8 +12,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.featurestore import FeatureStore
 from toque.functions.arguments import Model
-from toque.functions.generative import is_generative
-from toque.functions.monitoring.alarms import Alarm, Alarms
+from toque.functions.monitoring.alarms import Alarm
 from toque.functions.monitoring.diagnosis import (
     MIN_CHANGED_ROWS,
     ChangeFindings,
@@ -22,14 +21,13 @@ from toque.functions.monitoring.diagnosis import (
     find_changes,
     find_slices,
 )
-from toque.functions.monitoring.drift.answers import AnswerMonitor, answer_table, watch_version
+from toque.functions.monitoring.drift.answers import ANSWERED, AnswerMonitor
 from toque.functions.monitoring.drift.monitor import DriftMonitor
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.drift.watch import watch_features
 from toque.functions.monitoring.estimate_monitor import EstimateMonitor, check_estimable
 from toque.functions.monitoring.estimators import watch_estimates, watch_number_estimates
-from toque.functions.monitoring.language.figures import figure_table
-from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal
+from toque.functions.monitoring.language.figures import watch_drift_of_answers
 from toque.functions.monitoring.operations import OperationsMonitor, watch_service
 from toque.functions.monitoring.performance import PerformanceMonitor
 from toque.functions.monitoring.quality.monitor import QualityMonitor
@@ -37,7 +35,7 @@ from toque.functions.monitoring.quality.watch import Views, spoiled_columns, wat
 from toque.functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
 from toque.functions.monitoring.skew import SkewMonitor, watch_skewed
 from toque.functions.monitoring.vectors import VectorMonitor, watch_vectors
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, watch_loss
+from toque.functions.monitoring.watch import MonitorResult, alarms, monitor_run, watch_loss
 from toque.functions.prediction_log import (
     LABELS_TABLE,
     outcomes,
@@ -48,13 +46,11 @@ from toque.functions.prediction_log import (
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
-from toque.functions.runtime.triggers.events import publish
 from toque.registry import ModelVersion, ObjectStore, Table
 
 _SETTINGS = Field(description="Settings of the monitor.")
 _EXAMPLES = 5  # of unknown ids
 _SCORED = ("prediction_id", "version", "shadow", "unit", "predicted_at", "latency_ms", "outputs")
-_ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
 _FEATURES = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 
 
@@ -85,7 +81,7 @@ def watch_performance(
         counted = rows.filter(pc.is_in(rows["arm"], pa.array(monitor.arms))) if monitor.arms else rows
         return counted.drop_columns("arm")
 
-    return watch_loss(_run(model), champion, monitor, read)
+    return watch_loss(monitor_run(model), champion, monitor, read)
 
 
 @function(http=True, timeout_s=300)
@@ -105,7 +101,7 @@ def watch_quality(
     # Without Redis: a view's age is that of its table, and must be known while Redis is away.
     views = Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion)
     return watch_rows(
-        _run(model),
+        monitor_run(model),
         champion,
         monitor,
         lambda start, end: predictions(used.store, model, start, end, columns=_FEATURES),
@@ -141,7 +137,7 @@ def watch_drift(
     champion = _champion(model)
     if champion is None:
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store, run = context().store, _run(model)
+    store, run = context().store, monitor_run(model)
     return watch_features(
         run,
         champion,
@@ -163,10 +159,10 @@ def watch_operations(
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     used = context()
     return watch_service(
-        _run(model),
+        monitor_run(model),
         champion,
         monitor,
-        lambda start, end: predictions(used.store, model, start, end, columns=_ANSWERED),
+        lambda start, end: predictions(used.store, model, start, end, columns=ANSWERED),
         None if used.prices is None else used.prices.cpu_hour,
     )
 
@@ -185,7 +181,7 @@ def watch_embeddings(
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     store = context().store
     return watch_vectors(
-        _run(model),
+        monitor_run(model),
         champion,
         monitor,
         lambda start, end: predictions(store, model, start, end, columns=(*_FEATURES, "unit")),
@@ -201,10 +197,7 @@ def watch_answers(
 
     Of a language model also what is asked, of the share of the answers that `set_language_monitors` has.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    return watch_version(_run(model), champion, monitor, _answers_of(champion))
+    return watch_drift_of_answers(model, monitor)
 
 
 @function(http=True, timeout_s=300)
@@ -221,7 +214,7 @@ def watch_skew(
         return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
     used = context()
     return watch_skewed(
-        _run(model),
+        monitor_run(model),
         champion,
         monitor,
         lambda start, end: predictions(
@@ -248,7 +241,7 @@ def estimate_performance(
     store, numbers = context().store, monitor.loss != "log_loss"
     columns = (*_SCORED, "numeric", "categorical") if numbers else _SCORED
     return (watch_number_estimates if numbers else watch_estimates)(
-        _run(model),
+        monitor_run(model),
         champion,
         monitor,
         lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=columns),
@@ -268,7 +261,7 @@ def worst_slices(
         return None
     store, columns = context().store, (*_SCORED, "numeric", "categorical")
     return find_slices(
-        _run(model),
+        monitor_run(model),
         champion,
         options,
         lambda start, end: outcomes(store, model, start, end, columns=columns),
@@ -297,7 +290,7 @@ def what_changed(
         return None
     store = context().store
     return find_changes(
-        _run(model),
+        monitor_run(model),
         champion,
         lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
         days=days,
@@ -377,26 +370,6 @@ def standing_alarms(model: Model) -> list[Alarm]:
     return alarms(model).standing()
 
 
-def _answers_of(champion: ModelVersion) -> ReadRows:
-    """Make the reader of what is compared of a version's answers."""
-    used, model = context(), champion.model
-    if not is_generative(champion):
-        return lambda start, end: answer_table(
-            predictions(used.store, model, start, end, columns=_ANSWERED), champion
-        )
-    monitors = monitors_journal(used.store, model, actor=used.actor).refresh().monitors
-    settings, policy = monitors or LanguageMonitors(share=1.0), used.registry().get_model(model).policy
-    return lambda start, end: figure_table(
-        settings.sample(used.store, model, policy, start, end), champion.version
-    )
-
-
-def alarms(model: str) -> Alarms:
-    """Return the journal of alarms of `model` in the context's store."""
-    used = context()
-    return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_publish)
-
-
 def find_unknown(
     store: ObjectStore, models: Iterable[str], now: datetime, *, hours: float, days: int
 ) -> UnknownLabels:
@@ -419,21 +392,12 @@ def find_unknown(
     )
 
 
-def _publish(topic: str, payload: dict[str, object], key: str) -> object:
-    return publish(topic, payload, key=key)
-
-
 def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> DatasetRows | None:
     """Point at the vectors logged in [start, end) without reading them; None before the first."""
     table = Table(store, predictions_table(model))
     if not table.exists():
         return None
     return DatasetRows(table, table.version(), _FEATURES, predicted_within(start, end))
-
-
-def _run(model: str) -> MonitorRun:
-    used = context()
-    return MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock())
 
 
 def _champion(model: str) -> ModelVersion | None:

@@ -26,6 +26,8 @@ from toque.functions.monitoring.performance import (
     judge,
 )
 from toque.functions.monitoring.results import COHORT_S, Cohorts, CohortState, HasCohort, record
+from toque.functions.runtime.context import context
+from toque.functions.runtime.triggers.events import publish
 from toque.functions.stats.estimate import auc_with_error
 from toque.registry import ModelVersion, ObjectStore
 from toque.registry.times import EPOCH, epoch_us
@@ -267,3 +269,19 @@ def _alarm(
         statistic=verdict.level,
         threshold=monitor.threshold,
     )
+
+
+def monitor_run(model: str) -> MonitorRun:
+    """Begin a run of a monitor now, in the context's store."""
+    used = context()
+    return MonitorRun(model=model, store=used.store, alarms=alarms(model), now=used.clock())
+
+
+def alarms(model: str) -> Alarms:
+    """Return the journal of alarms of `model` in the context's store."""
+    used = context()
+    return Alarms(model, store=used.store, clock=used.clock, actor=used.actor, publish=_publish)
+
+
+def _publish(topic: str, payload: dict[str, object], key: str) -> object:
+    return publish(topic, payload, key=key)

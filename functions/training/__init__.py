@@ -23,7 +23,8 @@ from toque.functions.training.llm import (
 )
 from toque.functions.training.model import train_model
 from toque.functions.training.params import RecipeParams
-from toque.functions.training.recipe.train import Recipe, RecipeTrainer, train_recipe
+from toque.functions.training.recipe.recipe import Recipe
+from toque.functions.training.recipe.train import RecipeTrainer, train_recipe
 from toque.functions.training.request import TrainingRequest, TrialStopped
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.train import train_tabular

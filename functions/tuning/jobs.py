@@ -21,7 +21,8 @@ from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.params import run_params
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,

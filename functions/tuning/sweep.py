@@ -10,7 +10,8 @@ from toque.functions.runtime.receipt import Prices
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.params import digest_of
 from toque.functions.training.tabular.fitting import Prepared, prepare
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.ray_tune import AshaSearcher, TrialStates, resume_population
 from toque.functions.tuning.space import Limits, Search, Space, TpeSampler, Trial
 from toque.functions.tuning.stacked.pool import run_stacked

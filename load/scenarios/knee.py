@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.scenario import Scenario, Steady
 from toque.load.scenarios.sending.processes import put_load
-from toque.load.scenarios.sending.windows import median_p99_ms
 from toque.load.scenarios.target import Target
+from toque.load.scenarios.windows import median_p99_ms
 
 __all__ = ["Criterion", "Knee", "Step", "find_knee", "knee_of", "next_rate"]
 

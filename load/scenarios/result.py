@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from toque.load.scenarios.scenario import Objectives, Scenario
-from toque.load.scenarios.sending.windows import BINS, Measured, Window, upper_ms
+from toque.load.scenarios.windows import BINS, Measured, Window, upper_ms
 
 _LEAST_WINDOWS = 20
 _FIGURES = ("p50_ms", "p90_ms", "p99_ms", "error_share", "requests_per_s")

@@ -5,6 +5,7 @@ predictor. A page knows the platform only by its HTTP API, which it asks in the 
 to add one.
 """
 
-from toque.ray_apps.console.app import Console, install
+from toque.ray_apps.console.app import install
+from toque.ray_apps.console.page import Console
 
 __all__ = ["Console", "install"]

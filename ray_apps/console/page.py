@@ -7,23 +7,25 @@ import binascii
 from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
+from anyio import to_thread
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
-from toque.ray_apps.admission import Admitted
+from toque.ray_apps.admission import Admitted, RequestLimits
 from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS, client_of, header
-from toque.ray_apps.console.live import PART
+from toque.ray_apps.console.assets import Assets
+from toque.ray_apps.console.live import PART, LiveChanges, Renderings
+from toque.ray_apps.console.rendering import make_templates
+from toque.ray_apps.console.sessions import Session, Sessions
+from toque.ray_apps.oidc import OidcSettings
+from toque.ray_apps.oidc.code_flow import CodeFlow
 from toque.ray_apps.token_cache import bearer_token
-from toque.registry import DEFAULT_WORKSPACE, Role
-
-if TYPE_CHECKING:
-    from toque.ray_apps.console.app import Console
-
+from toque.registry import DEFAULT_WORKSPACE, Clock, ObjectStore, Role, Unavailable, utc_now
 
 _WORKSPACE_HEADER = WORKSPACE_HEADERS[0]
 THEMES: Final = ("light", "dark")
@@ -196,6 +198,47 @@ class Page:
         except ApiError:
             return [self.workspace]
         return sorted(each["name"] for each in found)
+
+
+class Console:
+    """Parts that all pages share: sessions, templates, files to load, and entries of the navigation."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        store: ObjectStore,
+        *,
+        assets: Assets,
+        entries: Sequence[object],
+        redis_url: str | None = None,
+        oidc: OidcSettings | None = None,
+        clock: Clock = utc_now,
+    ) -> None:
+        self.clock = clock
+        self.live = LiveChanges(store, redis_url)
+        self.renderings = Renderings(app)
+        self.oidc = None if oidc is None or oidc.client is None else CodeFlow(oidc, oidc.client)
+        self.sessions = Sessions(store, clock=clock)
+        self.strangers = RequestLimits()
+        self.templates = make_templates()
+        self.assets, self.entries = assets, entries
+
+    async def find_session(self, session_id: str) -> Session | None:
+        """Find a session; None if it ended, expired, or the store does not answer."""
+        known = self.sessions.recall(session_id)
+        if known is not None:
+            return known
+        try:
+            return await to_thread.run_sync(self.sessions.find, session_id)
+        except Unavailable:
+            return None
+
+    @staticmethod
+    def link(root: str, *parts: Any, **query: Any) -> str:
+        """Path of a page below `root`, each part quoted."""
+        path = "/".join((root, *(quote(str(part), safe="") for part in parts))) if parts else f"{root}/"
+        given = {name: value for name, value in query.items() if value is not None}
+        return f"{path}?{urlencode(given)}" if given else path
 
 
 class ApiError(Exception):

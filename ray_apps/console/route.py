@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Depends, Request
@@ -24,12 +24,8 @@ from starlette.responses import Response
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, allowed
 from toque.ray_apps.admission.guarded_route import Handler, client_of
 from toque.ray_apps.admission.request_limits import TooManyRequests, network_of
-from toque.ray_apps.console.page import ApiError, Page
+from toque.ray_apps.console.page import ApiError, Console, Page
 from toque.registry import Limits, Principal, Role
-
-if TYPE_CHECKING:
-    from toque.ray_apps.console.app import Console
-
 
 PREFIX: Final = "/ui"
 HOME: Final = "/ui/"

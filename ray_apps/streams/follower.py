@@ -21,8 +21,8 @@ from redis import RedisError
 
 from toque.featurestore import FeatureStoreError
 from toque.featurestore.errors import StreamRewritten
+from toque.featurestore.stream_views import open_stream
 from toque.featurestore.streams.consumer import ConsumerCounts, StreamConsumer
-from toque.featurestore.streams.opening import open_stream
 from toque.ray_apps.leader_lease import REDIS_BEAT_S, Leadership, Lease, RedisLease
 from toque.registry import Unavailable
 from toque.registry.lease import STORE_BEAT_S, StoreLease

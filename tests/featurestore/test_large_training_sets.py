@@ -13,8 +13,8 @@ import redis
 from tests.memory import own_memory
 from toque.featurestore import Entity, FeatureService, FeatureView, Field, Float64, InvalidRows, String
 from toque.featurestore.offline import distributed
-from toque.featurestore.offline.distributed import spread_files
 from toque.featurestore.online import materialize
+from toque.featurestore.online.spread import spread_files
 from toque.functions import Context, use_context
 from toque.functions.features import joins_on_ray
 from toque.functions.features.jobs import build_training_set, training_set_lineage

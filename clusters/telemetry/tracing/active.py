@@ -27,13 +27,9 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Tracer
 
-    from toque.clusters.telemetry.tracing.request_trace import RequestTrace
-
 EXPORT_EVERY_MS = 5_000  # an export costs milliseconds, however few its spans
 QUEUE_SPANS, BATCH_SPANS = 4_096, 512
 SEND_WITHIN_S = 2.0  # the first one opens a connection, on a busy machine in more than half a second
-_MAX_PATH = 200  # characters of it in a span
-_FAULT = 500  # the status from which on the server failed
 DEFAULT_SHARE, DEFAULT_SLOW_MS = 0.01, 500.0
 KEPT_PER_S: Final = 50.0
 """Requests that one process keeps a second, on average; twice as many at once."""
@@ -56,7 +52,7 @@ class Tracing:
     """What this process does with requests and runs that are traced.
 
     keeper: decides which requests are kept; None: none is. access: log of the requests, or None. provider: takes spans, None if there is
-    no collector.
+    no collector; tracer: makes those of requests.
     """
 
     def __init__(
@@ -67,26 +63,7 @@ class Tracing:
         provider: TracerProvider | None = None,
     ) -> None:
         self.keeper, self.access, self.provider = keeper, access, provider
-        self._tracer = None if provider is None else provider.get_tracer("toque.requests")
-
-    def export_request(self, request: RequestTrace, name: str, path: str, status: int) -> None:
-        """Make the spans of a kept request: one for the door, and below it one for each stage."""
-        if self._tracer is None:
-            return
-        from toque.clusters.telemetry.tracing.spans import export_request  # late: with a collector only
-
-        attributes = {
-            "http.response.status_code": status,
-            "url.path": path[:_MAX_PATH],
-            "toque.kept": request.kept,
-            "toque.prediction.id": request.prediction_id,
-            "toque.model.name": request.model,
-            "toque.model.version": request.version,
-            "toque.arm": request.arm,
-            "error.type": str(status) if status >= _FAULT else None,
-        }
-        known = {key: value for key, value in attributes.items() if value is not None}
-        export_request(self._tracer, request, name, known | request.attributes)
+        self.tracer = None if provider is None else provider.get_tracer("toque.requests")
 
 
 class _Process:
@@ -173,7 +150,7 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    from toque.clusters.telemetry.tracing.spans import ChosenIds, Counted
+    from toque.clusters.telemetry.tracing.spans import ChosenIds, Counted  # late: as above
 
     named: dict[str, Any] = {
         "service.name": f"toque-{role.partition('/')[0]}",
@@ -185,7 +162,7 @@ def provider_of(role: str, exporter: SpanExporter, cluster: str = "toque") -> Tr
     provider = TracerProvider(resource=Resource.create(named), id_generator=ChosenIds())
     provider.add_span_processor(
         BatchSpanProcessor(
-            Counted(exporter),
+            Counted(exporter, SPANS),
             max_queue_size=QUEUE_SPANS,
             schedule_delay_millis=EXPORT_EVERY_MS,
             max_export_batch_size=BATCH_SPANS,

@@ -11,10 +11,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import perf_counter, time_ns
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from toque.clusters.telemetry.logs import current_work
 from toque.clusters.telemetry.tracing.active import Kept, active_tracing
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
 
 _HEADER: Final = re.compile(
     rb"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL
@@ -22,6 +25,7 @@ _HEADER: Final = re.compile(
 _SAMPLED: Final = 1
 _FAULT = 500  # the status from which on the server failed
 _ID_DIGITS = 32  # of a trace
+_MAX_PATH = 200  # characters of it in a span
 _MAX_ID = 128  # characters of a caller's request id that stand in a log line
 
 
@@ -154,7 +158,51 @@ class RequestTrace:
             ids = self.identity() | {"model": self.model, "version": self.version, "arm": self.arm}
             tracing.access.write(method, path, status, self.elapsed_s(), caller=caller, **ids)
         if self.decide(status) is not None:
-            tracing.export_request(self, f"{method} {route or path}", path, status)
+            self._export(tracing.tracer, f"{method} {route or path}", path, status)
+
+    def _export(self, tracer: Tracer | None, name: str, path: str, status: int) -> None:
+        """Make the spans of the kept request that is over: one for the door, and below it one for each stage."""
+        if tracer is None:
+            return
+        from opentelemetry import trace  # late: with a collector only, as all that follow
+        from opentelemetry.context import Context
+
+        from toque.clusters.telemetry.tracing.spans import chosen_ids
+
+        trace_id, parent = self._trace_of(), self.parent
+        above = Context()  # an empty one: the request is no part of what runs now
+        if parent is not None:
+            caller = trace.SpanContext(
+                int(trace_id, 16), int(parent.span_id, 16), is_remote=True, trace_flags=trace.TraceFlags(1)
+            )
+            above = trace.set_span_in_context(trace.NonRecordingSpan(caller), above)
+        began_ns, end_ns = self.began_ns, self.began_ns + int(self.elapsed_s() * 1e9)
+        attributes = self._attributes(path, status)
+        with chosen_ids(trace_id, self.span_id):
+            door = tracer.start_span(
+                name, above, kind=trace.SpanKind.SERVER, attributes=attributes, start_time=began_ns
+            )
+        below = trace.set_span_in_context(door, Context())
+        for stage, end_s in self.stages:
+            ended_ns = self.began_ns + int(end_s * 1e9)
+            tracer.start_span(stage, below, start_time=began_ns).end(ended_ns)
+            began_ns = ended_ns
+        if self.kept == "failed":
+            door.set_status(trace.Status(trace.StatusCode.ERROR))
+        door.end(end_ns)
+
+    def _attributes(self, path: str, status: int) -> dict[str, Any]:
+        attributes = {
+            "http.response.status_code": status,
+            "url.path": path[:_MAX_PATH],
+            "toque.kept": self.kept,
+            "toque.prediction.id": self.prediction_id,
+            "toque.model.name": self.model,
+            "toque.model.version": self.version,
+            "toque.arm": self.arm,
+            "error.type": str(status) if status >= _FAULT else None,
+        }
+        return {name: value for name, value in attributes.items() if value is not None} | self.attributes
 
     def _trace_of(self) -> str:
         """The trace id, with the caller's `traceparent` read when it is first needed."""

@@ -12,31 +12,38 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from toque.functions.evaluation.checks import Check, SliceRule, at_least, judge_slices, slice_columns
 from toque.functions.evaluation.errors import EvaluationError
+from toque.functions.evaluation.gate import Gate, GateLimits, gate_in_force
 from toque.functions.evaluation.language.judge import Judge
 from toque.functions.evaluation.language.scorers import Scorer
 from toque.functions.evaluation.metrics.probabilities import Interval
 from toque.functions.stats.comparison.betting import paired_cs
-from toque.registry import GateData, GateDemand
+from toque.registry import GateData, GateDemand, ModelPolicy
 
-__all__ = ["AnswerGate", "Judged", "ScoreAll", "Scores", "judge_answers", "judge_scores"]
+__all__ = [
+    "AnswerGate",
+    "Judged",
+    "ScoreAll",
+    "Scores",
+    "check_policy_gates",
+    "judge_answers",
+    "judge_scores",
+]
 
 Scores = npt.NDArray[np.float64]
 ScoreAll = Callable[[Scorer, Sequence[str], Sequence[str]], Sequence[float]]
 """Scores answers by a scorer. The second texts: what is expected of each."""
 
 
-class AnswerGate(BaseModel):
+class AnswerGate(GateLimits):
     """Limits that a language model's answers must keep to pass.
 
     The judge's preferences count as a scorer's differences. The `alpha` of the slices is shared by all scorers, and adds to
     that of the whole.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(
         default="answers", description="Name of the gate, by which its outcome stands with the version."
@@ -131,6 +138,19 @@ class AnswerGate(BaseModel):
         limits = self.model_dump(mode="json", exclude={"name"}, exclude_defaults=True)
         limits["scorers"] = [each.model_dump(mode="json", exclude_defaults=True) for each in self.scorers]
         return GateDemand(name=self.name, limits=limits, data=data)
+
+
+def check_policy_gates(policy: ModelPolicy) -> None:
+    """Check that the limits of each gate in a policy are those of a `Gate`, or of an `AnswerGate` if they name scorers.
+
+    Raises: EvaluationError.
+    """
+    for name in policy.gate_names:
+        demand = policy.demand(name)
+        if demand is not None and "scorers" in demand.limits:
+            gate_in_force(policy, AnswerGate(name=name))
+        else:
+            gate_in_force(policy, Gate(name=name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion
 from toque.registry.times import epoch_us
 
+ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
+"""Columns of the log that tell of answers."""
 _SUBJECT = "answers"
 _MOST_LABELS = 20  # that are watched one by one
 _LIKELY = 0.5

@@ -17,8 +17,14 @@ from typing import Any, Final
 import polars as pl
 import pyarrow as pa
 
-from toque.functions.generative import declines
+from toque.functions.generative import declines, is_generative
+from toque.functions.monitoring.drift.answers import ANSWERED, AnswerMonitor, answer_table, watch_version
 from toque.functions.monitoring.language.sample import LoggedAnswer, Sample
+from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal
+from toque.functions.monitoring.watch import MonitorResult, ReadRows, monitor_run
+from toque.functions.prediction_log import predictions
+from toque.functions.runtime.context import context
+from toque.registry import ModelVersion
 
 FIGURES: Final = pa.schema(
     [
@@ -38,6 +44,28 @@ FIGURES: Final = pa.schema(
 """Columns that are compared, a row an answer. Lengths are in characters: of what was asked last, and of the answer."""
 _CHUNK: Final = 2_000
 """Answers whose texts are held."""
+
+
+def watch_drift_of_answers(model: str, monitor: AnswerMonitor) -> MonitorResult:
+    """Compare the answers of a model's champion with those of its own first days, as the function `watch_answers` does."""
+    champion = context().registry().find_version(model, "champion")
+    if champion is None:
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
+    return watch_version(monitor_run(model), champion, monitor, _answers_of(champion))
+
+
+def _answers_of(champion: ModelVersion) -> ReadRows:
+    """Make the reader of what is compared of a version's answers."""
+    used, model = context(), champion.model
+    if not is_generative(champion):
+        return lambda start, end: answer_table(
+            predictions(used.store, model, start, end, columns=ANSWERED), champion
+        )
+    monitors = monitors_journal(used.store, model, actor=used.actor).refresh().monitors
+    settings, policy = monitors or LanguageMonitors(share=1.0), used.registry().get_model(model).policy
+    return lambda start, end: figure_table(
+        settings.sample(used.store, model, policy, start, end), champion.version
+    )
 
 
 def figure_table(sample: Sample, version: int) -> pa.Table:
@@ -164,4 +192,4 @@ def _by_words(words: list[str], known: Mapping[str, str]) -> str:
     return best if most > next_most else UNKNOWN
 
 
-__all__ = ["FIGURES", "UNKNOWN", "figure_table", "language_of"]
+__all__ = ["FIGURES", "UNKNOWN", "figure_table", "language_of", "watch_drift_of_answers"]

@@ -26,7 +26,7 @@ from toque.functions.evaluation.language.judge import Preference, verdict
 from toque.functions.evaluation.language.scorers import check_classifier, scores_of
 from toque.functions.generative import GenerativeError, is_generative
 from toque.functions.generative.engines import scratch_folder
-from toque.functions.monitoring.jobs import watch_answers
+from toque.functions.monitoring.language.figures import watch_drift_of_answers
 from toque.functions.monitoring.language.sample import Sample, as_frame
 from toque.functions.monitoring.language.scores import KEY, LiveScore, ScoreTable, keep_means, means, rule_of
 from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
@@ -152,7 +152,7 @@ def watch_language_model(model: Model) -> LanguageWatch:
     by_models = [each for each in monitors.scorers if each.kind == "classifier"]
     try:
         scores = score_sample(sample, by_rules, score)
-        drift = None if monitors.drift is None else watch_answers(model, monitors.drift)
+        drift = None if monitors.drift is None else watch_drift_of_answers(model, monitors.drift)
         judged = 0 if monitors.judge is None else judge_sample(sample, monitors.judge, _ask)
         scores += score_sample(sample, by_models, score)
     finally:  # one that fails does not hide what the others found

@@ -4,7 +4,8 @@
 """
 
 from toque.functions.training.llm.classifier import TextClassifier
-from toque.functions.training.llm.fine_tune import FineTune, Lora, Preference, fine_tune
+from toque.functions.training.llm.fine_tune import FineTune, fine_tune
 from toque.functions.training.llm.serving import serve_fine_tune
+from toque.functions.training.llm.settings import Lora, Preference
 
 __all__ = ["FineTune", "Lora", "Preference", "TextClassifier", "fine_tune", "serve_fine_tune"]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.model_formats.text_classifier import MOST_TEXTS
-from toque.functions.training.llm.fine_tune import Lora, Tuner
+from toque.functions.training.llm.settings import Lora, Tuner
 from toque.functions.training.params import RecipeParams
 from toque.functions.training.trainer import Trained
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.llm.job import Tuned, base_folder, learnt_weights
 from toque.functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
+from toque.functions.training.llm.settings import Tuner
 from toque.functions.training.loop.distributed import run_workers
 from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
 from toque.functions.training.loop.process_group import ProcessGroup, SingleProcess
@@ -31,9 +32,6 @@ from toque.functions.training.request import TrainingRequest, Watch
 from toque.functions.training.splits import held_out_rows
 from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Run, Table, TableSnapshot
-
-if TYPE_CHECKING:
-    from toque.functions.training.llm.classifier import TextClassifier
 
 _BINARY = ("0", "1")
 
@@ -141,7 +139,7 @@ class ClassifierLoop:
     """Training of a classifier as every worker runs it."""
 
     run: Run
-    spec: TextClassifier
+    spec: Tuner
     texts: LabelledTexts
     checkpoints: Checkpoints
     watch: Watch | None = None
@@ -163,7 +161,7 @@ class ClassifierLoop:
 
 
 def classifier_task(
-    spec: TextClassifier, folder: Path, texts: LabelledTexts, rows: pa.Table, taken: Sequence[str]
+    spec: Tuner, folder: Path, texts: LabelledTexts, rows: pa.Table, taken: Sequence[str]
 ) -> ClassifierTask:
     """Tokenize the rows of a training set, and split them. taken: names of what the network takes. Raises: TrainingDataError."""
     tokenizer = classifier_tokenizer(folder, spec.length)
@@ -176,7 +174,7 @@ def classifier_task(
     return ClassifierTask(*parts)
 
 
-def train_classifier(spec: TextClassifier, request: TrainingRequest) -> Trained:
+def train_classifier(spec: Tuner, request: TrainingRequest) -> Trained:
     """Train what a request asks for, and write its folder; it is measured as it will be served. Raises: TrainingError."""
     texts = LabelledTexts.of(request)
     key = {
@@ -198,7 +196,7 @@ def train_classifier(spec: TextClassifier, request: TrainingRequest) -> Trained:
 
 
 def write_classifier(
-    base: Path, folder: Path, spec: TextClassifier, texts: LabelledTexts, weights: dict[str, Tensor]
+    base: Path, folder: Path, spec: Tuner, texts: LabelledTexts, weights: dict[str, Tensor]
 ) -> None:
     """Write base and learnt weights as one Hugging Face folder, adapters merged. Raises: TrainingError if a weight has no place."""
     net, head = new_classifier(base, spec.lora, texts.classes, several=texts.outcome == "multilabel")

@@ -25,9 +25,9 @@ from toque.functions.model_formats.matrices import named_column
 from toque.functions.runtime.context import context
 from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.llm.fine_tune import FineTune, Tuner
 from toque.functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from toque.functions.training.llm.network import Pretrained, adapted, new_network
+from toque.functions.training.llm.settings import FineTuneSettings, Tuner
 from toque.functions.training.llm.texts import (
     IGNORED,
     TextTask,
@@ -75,7 +75,7 @@ class FineTuneLoop:
     """Fine-tuning as every worker runs it."""
 
     run: Run
-    spec: FineTune
+    spec: FineTuneSettings
     training_set: TableSnapshot
     checkpoints: Checkpoints
     watch: Watch | None = None
@@ -114,7 +114,7 @@ def learnt_weights(trainer: Trainer, group: ProcessGroup) -> dict[str, Tensor]:
     return weights
 
 
-def train_model(spec: FineTune, request: TrainingRequest) -> Trained:
+def train_model(spec: FineTuneSettings, request: TrainingRequest) -> Trained:
     """Fine-tune what a request asks for, and write its files. Raises: TrainingError."""
     if request.training_set is None:
         raise TrainingError("a fine-tune needs a training set")
@@ -148,7 +148,7 @@ def train_model(spec: FineTune, request: TrainingRequest) -> Trained:
     )
 
 
-def text_task(spec: FineTune, folder: Path, rows: pa.Table) -> TextTask:
+def text_task(spec: FineTuneSettings, folder: Path, rows: pa.Table) -> TextTask:
     """Tokenize the rows of a training set, split and pack them. Raises: TrainingDataError."""
     from transformers import AutoTokenizer  # late: the extra `llm`
 
@@ -168,7 +168,7 @@ def text_task(spec: FineTune, folder: Path, rows: pa.Table) -> TextTask:
     )
 
 
-def preference_task(spec: FineTune, folder: Path, rows: pa.Table) -> PreferenceTask:
+def preference_task(spec: FineTuneSettings, folder: Path, rows: pa.Table) -> PreferenceTask:
     """Tokenize the pairs of answers of a training set, and split them. Raises: TrainingDataError."""
     from transformers import AutoTokenizer  # late: the extra `llm`
 
@@ -184,7 +184,7 @@ def preference_task(spec: FineTune, folder: Path, rows: pa.Table) -> PreferenceT
     )
 
 
-def write_folder(base: Path, folder: Path, spec: FineTune, weights: dict[str, Tensor]) -> None:
+def write_folder(base: Path, folder: Path, spec: FineTuneSettings, weights: dict[str, Tensor]) -> None:
     """Write base and learnt weights as one Hugging Face folder in the base's number format, adapters merged and also beside it.
 
     Raises: TrainingError if a learnt weight has no place, or the merged model answers otherwise.
@@ -216,7 +216,7 @@ def write_folder(base: Path, folder: Path, spec: FineTune, weights: dict[str, Te
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
 
 
-def _write_adapter(folder: Path, net: Any, spec: FineTune, weights: dict[str, Tensor]) -> None:
+def _write_adapter(folder: Path, net: Any, spec: FineTuneSettings, weights: dict[str, Tensor]) -> None:
     """Write the adapters alone, for engines that serve many beside one base."""
     (folder / ADAPTER_CONFIG).parent.mkdir(parents=True, exist_ok=True)
     config = net.peft_config["default"]

@@ -22,7 +22,7 @@ from toque.functions.generative.prompt import GenerativeError
 from toque.functions.generative.version_files import SafetensorsHeader, read_header
 from toque.functions.model_formats.text_classifier import fields_of
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.llm.fine_tune import Lora
+from toque.functions.training.llm.settings import Lora
 from toque.functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"

@@ -1,5 +1,5 @@
 """Training of a user's own network, described as a recipe of the project."""
 
-from toque.functions.training.recipe.train import Recipe
+from toque.functions.training.recipe.recipe import Recipe
 
 __all__ = ["Recipe"]

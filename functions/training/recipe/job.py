@@ -25,7 +25,7 @@ from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.loop.training_loop import train as train_epochs
 from toque.functions.training.params import RecipeParams, weights_depend_on
-from toque.functions.training.recipe.train import Recipe
+from toque.functions.training.recipe.recipe import Recipe
 from toque.functions.training.request import LOSS, Sharding, TrainingRequest, Watch
 from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Run

@@ -1,17 +1,16 @@
-"""The function that trains a user's own network, its trainer, and recipes: classes of a project that describe one.
+"""The function that trains a user's own network by a recipe of the project, and its trainer.
 
-A project's module names its recipes in `RECIPES`, as it names its models in `MODELS`. Processes that never train know the
+Processes that never train know the
 function too; `recipe.job`, which needs torch, is imported when a network is trained.
 """
 
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import ConfigDict, Field, ValidationError, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema
 
 from toque.functions.arguments import (
@@ -34,6 +33,7 @@ from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.params import RecipeParams
+from toque.functions.training.recipe.recipe import Recipe
 from toque.functions.training.request import (
     HowSharded,
     MinWorkers,
@@ -45,13 +45,6 @@ from toque.functions.training.request import (
     workers_demand,
 )
 from toque.functions.training.trainer import Trained, Trainer
-from toque.registry.models import Signature
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from toque.functions.training.loop.first_weights import FirstWeights
-    from toque.functions.training.loop.task import LearningTask
 
 RecipeName = Annotated[str, Field(description="Name of a recipe in the project's RECIPES.")]
 RecipeSettings = Annotated[RecipeParams, Field(description="How the network is trained.")]
@@ -151,38 +144,6 @@ class RecipeTrainer(Trainer):
     def found(self) -> Recipe:
         """Find the recipe and set its options. Raises: TrainingDataError if the project has none of this name."""
         return recipe_of(context().project, self.recipe, self.options)
-
-
-class Recipe(BaseModel, ABC):
-    """Network of a project and the task it learns. The fields of a subclass are its options, such as widths."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """Make a new network, with random numbers from torch's stream, which is seeded.
-
-        Its arguments are the inputs of the signature. Blocks in a `ModuleList` are split among workers one by one.
-        """
-
-    def weights(self, seed: int) -> FirstWeights | None:  # noqa: ARG002 - of those that have a source
-        """Source of the first weights, for a network larger than a worker: it is then built without memory and filled in shards.
-
-        None: `network()` sets them itself, in the memory of each worker.
-        """
-        return None
-
-    @abstractmethod
-    def task(self) -> LearningTask:
-        """Open the rows to learn from, with their loss; called in every worker."""
-
-    @abstractmethod
-    def data(self) -> str:
-        """Identity of the data, such as a table's version or a digest: a training resumes on the same data only."""
-
-    @abstractmethod
-    def signature(self) -> Signature:
-        """Signature of the network with inputs, outputs and an example of two rows."""
 
 
 def recipe_of(project: str | None, name: str, options: dict[str, Any]) -> Recipe:

@@ -29,7 +29,6 @@ from toque.functions.training.tabular.network import (
     TabularNet,
     TabularTask,
 )
-from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.training.tabular.preprocessing import (
     Preprocessing,
     TabularData,
@@ -37,6 +36,7 @@ from toque.functions.training.tabular.preprocessing import (
     split_rows,
     tabular_data,
 )
+from toque.functions.training.tabular.settings import Columns, TabularSettings
 from toque.functions.training.tabular.target import Multiclass, Regression, Target, target_of
 from toque.functions.training.trainer import Epoch, OnEpoch
 from toque.registry import Registry
@@ -83,7 +83,7 @@ class WarmStart:
 
 
 def load_warm_start(
-    registry: Registry, model: str, version: int, *, columns: Columns, params: TabularParams
+    registry: Registry, model: str, version: int, *, columns: Columns, params: TabularSettings
 ) -> WarmStart:
     """Read the version that a training begins with.
 
@@ -91,7 +91,9 @@ def load_warm_start(
     """
     with tempfile.TemporaryDirectory(prefix="toque-start-") as folder:
         registry.download(model, version, to=folder)
-        description, before = _description(Path(folder) / DESCRIPTION_FILE, f"{model}@{version}")
+        description, before = _description(
+            Path(folder) / DESCRIPTION_FILE, f"{model}@{version}", type(params)
+        )
         program = load_program((Path(folder) / PROGRAM_FILE).read_bytes())
     inputs = {spec["name"]: spec["columns"] for spec in description["signature"]["inputs"]}
     given = {"numeric": list(columns.numeric), "categorical": list(columns.categorical)}
@@ -161,7 +163,7 @@ class Fitted:
 
 
 def prepare(
-    table: pa.Table, columns: Columns, params: TabularParams, warm_start: WarmStart | None = None
+    table: pa.Table, columns: Columns, params: TabularSettings, warm_start: WarmStart | None = None
 ) -> Prepared:
     """Split, learn the preprocessing from the training rows (or take that of `warm_start`), and encode all rows.
 
@@ -197,7 +199,7 @@ def prepare(
 
 def fit(
     prepared: Prepared,
-    params: TabularParams,
+    params: TabularSettings,
     *,
     group: ProcessGroup | None = None,
     on_epoch: OnEpoch | None = None,
@@ -228,13 +230,13 @@ def fit(
     )
 
 
-def new_trainer(prepared: Prepared, params: TabularParams, group: ProcessGroup | None = None) -> Trainer:
+def new_trainer(prepared: Prepared, params: TabularSettings, group: ProcessGroup | None = None) -> Trainer:
     """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
     params = params.resolved(len(prepared.train))
     return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
 
 
-def new_network(prepared: Prepared, params: TabularParams) -> TabularNet:
+def new_network(prepared: Prepared, params: TabularSettings) -> TabularNet:
     """Make a new network, or one with the weights of the warm start; equal seeds give equal networks."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(params.seed)
@@ -247,7 +249,7 @@ def new_network(prepared: Prepared, params: TabularParams) -> TabularNet:
     return net
 
 
-def new_task(prepared: Prepared, params: TabularParams) -> TabularTask:
+def new_task(prepared: Prepared, params: TabularSettings) -> TabularTask:
     """Make the task of learning the prepared rows."""
     offset = prepared.preprocessing.offset
     return TabularTask(prepared.train, prepared.valid, prepared.target, offset, params.unknown_rate)
@@ -265,14 +267,16 @@ def score_logits(net: TabularNet, rows: RowSource, device: str = "cpu") -> Tenso
     return torch.cat(pieces) if pieces else torch.empty(0, net.outputs)
 
 
-def _description(path: Path, name: str) -> tuple[dict[str, Any], TabularParams]:
+def _description(
+    path: Path, name: str, kind: type[TabularSettings]
+) -> tuple[dict[str, Any], TabularSettings]:
     if not path.is_file():
         raise TrainingDataError(
             f"{name} has no {path.name}: a warm start needs a version that train_tabular made"
         )
     description: dict[str, Any] = json.loads(path.read_text())
     try:
-        return description, TabularParams.model_validate(description["params"])
+        return description, kind.model_validate(description["params"])
     except (KeyError, ValidationError) as error:
         raise TrainingDataError(
             f"{path.name} of {name} is not one that train_tabular wrote: {error}"

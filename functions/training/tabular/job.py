@@ -24,7 +24,7 @@ from toque.functions.training.params import weights_depend_on
 from toque.functions.training.request import TrainingRequest, Watch
 from toque.functions.training.tabular.fitting import Fitted, WarmStart, fit, load_warm_start, prepare
 from toque.functions.training.tabular.out_of_core import prepare_on_disk
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.settings import Columns, TabularSettings
 from toque.functions.training.tabular.sharded import ShardedSets, prepare_in_shards
 from toque.functions.training.tabular.target import Target
 from toque.functions.training.trainer import OnEpoch, Trained
@@ -43,7 +43,7 @@ class TabularJob:
     model: str
     training_set: TableSnapshot
     columns: Columns
-    params: TabularParams
+    params: TabularSettings
     start_from: int | None = None
 
     def checkpoint_key(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class TabularWorkerLoop:
         return fit(prepared, job.params, group=group, on_epoch=on_epoch, keeper=keeper)
 
 
-def train_network(params: TabularParams, request: TrainingRequest) -> Trained:
+def train_network(params: TabularSettings, request: TrainingRequest) -> Trained:
     """Train the network that a request asks for, and write its files. Raises: TrainingError."""
     if request.tensors:
         raise TrainingDataError(
@@ -150,7 +150,7 @@ def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Sign
 
 
 def write_artifact(
-    folder: Path, fitted: Fitted, *, signature: Signature, columns: Columns, params: TabularParams
+    folder: Path, fitted: Fitted, *, signature: Signature, columns: Columns, params: TabularSettings
 ) -> ScoringModel:
     """Write `model.pt2` and `model.json`, read them back, and compare with the model in memory.
 
@@ -168,7 +168,7 @@ def write_artifact(
 
 
 def _description(
-    fitted: Fitted, *, signature: Signature, columns: Columns, params: TabularParams
+    fitted: Fitted, *, signature: Signature, columns: Columns, params: TabularSettings
 ) -> dict[str, Any]:
     return {
         "kind": "tabular",

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from toque.functions.training.loop.task import Batch, CountedRows, Order, epoch_seed, uniform_order
-from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.preprocessing import EncodedRows, Preprocessing
+from toque.functions.training.tabular.settings import TabularSettings
 from toque.functions.training.tabular.target import Target
 from toque.kernels.encoder import encode_linear
 
@@ -34,7 +34,7 @@ class TabularNet(nn.Module):
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, params: TabularParams, *, outputs: int = 1, line: bool = False
+        self, preprocessing: Preprocessing, params: TabularSettings, *, outputs: int = 1, line: bool = False
     ) -> None:
         super().__init__()
         self.preprocessing, self.outputs = preprocessing, outputs

@@ -31,7 +31,6 @@ from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import TIME_COLUMN
 from toque.functions.training.tabular.fitting import Prepared, WarmStart
 from toque.functions.training.tabular.network import LabelledRows
-from toque.functions.training.tabular.params import Columns, TabularParams
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,
@@ -40,6 +39,7 @@ from toque.functions.training.tabular.preprocessing import (
     labels_of,
     split_rows,
 )
+from toque.functions.training.tabular.settings import Columns, TabularSettings
 from toque.functions.training.tabular.target import target_of
 from toque.registry import Table, TableSnapshot
 from toque.registry.store import private_folder, temporary_folder
@@ -75,7 +75,7 @@ def prepare_on_disk(
     table: Table,
     snapshot: TableSnapshot,
     columns: Columns,
-    params: TabularParams,
+    params: TabularSettings,
     warm_start: WarmStart | None = None,
     *,
     sample_rows: int = SAMPLE_ROWS,

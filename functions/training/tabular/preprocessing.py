@@ -28,7 +28,7 @@ from toque.functions.model_formats.matrices import (
 )
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import Split, held_out_rows
-from toque.functions.training.tabular.params import Task
+from toque.functions.training.tabular.settings import Task
 from toque.kernels.encoder import piecewise_linear
 
 _PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted

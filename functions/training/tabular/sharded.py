@@ -31,13 +31,13 @@ from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.loop.task import Batch, Order, SampleReader
 from toque.functions.training.splits import TIME_COLUMN, HeldOut, streamed_split
 from toque.functions.training.tabular.fitting import Prepared, WarmStart
-from toque.functions.training.tabular.params import Columns, TabularParams, Task
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,
     TabularData,
     fit_preprocessing,
 )
+from toque.functions.training.tabular.settings import Columns, TabularSettings, Task
 from toque.functions.training.tabular.target import Regression, Target, target_of
 from toque.functions.training_data import OpenSet, SetRef, ShardCache, Shuffle, versions, write_samples
 from toque.functions.training_data.formats import Values
@@ -134,7 +134,7 @@ def prepare_in_shards(
     table: Table,
     snapshot: TableSnapshot,
     columns: Columns,
-    params: TabularParams,
+    params: TabularSettings,
     warm_start: WarmStart | None = None,
 ) -> ShardedSets:
     """Write a training set's encoded rows as sample sets, unless they are there already.
@@ -324,7 +324,7 @@ def _chosen(parts: Iterator[pa.Table], held_out: HeldOut, *, valid: bool, every:
         yield rows.filter(pa.array(mask & (numbers % every == 0)))
 
 
-def _learnt(raw: _Streamed, held_out: HeldOut, params: TabularParams, *, every: int) -> Preprocessing:
+def _learnt(raw: _Streamed, held_out: HeldOut, params: TabularSettings, *, every: int) -> Preprocessing:
     """Learn the preprocessing from a sample of the training rows."""
     found = [raw.features(rows) for rows in _chosen(raw.all(), held_out, valid=False, every=every)]
     sample = TabularData(
@@ -376,7 +376,7 @@ def _matrix(values: npt.NDArray[np.generic]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
 
 
-def _digest(raw: _Streamed, preprocessing: Preprocessing, params: TabularParams) -> str:
+def _digest(raw: _Streamed, preprocessing: Preprocessing, params: TabularSettings) -> str:
     """Digest of everything that the encoded rows depend on."""
     learnt = [value.numpy().tobytes().hex() for value in preprocessing.state_dict().values()]
     columns = [*raw.columns.numeric, "|", *raw.columns.categorical, "|", raw.columns.label]

@@ -19,8 +19,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy,
 from toque.functions.evaluation.metrics.numbers import NUMBER_METRICS
 from toque.functions.evaluation.metrics.probabilities import CLASS_METRICS, METRICS
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.tabular.params import Task
 from toque.functions.training.tabular.preprocessing import TabularData, require_both_classes
+from toque.functions.training.tabular.settings import Task
 from toque.registry.models import TensorSpec
 
 _STEPS = 50  # of Newton's method at most, to the factor of a calibration

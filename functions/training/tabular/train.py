@@ -26,7 +26,8 @@ from toque.functions.runtime.declaration import Demand, Resources
 from toque.functions.runtime.function import function
 from toque.functions.training.frame import TrainingJob, run_training
 from toque.functions.training.request import FeatureDigests, MoreDatasets, Parent, TrainedModel, Workers
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.training.trainer import Trained
 
 

@@ -26,8 +26,8 @@ from toque.featurestore import (
     String,
     Windows,
 )
+from toque.featurestore.stream_views import fill_views
 from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
-from toque.featurestore.streams.replay import fill_views
 from toque.featurestore.streams.table import Move, StreamTable
 from toque.featurestore.windows.aggregations import Function
 from toque.load.benchmarks.harness import Stopwatch, greatest_mib, in_child, main, say, temporary

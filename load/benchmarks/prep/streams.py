@@ -27,8 +27,8 @@ from toque.featurestore import (
     String,
     Windows,
 )
+from toque.featurestore.stream_views import open_stream
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.opening import open_stream
 from toque.featurestore.windows.aggregations import Function
 from toque.load.benchmarks.harness import Stopwatch, main, say, temporary
 from toque.load.benchmarks.servers import redis_server

@@ -11,7 +11,8 @@ from torch import nn
 
 from toque.functions.training.llm.texts import Rows
 from toque.functions.training.planning import Decoder
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 
 ROWS, FEATURES, CATEGORIES = 160_000, 25, 6
 COLUMNS = Columns([f"x{n}" for n in range(FEATURES)], [f"c{n}" for n in range(CATEGORIES)], "y")

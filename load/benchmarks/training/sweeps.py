@@ -25,7 +25,8 @@ import toque.functions.tuning.sweep  # noqa: F401 - read now, so that neither of
 from toque.functions import Context, use_context
 from toque.functions.training.loop.training_loop import Trainer
 from toque.functions.training.tabular.fitting import fit, new_trainer, prepare
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.jobs import tune_tabular
 from toque.functions.tuning.space import DEFAULT_SPACE, Space, draw_points
 from toque.functions.tuning.stacked.trainer import OWN, StackedTrainer

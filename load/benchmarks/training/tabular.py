@@ -41,8 +41,9 @@ from toque.functions.model_formats.table_inputs import table_inputs
 from toque.functions.training.tabular.fitting import Prepared, fit, new_trainer, prepare
 from toque.functions.training.tabular.job import tabular_signature, write_artifact
 from toque.functions.training.tabular.out_of_core import prepare_on_disk
-from toque.functions.training.tabular.params import Columns, TabularParams, Task
+from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.preprocessing import EncodedRows
+from toque.functions.training.tabular.settings import Columns, Task
 from toque.load.benchmarks.harness import NotPossible, line, main, say, temporary, timed
 from toque.load.benchmarks.training.fixtures import (
     COLUMNS,

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from toque.load.scenarios.plan import Plan, check_of
 from toque.load.scenarios.sending.connections import Address, precise_loop, send_arrivals
-from toque.load.scenarios.sending.windows import Tally
+from toque.load.scenarios.windows import Tally
 
 _EVERY_S = 0.5
 

@@ -23,7 +23,7 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from toque.load.scenarios.plan import Part, Plan, check_of
-from toque.load.scenarios.sending.windows import Tally
+from toque.load.scenarios.windows import Tally
 
 NAME = "infer"  # in locust's own statistics
 _LEAD_S = 1.0  # from the last worker's arrival until the warm-up begins

@@ -19,8 +19,8 @@ from toque.load.scenarios.plan import Plan, plan_of
 from toque.load.scenarios.result import LoadRun, broken
 from toque.load.scenarios.scenario import Scenario
 from toque.load.scenarios.sending.connections import Address
-from toque.load.scenarios.sending.windows import Windows
 from toque.load.scenarios.target import NotPossible, Target
+from toque.load.scenarios.windows import Windows
 
 __all__ = ["NotPossible", "Sending", "put_load", "start_sending"]
 

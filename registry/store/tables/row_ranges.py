@@ -14,26 +14,23 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from toque.registry.store.tables.table import Table, dataset_of
-
 if TYPE_CHECKING:
     import pyarrow.dataset as ds
+    from deltalake import DeltaTable
 
 BATCH_ROWS = 16_384
 
 
 class PinnedRows:
-    """Numbered rows of a table's version; opening it reads the log and no rows.
+    """Numbered rows of a table's version, see `Table.pinned`; opening it reads the log and no rows.
 
     schema, count, size_bytes: of the rows, and of their files.
-    Raises: NotFound if there is no such table or version.
     """
 
-    def __init__(self, table: Table, version: int) -> None:
-        delta = table.open(version)
-        self._dataset = dataset_of(delta, table)
-        self.schema: pa.Schema = self._dataset.schema
-        actions = pa.table(delta.get_add_actions(flatten=True))
+    def __init__(self, opened: DeltaTable, dataset: ds.FileSystemDataset) -> None:
+        self._dataset = dataset
+        self.schema: pa.Schema = dataset.schema
+        actions = pa.table(opened.get_add_actions(flatten=True))
         counts = dict(
             zip(actions.column("path").to_pylist(), actions.column("num_records").to_pylist(), strict=True)
         )

@@ -16,6 +16,7 @@ from toque.registry.errors import InvalidInput, NotFound, Unavailable
 from toque.registry.names import check_name
 from toque.registry.store.tables.files import file_system, request_errors, settle, with_stored_times
 from toque.registry.store.tables.naming import TableSnapshot, is_log, is_stream
+from toque.registry.store.tables.row_ranges import PinnedRows
 from toque.registry.times import backoff_s
 
 if TYPE_CHECKING:
@@ -176,11 +177,14 @@ class Table:
         """Open a version as an Arrow dataset without reading rows. Raises: NotFound if there is no such table or version."""
         return dataset_of(self.open(version), self)
 
+    def pinned(self, version: int | None = None) -> PinnedRows:
+        """Open a version as numbered rows that are read range by range. Raises: NotFound if there is no such table or version."""
+        opened = self.open(version)
+        return PinnedRows(opened, dataset_of(opened, self))
+
     def head(self, rows: int, *, version: int | None = None) -> pa.Table:
         """Read the first rows of a version, in the order of `read`. Raises: NotFound if there is no such table or version."""
-        from toque.registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
-
-        pinned = PinnedRows(self, self.version() if version is None else version)
+        pinned = self.pinned(version)
         return next(pinned.slices(0, rows, rows=rows), pinned.schema.empty_table())
 
     def batches(
@@ -190,9 +194,7 @@ class Table:
 
         Raises: NotFound if there is no such table or version.
         """
-        from toque.registry.store.tables.row_ranges import PinnedRows  # late: it reads tables of this module
-
-        rows = PinnedRows(self, self.version() if version is None else version)
+        rows = self.pinned(version)
         names = None if columns is None else [name for name in rows.schema.names if name in columns]
         yield from rows.batches(names)
 

@@ -27,18 +27,20 @@ def files(*rows: int) -> list[File]:
 
 
 def test_small_tables_are_read_in_tasks_of_a_quarter_of_a_million_rows() -> None:
-    shares = list(distributed._shares(files(100_000, 200_000, 50_000, 300_000, 10), (None, None), most=10**6))
+    shares = list(
+        distributed.file_shares(files(100_000, 200_000, 50_000, 300_000, 10), (None, None), most=10**6)
+    )
     assert shares == [[0, 1], [2, 3], [4]]
 
 
 def test_large_tables_are_read_in_some_thirty_tasks_and_more_only_beyond_a_bound_of_rows() -> None:
-    assert len(list(distributed._shares(files(*[100_000] * 160), (None, None), most=10**6))) == 32
-    assert len(list(distributed._shares(files(*[100_000] * 600), (None, None), most=10**6))) == 60
+    assert len(list(distributed.file_shares(files(*[100_000] * 160), (None, None), most=10**6))) == 32
+    assert len(list(distributed.file_shares(files(*[100_000] * 600), (None, None), most=10**6))) == 60
 
 
 def test_files_beyond_the_bounds_are_left_out() -> None:
     within = (START + timedelta(days=1, hours=1), START + timedelta(days=1, hours=2))
-    assert list(distributed._shares(files(1, 1, 1), within, most=10**6)) == [[1]]
+    assert list(distributed.file_shares(files(1, 1, 1), within, most=10**6)) == [[1]]
 
 
 def test_a_worker_lists_the_files_of_a_table_once(

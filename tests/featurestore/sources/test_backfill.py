@@ -24,6 +24,7 @@ from toque.featurestore.sources import (
     SqlTable,
 )
 from toque.featurestore.sources import backfill as backfills
+from toque.featurestore.sources.backfill import load_range
 from toque.registry import ObjectStore, open_store
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -119,17 +120,17 @@ def test_a_range_is_loaded_once_and_the_position_stays(
     zone = {"timezone": "UTC"} if reader is naive_parquet else {}
     table = table_of(reader(tmp_path), store, **zone)
     between = {"start": START + timedelta(days=3), "end": START + timedelta(days=6, hours=12)}
-    first = table.backfill(no_secrets, **between)
+    first = load_range(table, no_secrets, **between)
     assert (first.rows, first.known, first.backfill) == (3, 0, (between["start"], between["end"]))
     assert first.first == START + timedelta(days=3, hours=12)
     assert table.state().position == {":backfill": None}
-    again = table.backfill(no_secrets, **between)
+    again = load_range(table, no_secrets, **between)
     assert (again.rows, again.known) == (0, 3)
     rest = table.load(no_secrets)
     assert rest is not None
     assert (rest.rows, rest.known) == (DAYS - 3, 3)
     position = table.state().position
-    whole = table.backfill(no_secrets, start=START, end=START + timedelta(days=DAYS))
+    whole = load_range(table, no_secrets, start=START, end=START + timedelta(days=DAYS))
     assert (whole.rows, whole.known) == (0, DAYS)
     assert table.state().position == position
     assert table.load(no_secrets) is None
@@ -149,9 +150,9 @@ def test_of_corrected_rows_the_last_counts_whatever_was_read_before(
     table.load(no_secrets)
     assert sorted(delays(table)) == [1.0, 2.0]
     between = {"start": START, "end": START + timedelta(days=1)}
-    assert table.backfill(no_secrets, **between).rows == 0
+    assert load_range(table, no_secrets, **between).rows == 0
     (tmp_path / "a.csv").write_text(HEADER + "N1,2013-01-01T00:00Z,1\nN2,2013-01-01T00:00Z,5\n")
-    assert table.backfill(no_secrets, **between).rows == 1
+    assert load_range(table, no_secrets, **between).rows == 1
     assert sorted(delays(table)) == [2.0, 5.0]
 
 
@@ -177,10 +178,10 @@ def test_a_range_of_many_rows_is_loaded_in_steps_and_a_killed_one_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(SourceTable, "commit", commit)
         with pytest.raises(KilledError):
-            table.backfill(no_secrets, **between)
+            load_range(table, no_secrets, **between)
     done = len(delays(table))
     assert 2 <= done <= 6
-    rest = table_of(table.source.reads, store).backfill(no_secrets, **between)
+    rest = load_range(table_of(table.source.reads, store), no_secrets, **between)
     assert (rest.rows, rest.known) == (DAYS - done, 0)
     assert delays(table) == [2.0] * DAYS
     assert table.state().position == {":backfill": None}
@@ -193,15 +194,15 @@ def test_rows_that_do_not_fit_are_kept_aside_once(tmp_path: Path, store: ObjectS
     )
     table = table_of(CsvFiles(f"{tmp_path}/*.csv"), store, bad_share=0.5)
     between = {"start": START, "end": START + timedelta(days=1)}
-    assert [table.backfill(no_secrets, **between).rejected for _ in range(2)] == [1, 0]
+    assert [load_range(table, no_secrets, **between).rejected for _ in range(2)] == [1, 0]
     assert table.rejected.read().num_rows == 1
     strict = table_of(CsvFiles(f"{tmp_path}/*.csv"), store)
     with pytest.raises(UnexpectedRows, match="1 of 1 rows do not fit"):
-        strict.backfill(no_secrets, start=START + timedelta(days=8), end=START + timedelta(days=9))
+        load_range(strict, no_secrets, start=START + timedelta(days=8), end=START + timedelta(days=9))
 
 
 def test_what_cannot_be_loaded_again_is_refused(tmp_path: Path, store: ObjectStore) -> None:
     with pytest.raises(InvalidDefinition, match="declare `unique`"):
-        table_of(csv(tmp_path), store, unique=[]).backfill(no_secrets, start=START, end=NOW)
+        load_range(table_of(csv(tmp_path), store, unique=[]), no_secrets, start=START, end=NOW)
     with pytest.raises(InvalidRows, match="must be before"):
-        table_of(csv(tmp_path), store).backfill(no_secrets, start=START, end=START)
+        load_range(table_of(csv(tmp_path), store), no_secrets, start=START, end=START)

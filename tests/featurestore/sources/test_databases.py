@@ -17,6 +17,7 @@ from tests.featurestore.sources.postgres import PostgresServer, postgres_folder
 from tests.waiting import until
 from toque.featurestore import Field, Float64, InvalidDefinition, String, UnreadableSource
 from toque.featurestore.sources import BatchSource, IcebergRows, SourceTable, SqlTable
+from toque.featurestore.sources.backfill import load_range
 from toque.registry import ObjectStore, open_store
 
 
@@ -236,7 +237,7 @@ def test_of_corrections_in_several_iceberg_snapshots_the_last_counts(
     for each in (3, 1, 2):
         theirs.append(readings(each))
     day = NOW.replace(year=2013, month=1, day=1, hour=0, minute=0)
-    table.backfill(no_secrets, start=day, end=day + timedelta(days=1))
+    load_range(table, no_secrets, start=day, end=day + timedelta(days=1))
     assert delays(table) == [2.0]
 
 

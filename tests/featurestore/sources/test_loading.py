@@ -41,6 +41,7 @@ from toque.featurestore.sources import (
     load_log,
 )
 from toque.featurestore.sources import loading as loads
+from toque.featurestore.sources.backfill import load_range
 from toque.registry import ObjectStore, open_store
 
 HEADER = "tail,at,delay\n"
@@ -440,7 +441,7 @@ def test_rows_without_time_and_key_are_numbered_and_happen_when_they_are_loaded(
     assert [(row["row"], row["delay"]) for row in last] == [(4, 9.0)]
     assert last[0]["event_timestamp"] > max(times)
     with pytest.raises(InvalidDefinition, match="gives its rows their times when it loads them"):
-        later.backfill(no_secrets, start=NOW, end=NOW + timedelta(days=1))
+        load_range(later, no_secrets, start=NOW, end=NOW + timedelta(days=1))
 
 
 def test_a_load_that_was_killed_numbers_the_same_rows_again(

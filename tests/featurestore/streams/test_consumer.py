@@ -24,9 +24,10 @@ from tests.seeds import seeds
 from toque.featurestore import FeatureStore, FeatureView, InRange, UnreadableSource
 from toque.featurestore.definitions.stream_source import Messages
 from toque.featurestore.errors import MessagesLost, StreamRewritten
+from toque.featurestore.stream_views import fill_views
 from toque.featurestore.streams import consumer, held_events
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.replay import fill_views, read_again
+from toque.featurestore.streams.replay import read_again
 from toque.featurestore.streams.table import StreamTable
 from toque.registry import open_store
 

@@ -17,10 +17,10 @@ from tests.featurestore.streams.events import START
 from tests.memory import own_memory
 from toque.featurestore import FeatureStore
 from toque.featurestore.rows import conform
+from toque.featurestore.stream_views import fill_views
 from toque.featurestore.streams import replay
 from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
 from toque.featurestore.streams.refresh import new_rows
-from toque.featurestore.streams.replay import fill_views
 from toque.featurestore.streams.table import Move, StreamTable
 from toque.registry import open_store
 

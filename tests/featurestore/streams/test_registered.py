@@ -19,7 +19,7 @@ from tests.featurestore.streams.schema_registry import Registry, wire
 from tests.waiting import until
 from toque.featurestore import InvalidDefinition, KafkaTopic, SchemaRegistry, StreamSource, UnreadableSource
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.opening import connect
+from toque.featurestore.streams.registered import connect
 from toque.featurestore.streams.table import StreamTable
 from toque.registry import open_store
 

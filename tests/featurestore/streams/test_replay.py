@@ -19,9 +19,10 @@ from tests.featurestore.streams.history import BEGIN, MemoryConnection, MemoryLo
 from toque.featurestore import FeatureStore, InRange, UnreadableSource
 from toque.featurestore.definitions.stream_source import Messages
 from toque.featurestore.errors import ConsumerFenced, MessagesLost, StreamRewritten
+from toque.featurestore.stream_views import fill_views
 from toque.featurestore.streams import replay
 from toque.featurestore.streams.consumer import StreamConsumer
-from toque.featurestore.streams.replay import fill_views, read_again
+from toque.featurestore.streams.replay import read_again
 from toque.featurestore.streams.table import rewrites_of
 
 PARTITIONS = 3

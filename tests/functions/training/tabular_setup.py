@@ -9,7 +9,8 @@ import pyarrow as pa
 import torch
 
 from toque.functions.training.checkpoints.saved import Checkpoints
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.space import Choice, Range
 
 NUMERIC = ["wind", "load", "seats"]

@@ -14,8 +14,8 @@ from toque.functions.evaluation.metrics.probabilities import accuracy, class_bri
 from toque.functions.model_formats.table_inputs import table_inputs
 from toque.functions.training import TabularParams, TrainingDataError, load, train_tabular
 from toque.functions.training.tabular.fitting import prepare
-from toque.functions.training.tabular.params import Columns
 from toque.functions.training.tabular.preprocessing import tabular_data
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.training.tabular.target import fit_inverse_temperature
 from toque.functions.tuning.space import Choice, draw_points
 from toque.registry import Table

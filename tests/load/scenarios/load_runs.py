@@ -7,7 +7,7 @@ import numpy as np
 
 from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.scenario import Scenario, Steady
-from toque.load.scenarios.sending.windows import Window, bin_of
+from toque.load.scenarios.windows import Window, bin_of
 
 
 def run_of(

@@ -19,8 +19,8 @@ from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.run import main
 from toque.load.scenarios.scenario import Scenario
 from toque.load.scenarios.sending.processes import put_load, start_sending
-from toque.load.scenarios.sending.windows import quantile_ms
 from toque.load.scenarios.target import NotPossible, Target, find_target
+from toque.load.scenarios.windows import quantile_ms
 
 TOKEN = "t0ken"
 

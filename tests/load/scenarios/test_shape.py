@@ -5,7 +5,7 @@ import pytest
 
 from toque.load.scenarios.plan import Part, Plan
 from toque.load.scenarios.scenario import Ramp, Scenario, Spike, Steady, Steps, Wave, arrivals
-from toque.load.scenarios.sending.windows import BINS, bin_of, counts_of, quantile_ms, upper_ms
+from toque.load.scenarios.windows import BINS, bin_of, counts_of, quantile_ms, upper_ms
 
 SHAPES = [
     Steady(rate=200, seconds=10),

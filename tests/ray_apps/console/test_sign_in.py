@@ -9,7 +9,7 @@ import pytest
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL, NOW
 from toque.ray_apps.console.route import safe_next
-from toque.ray_apps.console.sign_in import CODE_LIFETIME, SESSION_LIFETIME, Sessions
+from toque.ray_apps.console.sessions import CODE_LIFETIME, SESSION_LIFETIME, Sessions
 from toque.registry import open_store
 
 

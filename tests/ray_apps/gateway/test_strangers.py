@@ -14,7 +14,7 @@ from starlette.routing import Route
 from toque.functions.runtime.context import Context
 from toque.ray_apps.admission import RequestLimits
 from toque.ray_apps.console.route import STRANGERS_FORM_BYTES, STRANGERS_LIMITS
-from toque.ray_apps.console.sign_in import Sessions
+from toque.ray_apps.console.sessions import Sessions
 from toque.ray_apps.gateway.app import build_app
 from toque.ray_apps.gateway.services import Services
 from toque.registry.store import FolderStore

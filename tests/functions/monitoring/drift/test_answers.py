@@ -14,8 +14,7 @@ from toque.functions.evaluation.meanings import Outcome
 from toque.functions.evaluation.outcome_kinds import GROUP_TAG, kind_for
 from toque.functions.monitoring import AnswerMonitor, MonitorResult, standing_alarms
 from toque.functions.monitoring.drift.answers import answer_table, watch_version
-from toque.functions.monitoring.jobs import alarms
-from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.monitoring.watch import MonitorRun, alarms
 from toque.functions.runtime.context import Context, use_context
 from toque.registry import Lineage, ModelVersion, ObjectStore, open_store
 from toque.registry.models import Signature, TensorSpec

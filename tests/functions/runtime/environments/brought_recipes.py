@@ -1,7 +1,7 @@
 """A project whose recipe needs a package that the platform does not have."""
 
 from tests.functions.training.recipes import SumRecipe
-from toque.functions.training.recipe.train import Recipe
+from toque.functions.training.recipe.recipe import Recipe
 
 
 class BroughtSums(SumRecipe):

@@ -5,7 +5,8 @@ import pytest
 
 from tests.functions.training.tabular_setup import CATEGORICAL, COLUMNS, NUMERIC, examples
 from toque.functions.training.tabular.fitting import new_trainer, prepare
-from toque.functions.training.tabular.params import Columns, TabularParams
+from toque.functions.training.tabular.params import TabularParams
+from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.stacked.trainer import StackedTrainer
 
 BASE = TabularParams(hidden=(16, 8), batch_size=32, epochs=3, patience=3, split="random")

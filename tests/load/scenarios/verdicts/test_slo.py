@@ -11,7 +11,7 @@ import toque.load.scenarios
 from toque.load.scenarios.plan import keyed_request, problem_of, read_rows, tensor_request
 from toque.load.scenarios.result import broken, judge
 from toque.load.scenarios.scenario import Objectives, Slo
-from toque.load.scenarios.sending.windows import Measured, Window, bin_of
+from toque.load.scenarios.windows import Measured, Window, bin_of
 
 EVERYTHING = Objectives(p50_ms=10, p99_ms=20, error_share=0.1, requests_per_s=5)
 

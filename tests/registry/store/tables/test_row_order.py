@@ -9,7 +9,6 @@ import pyarrow as pa
 from deltalake import DeltaTable
 
 from toque.registry import ObjectStore, Table, open_store
-from toque.registry.store.tables.row_ranges import PinnedRows
 
 DAYS = 24
 PROGRAM = """
@@ -36,7 +35,7 @@ def read_everywhere(table: Table) -> list[int]:
     """Numbers in the order of `read`, once every other reader was seen to have the same."""
     numbers: list[int] = table.read()["number"].to_pylist()
     version = table.version()
-    pinned = PinnedRows(table, version).slices(0, len(numbers), rows=7)
+    pinned = table.pinned(version).slices(0, len(numbers), rows=7)
     assert pa.concat_tables(pinned)["number"].to_pylist() == numbers
     assert pa.concat_tables(table.batches())["number"].to_pylist() == numbers
     assert table.head(10)["number"].to_pylist() == numbers[:10]

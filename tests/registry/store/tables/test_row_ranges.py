@@ -24,7 +24,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Table:
 def test_ranges_are_the_rows_of_a_read_by_their_numbers(table, bounds, rows):
     if rows == 1 and bounds[1] - bounds[0] > 1_000:
         return
-    pinned, whole = PinnedRows(table, table.version()), table.read()
+    pinned, whole = table.pinned(), table.read()
     assert pinned.count == whole.num_rows
     slices = list(pinned.slices(*bounds, rows=rows, columns=["day", "n"]))
     assert all(each.num_rows == rows for each in slices[:-1])
@@ -44,7 +44,7 @@ def test_only_row_groups_that_overlap_are_read(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(PinnedRows, "_read", spied)
-    (got,) = PinnedRows(made, made.version()).slices(1_500_000, 1_500_010, rows=10)
+    (got,) = made.pinned().slices(1_500_000, 1_500_010, rows=10)
     assert got["n"].to_pylist() == list(range(1_500_000, 1_500_010))
     assert len(rows_read) == 1
     assert rows_read[0] < 3_000_000

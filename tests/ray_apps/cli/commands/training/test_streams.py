@@ -25,7 +25,7 @@ from toque.featurestore import (
     String,
     Windows,
 )
-from toque.featurestore.streams.opening import open_stream
+from toque.featurestore.stream_views import open_stream
 from toque.functions.features import StreamReplay
 from toque.ray_apps.cli import main
 

@@ -1,6 +1,6 @@
 """Measure the model's costs here, check it by a run it has not seen, and print what breaks first at each size.
 
-python -m toque.load.capacity_model --nodes 100 --models 1000 --predictions 1000000
+python -m toque.load.bottleneck --nodes 100 --models 1000 --predictions 1000000
 """
 
 from __future__ import annotations
