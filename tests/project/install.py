@@ -1,7 +1,7 @@
 """Installs everything into the Python that runs this, each file checked against its hash in the lock: `make setup`.
 
     python -m tests.project.install
-    python -m tests.project.install --image flavors,sweeps     without what only tests take: clusters/Dockerfile
+    python -m tests.project.install --image plots,sweeps     without what only tests take: clusters/Dockerfile
 
 A Python of which pip's settings name a source of its own for torch (`find-links`, an index) may get a build from there, like
 `2.13.0+cpu`, that PyPI does not have: its version is the locked one, but its hash is not known, and that is said.
@@ -30,7 +30,7 @@ SETTING_OF_A_SOURCE = re.compile(r"\.(find-links|index-url|extra-index-url)=")
 def main() -> None:
     """Install the locked packages, torch, and this project; then check that nothing is missing or contradicts.
 
-    For an image, take away what the project and its chosen extras do not need, and Triton where torch has no CUDA.
+    For an image, take away what the project and its chosen extras do not need: Triton where torch has no CUDA, too.
     """
     parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--image", metavar="EXTRAS", help="names from pyproject.toml, separated by commas")
@@ -56,13 +56,13 @@ def main() -> None:
     _pip("check")
     if extras is not None:
         installed = {_canonical(one.metadata["Name"]): one for one in distributions()}
-        kept = needed(installed, extras.split(",")) - ({"triton"} if build else set())
+        kept = needed(installed, extras.split(","))
         _pip("uninstall", "--yes", *sorted(installed.keys() - kept))
     _compile(left_out=() if extras is not None else ("-x", SELDOM_IMPORTED))
 
 
-def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[str]:
-    """Name the installed packages that this project needs with some of its extras, itself among them.
+def needed(installed: Mapping[str, Distribution], extras: Iterable[str], *, root: str = "toque") -> set[str]:
+    """Name the installed packages that this project, or another root, needs with some of its extras, itself among them.
 
     Raises: ValueError if it has no such extra.
     """
@@ -70,11 +70,11 @@ def needed(installed: Mapping[str, Distribution], extras: Iterable[str]) -> set[
         Requirement,
     )  # late: the lock brings it, and this file installs the lock
 
-    declared = installed["toque"].metadata.get_all("Provides-Extra") or []
-    if unknown := [each for each in extras if each not in declared]:
+    declared = installed[root].metadata.get_all("Provides-Extra") or []
+    if unknown := [extra for extra in extras if extra not in declared]:
         raise ValueError(f"--image {','.join(unknown)}: pyproject.toml has the extras {', '.join(declared)}")
     found: set[tuple[str, str]] = set()
-    open_ends = [("toque", each) for each in ("", *extras)]
+    open_ends = [(root, extra) for extra in ("", *extras)]
     while open_ends:
         name, extra = open_ends.pop()
         if (name, extra) in found or name not in installed:
