@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.project.dependency_audit import Acceptance, judge, main, read_acceptances
-from tests.project.install import SETTING_OF_A_SOURCE, needed
+from tests.project.install import SETTING_OF_A_SOURCE, needed, uv_environment
 from tests.project.lock import (
     LOCK,
     ROOT,
@@ -93,6 +93,31 @@ def test_only_a_source_in_pips_own_settings_may_bring_another_build_of_torch():
     assert SETTING_OF_A_SOURCE.search("global.find-links='https://wheels.example'\nglobal.timeout='5'")
     assert SETTING_OF_A_SOURCE.search(":env:.extra-index-url='https://download.pytorch.org/whl/cpu'")
     assert not SETTING_OF_A_SOURCE.search("global.timeout='5'\nglobal.no-index-url-hint='1'")
+
+
+def test_uv_gets_the_settings_that_pip_has_those_of_the_environment_first():
+    settings = """:env:.find-links='/wheels https://wheels.example'
+:env:.no-cache-dir='1'
+global.cert='/ca.crt'
+global.find-links='/others'
+global.index-url='https://mirror.example/simple'
+install.extra-index-url='https://a.example\\nhttps://b.example'
+freeze.timeout='1'
+global.progress-bar='off'
+"""
+    assert uv_environment(settings) == {
+        "SSL_CERT_FILE": "/ca.crt",
+        "UV_DEFAULT_INDEX": "https://mirror.example/simple",
+        "UV_EXTRA_INDEX_URL": "https://a.example https://b.example",
+        "UV_FIND_LINKS": "/wheels,https://wheels.example",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_NO_CACHE": "1",
+    }
+
+
+def test_pip_installs_where_it_is_told_what_uv_cannot_be():
+    assert uv_environment("global.client-cert='/me.pem'\n") is None
+    assert uv_environment("") == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
 def dependency(name: str, *vulnerabilities: str) -> dict[str, object]:
