@@ -33,7 +33,6 @@ SELDOM_IMPORTED = "/(tests?|rllib|transformers/models|plotly/(graph_objs|validat
 PIP, QUIETLY = (sys.executable, "-m", "pip"), ("--quiet", "--disable-pip-version-check")
 UV_SETTINGS = {
     "cert": "SSL_CERT_FILE",
-    "constraint": "UV_CONSTRAINT",
     "default-timeout": "UV_HTTP_TIMEOUT",
     "extra-index-url": "UV_EXTRA_INDEX_URL",
     "find-links": "UV_FIND_LINKS",
@@ -48,6 +47,7 @@ OF_PIP_ALONE = frozenset(  # how pip looks, warns or keeps house: uv installs th
     {
         "break-system-packages",
         "cache-dir",
+        "constraint",  # the locks name each version, and pip chooses the build of torch; uv refuses one beside hashes
         "disable-pip-version-check",
         "no-compile",
         "no-input",

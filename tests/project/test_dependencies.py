@@ -99,6 +99,7 @@ def test_uv_gets_the_settings_that_pip_has_those_of_the_environment_first():
     settings = """:env:.find-links='/wheels https://wheels.example'
 :env:.no-cache-dir='1'
 global.cert='/ca.crt'
+global.constraint='/limits.txt'
 global.find-links='/others'
 global.index-url='https://mirror.example/simple'
 install.extra-index-url='https://a.example\\nhttps://b.example'
