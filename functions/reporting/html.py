@@ -48,7 +48,7 @@ def linked(page: str, address: str | None) -> str:
 
 
 def new_figure() -> go.Figure:
-    """Make an empty figure.
+    """Make an empty figure, which `figure_html` renders.
 
     Raises: RuntimeError if plotly is not installed.
     """
