@@ -1,7 +1,9 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-PARTS := test-on-ray test-functions test-apps test-data test-others
-OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry)
+PARTS := test-on-ray test-apps test-models test-functions test-featurestore test-examples test-registry test-others
+OF_MODELS := $(addprefix tests/functions/,monitoring rollout training tuning)
+OF_EXAMPLES := tests/docs tests/examples
+OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry) $(OF_EXAMPLES)
 .PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-changed test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
@@ -51,7 +53,8 @@ down: ## end all that `make up` or `make demo` started
 wheel: ## build the wheel that `pip install` takes, into dist/
 	@$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-# What takes a cluster or kills processes waits much; the rest computes meanwhile. The longest parts begin first, three at a time.
+# What takes a cluster or kills processes waits much; the rest computes meanwhile. The longest parts begin first, three at a time;
+# short ones come last, so that no core is left idle by the end.
 test: $(STAMP) ## the test suite; WHOLE=1 adds the long tests, as CI does
 	@$(MAKE) --no-print-directory $(MODELS)/.installed || $(if $(CI),exit 1,echo "no language model could be installed: tests that need it will be left out")
 	@rm -rf $(TRIED)
@@ -73,9 +76,12 @@ $(PARTS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
 # One test in fifty takes Ray: the modules of the others are not imported for them.
 test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | sed "s,/conftest.py,," | sort)
-test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions
+test-models: TESTS = -m "not ray and $(LEFT_OUT)" $(OF_MODELS)
+test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions $(addprefix --ignore=,$(OF_MODELS))
 test-apps: TESTS = -m "not ray and $(LEFT_OUT)" tests/ray_apps
-test-data: TESTS = -m "not ray and $(LEFT_OUT)" tests/featurestore tests/registry
+test-featurestore: TESTS = -m "not ray and $(LEFT_OUT)" tests/featurestore
+test-registry: TESTS = -m "not ray and $(LEFT_OUT)" tests/registry
+test-examples: TESTS = -m "not ray and $(LEFT_OUT)" $(OF_EXAMPLES)
 test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,$(OTHERS_LEAVE))
 $(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
 	@mkdir -p $(TRIED); bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \

@@ -8,6 +8,7 @@ holds them.
 
 from __future__ import annotations
 
+import logging
 from functools import cache
 from importlib.util import find_spec
 
@@ -76,5 +77,10 @@ def _by_kernel(numeric: Tensor, missing: Tensor) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton is installed, which builds of torch for a CPU, and some others, do without."""
-    return find_spec("triton") is not None
+    """Whether Triton is installed: it comes with torch's CUDA builds, and else by the extra `gpu`. Asked on a GPU only."""
+    installed = find_spec("triton") is not None
+    if not installed:
+        logging.getLogger(__name__).warning(
+            "no Triton: torch's operators encode rows instead, slower; pip install 'toque[gpu]'"
+        )
+    return installed

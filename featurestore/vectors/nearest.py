@@ -3,7 +3,7 @@
 Exact: a pass in float32 finds candidates, and float64 orders them. Approximate: of inverted lists a search scans
 those whose centres are nearest to the query. A list holds codes of 4 bits for a few numbers each, many of which are
 compared at once (product quantization, "fast scan"). What they propose is compared exactly afterwards, so only which
-rows are found is approximate. faiss is imported late: it takes a while, and few processes search.
+rows are found is approximate. faiss (the extra `vectors`) is imported late: it takes a while, and few processes search.
 """
 
 import math
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from toque.featurestore.definitions.fields import Metric
+from toque.featurestore.errors import FeatureStoreError
 from toque.featurestore.vectors.rows import Bools, Floats, Ints, VectorRows
 
 LISTS_FILE = "lists.faiss"
@@ -204,9 +205,13 @@ def _measure(metric: Metric) -> Any:
 
 
 def _faiss() -> Any:
-    """The library, whose own types do not cover what it does when it is used."""
-    import faiss
-
+    """The library, whose own types do not cover what it does when it is used. Raises: FeatureStoreError without it."""
+    try:
+        import faiss
+    except ModuleNotFoundError as error:
+        raise FeatureStoreError(
+            "an index of vectors needs faiss; install it where functions and searches run: pip install 'toque[vectors]'"
+        ) from error
     return faiss
 
 

@@ -73,6 +73,7 @@ class Explainer:
         self, version: Scored, inputs: Mapping[str, Array], rows: int, wanted: ExplainRequest
     ) -> None:
         self._version, self._inputs, self._rows, self._wanted = version, inputs, rows, wanted
+        _shapley_sampling()
         signature = version.signature
         outputs = {spec.name: spec for spec in signature.outputs}
         self._output = wanted.output or signature.outputs[0].name
@@ -103,7 +104,6 @@ class Explainer:
         outputs: the answer; of several values in a row the largest is explained.
         """
         import torch  # late, as everything of torch
-        from captum.attr import ShapleyValueSampling
 
         answered = np.asarray(outputs[self._output], dtype=np.float64).reshape(self._rows, -1)
         target = np.argmax(np.nan_to_num(answered, nan=-np.inf), axis=1)
@@ -111,7 +111,7 @@ class Explainer:
         def effect(mask: torch.Tensor) -> torch.Tensor:
             return torch.from_numpy(self._answers(mask.numpy() > 0, target))
 
-        method = ShapleyValueSampling(effect)
+        method = _shapley_sampling()(effect)
         method.permutation_generator = _orders
         whole = torch.ones(self._rows, len(self._names))
         values = method.attribute(
@@ -148,6 +148,15 @@ class Explainer:
         answers = self._version.predict(mixed)[self._output]
         flat = np.asarray(answers, dtype=np.float64).reshape(len(known), -1)
         return np.take_along_axis(flat, target[row][:, None], axis=1)[:, 0]
+
+
+def _shapley_sampling() -> Any:
+    try:
+        from captum.attr import ShapleyValueSampling  # late: the extra `explanations`, and all of torch
+    except ModuleNotFoundError as error:
+        text = "no answer is explained without captum; install it where models are served: pip install 'toque[explanations]'"
+        raise CannotExplain("", text) from error
+    return ShapleyValueSampling
 
 
 def _orders(features: int, samples: int) -> Iterator[list[int]]:

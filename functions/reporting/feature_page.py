@@ -7,13 +7,12 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Annotated
 
-import plotly.graph_objects as go
 from pydantic import Field
 
 from toque.featurestore import FeatureStatistics, ViewHealth, view_health, view_statistics
 from toque.functions.arguments import View
 from toque.functions.features.jobs import SpanHours
-from toque.functions.reporting.html import document, figure_html, linked, table, write_page
+from toque.functions.reporting.html import document, figure_html, linked, new_figure, table, write_page
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 
@@ -95,6 +94,7 @@ def _values(each: FeatureStatistics) -> str:
     middles = [(a + b) / 2 for a, b in pairwise(edges)]
     widths = [b - a for a, b in pairwise(edges)]
     shares = [count / total for count in each.counts]
-    figure = go.Figure(go.Bar(x=middles, y=shares, width=widths))
+    figure = new_figure()
+    figure.add_bar(x=middles, y=shares, width=widths)
     figure.update_layout(bargap=0, yaxis_tickformat=".0%")
     return figure_html(figure, "share of sampled values")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
-
-import plotly.graph_objects as go
-from plotly.offline import get_plotlyjs
+from typing import TYPE_CHECKING
 
 from toque.registry import ObjectStore
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_FIGURE = 'class="plotly-graph-div"'  # in no text of ours: quotes are escaped there
 _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; color: #222; }
@@ -29,9 +31,10 @@ def document(title: str, summary: Sequence[str], sections: Sequence[tuple[str, s
     """
     sentences = "".join(f"<p>{_text(line)}</p>" for line in summary)
     body = "".join(f"<h2>{_text(heading)}</h2>{content}" for heading, content in sections)
+    script = f"<script>{_plotly_script()}</script>" if _FIGURE in body else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
-        f"<style>{_STYLE}</style><script>{get_plotlyjs()}</script></head>"
+        f"<style>{_STYLE}</style>{script}</head>"
         f'<body><h1>{_text(title)}</h1><div class="said">{sentences}</div>{body}</body></html>'
     )
 
@@ -42,6 +45,20 @@ def linked(page: str, address: str | None) -> str:
         return page
     link = f'<p><a href="{html.escape(address)}">In the console</a></p>'
     return page.replace("</h1>", f"</h1>{link}", 1)
+
+
+def new_figure() -> go.Figure:
+    """Make an empty figure, which `figure_html` renders.
+
+    Raises: RuntimeError if plotly is not installed.
+    """
+    try:
+        import plotly.graph_objects as go  # late: the extra `plots`, and slow to import
+    except ModuleNotFoundError as error:
+        raise RuntimeError(
+            "a page with figures needs plotly; install it where functions run: pip install 'toque[plots]'"
+        ) from error
+    return go.Figure()
 
 
 def figure_html(figure: go.Figure, axis: str) -> str:
@@ -81,6 +98,13 @@ def json_for_script(value: str) -> str:
     value: JSON text. `<`, `>`, `&` and the line separators stand only inside its strings, where an escape means the same.
     """
     return value.translate(_IN_SCRIPT)
+
+
+def _plotly_script() -> str:
+    from plotly.offline import get_plotlyjs  # late: 4.5 MB of text, which only a page with a figure needs
+
+    script: str = get_plotlyjs()
+    return script
 
 
 def _text(value: object) -> str:

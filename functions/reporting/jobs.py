@@ -11,7 +11,6 @@ from hashlib import sha256
 from typing import Annotated
 
 import numpy as np
-import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,7 +26,7 @@ from toque.functions.monitoring.diagnosis import Cause, Causes, Changes, find_ca
 from toque.functions.monitoring.quality.watch import Views
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.prediction_log import outcomes, predictions
-from toque.functions.reporting.html import document, figure_html, linked, table, write_page
+from toque.functions.reporting.html import document, figure_html, linked, new_figure, table, write_page
 from toque.functions.reporting.page import (
     Latency,
     ReportContent,
@@ -344,7 +343,7 @@ def _bars(causes: Sequence[Cause]) -> str:
     known = [one for one in causes if one.contribution is not None][:_SHOWN_CAUSES][::-1]
     if not known:
         return "<p>Nothing that changed has a known part in the loss.</p>"
-    figure = go.Figure()
+    figure = new_figure()
     figure.add_bar(
         y=[f"{one.kind}: {one.what}" for one in known],
         x=[one.contribution for one in known],

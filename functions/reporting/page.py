@@ -9,11 +9,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import plotly.graph_objects as go
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -21,10 +20,13 @@ from toque.functions.evaluation.metrics.probabilities import auc
 from toque.functions.evaluation.outcome_kinds import BINARY, OutcomeKind
 from toque.functions.evaluation.realised_loss import request_of, rescore
 from toque.functions.monitoring import PerformanceEstimate
-from toque.functions.reporting.html import document, figure_html, table
+from toque.functions.reporting.html import document, figure_html, new_figure, table
 from toque.functions.reporting.timeline import TimelineEvent
 from toque.functions.reporting.trace import PredictionTrace
 from toque.registry import ModelVersion
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
@@ -88,7 +90,7 @@ def _by_week(found: ReportContent, measure: str) -> str:
     if not found.weeks:
         return "<p>No week has enough labelled predictions yet.</p>"
     at = [week.start for week in found.weeks]
-    figure = go.Figure()
+    figure = new_figure()
     for name, prefix, colour in (
         ("what the platform served", "served", SERVED),
         (f"version {found.reference}, frozen", "reference", REFERENCE),

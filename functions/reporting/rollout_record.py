@@ -9,14 +9,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import plotly.graph_objects as go
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.arguments import Model
-from toque.functions.reporting.html import document, figure_html, table
+from toque.functions.reporting.html import document, figure_html, new_figure, table
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.evidence.sums import Evidence, MetricSums
 from toque.functions.rollout.judge.interval import Improvement, improvement, metric_change
@@ -25,6 +24,9 @@ from toque.functions.rollout.state import History, RolloutState, step
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Entry, Journal
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MAX_LOOKS = 400
 RolloutNumber = Annotated[
@@ -263,7 +265,7 @@ def _sequence(state: RolloutState, decisions: Sequence[RolloutDecision]) -> str:
     looks = [(one.at, _gains(one)) for one in decisions]
     if not any(gains for _, gains in looks):
         return "<p>The loss is not judged yet.</p>"
-    figure = go.Figure()
+    figure = new_figure()
     for number, version in enumerate(state.versions):
         mine = [(at, gains[version]) for at, gains in looks if version in gains]
         if mine:

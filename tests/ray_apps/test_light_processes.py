@@ -10,7 +10,7 @@ import pytest
 
 _ROOT = str(Path(__file__).parents[2])
 TABLES = ("pyarrow", "polars", "deltalake", "pandas", "scipy", "torch")
-FRAMES = ("pandas", "ray.data", "sklearn", "torch", "plotly.graph_objs._figure")
+FRAMES = ("pandas", "ray.data", "sklearn", "torch", "plotly", "faiss", "captum", "triton")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ They read the store itself, on this machine, with keys that only its operator ha
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -218,6 +217,8 @@ def _adopt(given: Given) -> None:
 
 def _rotate(given: Given) -> None:
     """Add a key to the key file: it makes MACs from now on, and the others still verify."""
+    import secrets  # late: OpenSSL, for a new key alone
+
     from toque.registry.audit_keys import key_id
 
     file, key = _key_file(given), secrets.token_hex(32)

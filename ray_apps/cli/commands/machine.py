@@ -8,7 +8,6 @@ import os
 import runpy
 import shlex
 import sys
-import webbrowser
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -394,6 +393,8 @@ def _ui(given: Given) -> None:
     made = given.client.send("POST", "/sign-in-codes").json()
     named = f"&next=/workspaces/{given.workspace}/ui/" if given.workspace else ""
     address = given.client.address(made["path"] + named)
+    import webbrowser  # late: every other command would pay for it
+
     opened = not given.print and webbrowser.open(address)
     until = f"the code counts once, until {made['expires_at']}"
     message(given.output, f"opened {address}" if opened else f"{address}\n({until})", made | {"url": address})

@@ -6,7 +6,6 @@ brings the tables, a third of a second.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -213,6 +212,8 @@ def _binding(version: dict[str, Any]) -> Binding:
 
 def _is_bound(version: dict[str, Any], bundle: bytes) -> bool:
     """Whether a bundle was recorded as bound to its version; earlier releases recorded others."""
+    import hashlib  # late: OpenSSL, for a signature alone
+
     digest = hashlib.sha256(bundle).hexdigest()
     return any(mark.get("bound", False) for mark in version["signatures"] if mark["sha256"] == digest)
 

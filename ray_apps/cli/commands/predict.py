@@ -6,7 +6,6 @@ polars is imported by who reads a file: it takes 100 ms.
 from __future__ import annotations
 
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +130,8 @@ def _predict_file(given: Given, path: str) -> None:
         raise UsageError("--file has the rows: leave --json, --entities, --request and --example out")
     rows = read_rows(Path(given.file), leave_out=given.drop)
     answers: list[dict[str, Any]] = []
+    import secrets  # late: OpenSSL, for requests of a file alone
+
     for name, body in requests_of(rows, given.key, given.id or f"file-{secrets.token_hex(4)}"):
         body["parameters"] |= _parameters(given)
         answer = given.client.send("POST", path, body=body).json()

@@ -15,7 +15,7 @@ from toque.functions.evaluation.outcome_kinds import BINARY, NUMBER
 from toque.functions.monitoring import Alarm, PerformanceEstimate
 from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
-from toque.functions.reporting.html import document, figure_html, json_for_script
+from toque.functions.reporting.html import document, figure_html, json_for_script, new_figure
 from toque.functions.reporting.page import Latency, ReportContent, answers, labels, render, rescore, served
 from toque.functions.reporting.timeline import from_alarms, from_model, from_retrains
 from toque.registry import Journal, Registry, Signature, TensorSpec, open_store
@@ -46,6 +46,14 @@ def outcome_rows(
     }
     table = pa.table(columns, schema=PREDICTIONS)
     return table.append_column("label", pa.array([label_of(i) for i in range(count)], pa.float64()))
+
+
+def test_a_page_brings_the_script_of_figures_only_if_it_has_one():
+    evil = 'class="plotly-graph-div"'
+    assert "<script" not in document(evil, [evil], [(evil, "<p>Nothing yet.</p>")])
+    figure = new_figure()
+    figure.add_bar(x=[1], y=[1])
+    assert "Plotly.newPlot" in document("m", [], [("values", figure_html(figure, ""))])
 
 
 def test_a_week_runs_from_monday_and_has_the_mean_log_loss():
