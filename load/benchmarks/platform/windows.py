@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from toque.load.benchmarks.harness import NotPossible, say
+from toque.load.benchmarks.open_loop import OpenLoop, ask_steadily, at_once
 from toque.load.benchmarks.servers import Platform
 from toque.load.benchmarks.serving.fixtures import BenchmarkModel, headers_of, json_body, register
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.scenarios.sending.connections import OpenLoop, ask_steadily, at_once
 
 MODEL, PROJECT = "mlp", "toque.load.benchmarks.platform.counter_project"
 _WARM_S = 5.0

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from typing import Annotated
 
 from toque.load.benchmarks.harness import main, say, temporary
+from toque.load.benchmarks.open_loop import ask_steadily
 from toque.load.benchmarks.servers import asgi_server, free_port, module, redis_server
 from toque.load.benchmarks.serving.fixtures import (
     KEY,
@@ -37,7 +38,6 @@ from toque.load.benchmarks.serving.fixtures import (
     split_models,
 )
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.scenarios.sending.connections import ask_steadily
 
 BATCH_ROWS = 32
 FLOOR = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off")
