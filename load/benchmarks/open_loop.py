@@ -102,9 +102,7 @@ def at_once() -> Iterator[bool]:
         os.sched_setscheduler(0, *before)
 
 
-async def _send(
-    host: str | None, port: int | None, request: bytes, due_s: Floats, connections: int
-) -> _Caller:
+async def _send(host: str, port: int, request: bytes, due_s: Floats, connections: int) -> _Caller:
     caller = _Caller(host, port, request, deque(due_s.tolist()))
     for _ in range(connections):
         await caller.open()
@@ -124,7 +122,7 @@ class _Caller:
     rows: of each request when it was due, its latency, and how late it was sent, in seconds.
     """
 
-    def __init__(self, host: str | None, port: int | None, request: bytes, upcoming: deque[float]) -> None:
+    def __init__(self, host: str, port: int, request: bytes, upcoming: deque[float]) -> None:
         self.rows: list[tuple[float, float, float]] = []
         self.failed, self.begin, self.done = 0, 0.0, asyncio.Event()
         self.all: set[_Connection] = set()
