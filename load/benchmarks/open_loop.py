@@ -75,7 +75,7 @@ def ask_steadily(
             loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
         ) as runner:
             caller = runner.run(
-                _send(parts.hostname, parts.port, request.encode() + body, due_s, connections)
+                _send(parts.hostname or "", parts.port or 80, request.encode() + body, due_s, connections)
             )
     finally:
         gc.unfreeze()
