@@ -22,8 +22,8 @@ import psutil
 
 from toque.load.attacks.target import Finding, Target
 from toque.load.benchmarks.harness import MIB, greatest
+from toque.load.benchmarks.open_loop import ask_steadily
 from toque.load.scenarios.plan import tensor_request
-from toque.load.scenarios.sending.connections import ask_steadily
 
 MAX_GROWTH_MIB: Final = 100
 MAX_RATIO: Final = 2.0

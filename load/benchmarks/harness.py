@@ -115,6 +115,8 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, parameter: inspe
         hint, options["nargs"] = typing.get_args(hint)[0], "*" if is_argument else "+"
     if typing.get_origin(hint) is Literal and not many:
         options["choices"] = typing.get_args(hint)
+    if is_argument and not many and "default" in options:
+        options["nargs"] = "?"
     options |= {"type": _several(hint) if many else str if "choices" in options else hint}
     parser.add_argument(flag, **options)
 

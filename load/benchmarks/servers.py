@@ -10,10 +10,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,27 @@ def asgi_server(
     log = folder / f"uvicorn-{port}.log"
     with process(command, log, own, ready=lambda: is_open(port), cwd=folder) as child:
         yield f"http://127.0.0.1:{port}", child
+
+
+@contextmanager
+def posts() -> Iterator[tuple[str, list[tuple[float, bytes]]]]:
+    """Run a web server that takes whatever is posted; yields its URL, and when each body came, in seconds since the epoch."""
+    received: list[tuple[float, bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append((time.time(), self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing about a request."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", received
+        server.shutdown()
 
 
 @dataclass(frozen=True, slots=True)

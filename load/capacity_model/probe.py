@@ -24,7 +24,7 @@ from toque.load.scenarios.target import NotPossible, Target
 
 __all__ = ["Probe"]
 
-_CLIENT_S = 150e-6  # of a core for a request, in the client, which runs here too
+_CLIENT_S = 250e-6  # of a core for a request, in the client, which runs here too
 _RATES = (
     1.0,
     0.3,

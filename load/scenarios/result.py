@@ -27,8 +27,8 @@ Floats = npt.NDArray[np.float64]
 class LoadRun(BaseModel):
     """Run of a scenario with its measurements. windows: `Window.document` of each `window_s` seconds after the warm-up.
 
-    aborted: the objective that ended it early, or empty. client_busy: share of a core that the busiest native client took; near 1
-    the client is what was measured.
+    aborted: the objective that ended it early, or empty. client_busy: share of a core that the busiest of locust's workers took;
+    near 1 the client is what was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

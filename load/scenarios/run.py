@@ -45,7 +45,7 @@ def described(scenario: Scenario) -> str:
     to = f" to {shape.to_rate:g}" if hasattr(shape, "to_rate") else ""
     return (
         f"{shape.kind}, {shape.rate:g}{to} requests/s for {shape.seconds:g} s after {scenario.warm_up_s:g} s of warm-up, "
-        f"{scenario.client} client, {scenario.processes} process{'es' if scenario.processes > 1 else ''}"
+        f"{scenario.processes} process{'es' if scenario.processes > 1 else ''}"
     )
 
 

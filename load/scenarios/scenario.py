@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,7 @@ class Scenario(_Part):
 
     warm_up_s: before the shape begins, at its first rate, and not counted. connections: of each process, so many requests in
     flight at most. patience_s: an arrival that found no free connection for so long is dropped. timeout_s: of a request.
-    client: the native one, or locust. as_users: do not mark the requests as a load test, so that monitors, rollouts and
+    as_users: do not mark the requests as a load test, so that monitors, rollouts and
     retraining take them for those of users. abort_after_s: end the run when the objectives did not hold for so long.
     """
 
@@ -167,10 +167,19 @@ class Scenario(_Part):
     connections: int = Field(default=64, ge=1, le=900)
     patience_s: float = Field(default=1.0, gt=0)
     timeout_s: float = Field(default=10.0, gt=0)
-    client: Literal["native", "locust"] = "native"
     abort_after_s: float | None = Field(default=None, gt=0)
     as_users: bool = False
     seed: int = 7
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_client(cls, document: Any) -> Any:
+        """Leave out the client that scenarios of before named; locust sends them all."""
+        return (
+            {name: value for name, value in document.items() if name != "client"}
+            if isinstance(document, dict)
+            else document
+        )
 
 
 class Slo(_Part):

@@ -18,15 +18,14 @@ from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
-import pyarrow as pa
 
 from toque.functions import function
 from toque.functions.prediction_log import predictions_table
-from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.runtime.durable.ledger import Ledger, invocation_id
 from toque.functions.runtime.durable.queue import CHECKPOINT, index
 from toque.functions.runtime.durable.values import put_value
 from toque.load.benchmarks.harness import NotPossible, say, seconds_of, temporary
+from toque.load.benchmarks.prep.logged import logged_rows
 from toque.registry import ModelPolicy, ObjectStore, Registry, Table, open_store
 from toque.registry.journal.entry import NO_DIGEST, Entry
 from toque.registry.runs.record import Point, RunRecord, Segment, with_segments
@@ -124,35 +123,23 @@ def _write_models(store: ObjectStore, size: Size) -> None:
 
 def _write_predictions(store: ObjectStore, size: Size) -> None:
     """Log predictions of one model, evenly over the days."""
-    table, now, count = (
-        Table(store, predictions_table(MODEL)),
-        datetime.now(UTC),
-        -(-size.predictions // DAYS),
+    table, now = Table(store, predictions_table(MODEL)), datetime.now(UTC)
+    count = -(-size.predictions // DAYS)
+    numeric, outputs = (
+        np.array([[1_400.0, 17.0, 12.5]] * count, np.float32),
+        np.full((count, 1), 0.25, np.float32),
     )
-    same = {
-        "model": MODEL,
-        "version": 1,
-        "arm": "champion",
-        "shadow": False,
-        "latency_ms": 1.75,
-        "entities": "{}",
-    }
+    units = [f"N{number % 4_000}" for number in range(count)]
     for day in range(DAYS):
         start = (now - timedelta(days=day)).replace(hour=0, minute=0)
         span_s = (min(start + timedelta(days=1, minutes=-1), now) - start).total_seconds()
         micros = (np.sort(np.random.default_rng(day).uniform(0, span_s, count)) * 1e6).astype(np.int64)
-        columns: dict[str, Any] = {name: pa.repeat(value, count) for name, value in same.items()} | {
-            "prediction_id": [f"{day:02d}-{number:07d}" for number in range(count)],
-            "unit": [f"N{number % 4_000}" for number in range(count)],
-            "predicted_at": micros + int(start.timestamp() * 1e6),
-            "numeric": [[1_400.0, 17.0, 12.5]] * count,
-            "categorical": pa.nulls(count, PREDICTIONS.field("categorical").type),
-            "outputs": [[0.25]] * count,
-            "missing": [[]] * count,
-            "day": pa.repeat(f"{start:%Y-%m-%d}", count),
-        }
-        arrays = [pa.array(columns[field.name]).cast(field.type) for field in PREDICTIONS]
-        table.append(pa.Table.from_arrays(arrays, schema=PREDICTIONS), partition_by=["day"])
+        ids, at_us = (
+            [f"{day:02d}-{number:07d}" for number in range(count)],
+            micros + int(start.timestamp() * 1e6),
+        )
+        rows = logged_rows(MODEL, at_us, numeric, outputs, ids=ids, units=units)
+        table.append(rows, partition_by=["day"])
 
 
 def _write_runs(store: ObjectStore, size: Size) -> None:

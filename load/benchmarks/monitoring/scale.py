@@ -16,7 +16,6 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import ray.data
 
@@ -33,7 +32,7 @@ from toque.functions.monitoring import (
 from toque.functions.monitoring.drift.monitor import DriftState, compare_window
 from toque.functions.monitoring.drift.reference import Reference
 from toque.functions.prediction_log import LABELS_TABLE, predictions_table
-from toque.functions.prediction_log.records import LABELS, PREDICTIONS
+from toque.functions.prediction_log.records import LABELS
 from toque.functions.project import ModelDefinition
 from toque.functions.retraining.jobs import MODELS_PER_RUN, inspect_models
 from toque.functions.runtime import Context, use_context
@@ -50,6 +49,7 @@ from toque.load.benchmarks.harness import (
     timed,
 )
 from toque.load.benchmarks.prep.fixtures import cluster
+from toque.load.benchmarks.prep.logged import logged_rows
 from toque.registry import Lineage, ObjectStore, Signature, Table, TableSnapshot, TensorSpec, open_store
 
 COLUMNS, BLOCK_ROWS, SHIFT_SD = 20, 250_000, 0.2
@@ -227,19 +227,20 @@ class MonitoredStore:
         """Log so many hours of answers to `model` from `start` on; returns their labels, which `label` logs."""
         count = hours * rows_an_hour
         features = feature_rows(self.rng, count)
-        numeric = np.stack([features[name].to_numpy() for name in NAMES[0]], axis=1).astype(np.float32)
-        words = np.stack([features[name].to_numpy() for name in NAMES[1]], axis=1)
-        at = int(start.timestamp()) * 1_000_000 + (np.arange(count) * (3_600_000_000 / rows_an_hour)).astype(
-            np.int64
+        numeric, words = (np.stack([features[name].to_numpy() for name in names], axis=1) for names in NAMES)
+        step_us = 3_600_000_000 / rows_an_hour
+        at_us = int(start.timestamp()) * 1_000_000 + (np.arange(count) * step_us).astype(np.int64)
+        p = 1 / (1 + np.exp(-numeric[:, 0]))
+        ids, outputs = [f"{model}-{one}" for one in at_us.tolist()], p[:, None].astype(np.float32)
+        rows = logged_rows(
+            model, at_us, numeric.astype(np.float32), outputs, ids=ids, categorical=words.astype(str)
         )
-        p = 1 / (1 + np.exp(-numeric[:, 0].astype(np.float64)))
-        ids = pa.array([f"{model}-{one}" for one in at.tolist()])
-        times = pa.array(at).cast(_TIME)
-        day = pa.array(np.datetime_as_string(at.astype("datetime64[us]"), unit="D"))
-        answers = _answers(model, ids, times, day, numeric, words, p)
-        Table(self.context.store, predictions_table(model)).append(answers, partition_by=["day"])
-        label = pa.array((self.rng.random(count) < p).astype(np.float64))
-        return pa.table([ids, label, times, times, day], schema=LABELS)
+        Table(self.context.store, predictions_table(model)).append(rows, partition_by=["day"])
+        label = (self.rng.random(count) < p).astype(np.float64)
+        times = pa.array(at_us).cast(_TIME)
+        return pa.table(
+            [pa.array(ids), pa.array(label), times, times, rows["day"].combine_chunks()], schema=LABELS
+        )
 
     def label(self, labels: pa.Table) -> None:
         """Log labels of one or many models."""
@@ -271,31 +272,3 @@ def feature_rows(rng: np.random.Generator, rows: int) -> pa.Table:
     numbers: dict[str, object] = {name: rng.standard_normal(rows) for name in NAMES[0]}
     words = {name: WORDS[rng.integers(0, len(WORDS), rows)] for name in NAMES[1]}
     return pa.table(numbers | words)
-
-
-def _answers(
-    model: str,
-    ids: pa.Array,
-    times: pa.Array,
-    day: pa.Array,
-    numeric: npt.NDArray[np.float32],
-    words: npt.NDArray[np.str_],
-    p: npt.NDArray[np.float64],
-) -> pa.Table:
-    same = {"model": model, "version": 1, "arm": "champion", "shadow": False, "latency_ms": 4.0}
-    columns = {name: pa.repeat(value, len(ids)) for name, value in same.items()} | {
-        "prediction_id": ids,
-        "unit": ids,
-        "predicted_at": times,
-        "numeric": _lists(pa.array(numeric.ravel()), NUMERIC),
-        "categorical": _lists(pa.array(words.ravel()), CATEGORICAL),
-        "outputs": _lists(pa.array(p.astype(np.float32)), 1),
-        "missing": pa.nulls(len(ids), pa.list_(pa.string())),
-        "entities": pa.nulls(len(ids), pa.string()),
-        "day": day,
-    }
-    return pa.table([columns[field.name].cast(field.type) for field in PREDICTIONS], schema=PREDICTIONS)
-
-
-def _lists(flat: pa.Array, width: int) -> pa.Array:
-    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(flat) + 1, width, dtype=np.int32)), flat)

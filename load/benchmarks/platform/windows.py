@@ -2,7 +2,7 @@
 
 One row is sent about `rate` times a second, whatever became of those before, and its time is from when it was due. How late the caller's
 own timer was is printed too: no answer can be steadier than that. Run by root, the caller has real-time priority, as if it
-were on a machine of its own; else it waits for a CPU that others fill, and that counts.
+were on a machine of its own; else it waits for a CPU that others fill, and that counts. This module is also the platform's project.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from toque.load.benchmarks.harness import NotPossible, say
+from toque.load.benchmarks.open_loop import OpenLoop, ask_steadily, at_once
 from toque.load.benchmarks.servers import Platform
 from toque.load.benchmarks.serving.fixtures import BenchmarkModel, headers_of, json_body, register
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.scenarios.sending.connections import OpenLoop, ask_steadily, at_once
+from toque.load.unmonitored import unmonitored
 
-MODEL, PROJECT = "mlp", "toque.load.benchmarks.platform.counter_project"
+MODEL, PROJECT = "mlp", "toque.load.benchmarks.platform.windows"
+FEATURES: list[object] = []
+MODELS = [unmonitored(MODEL)]
 _WARM_S = 5.0
 
 

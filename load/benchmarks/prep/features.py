@@ -42,7 +42,7 @@ from toque.load.benchmarks.prep.fixtures import (
 from toque.load.benchmarks.servers import redis_server
 from toque.registry import open_store
 
-Case = Literal["write", "materialize", "floor", "online", "training", "asof", "windows"]
+Case = Literal["write", "materialize", "floor", "online", "asof", "windows"]
 training = FeatureView("training", wide.entities, wide.schema)
 
 
@@ -52,7 +52,7 @@ def run(
     events: Annotated[int, "events to aggregate"] = 10_000_000,
     cases: Annotated[
         tuple[Case, ...], "in this order; all but `windows` need what `write` and `materialize` leave"
-    ] = ("write", "materialize", "floor", "online", "training", "asof", "windows"),
+    ] = ("write", "materialize", "floor", "online", "asof", "windows"),
 ) -> None:
     """Run the cases, each in a process of its own, and print one line for each figure."""
     with temporary() as folder, redis_server(folder, password="") as url:
@@ -118,13 +118,6 @@ def _online(store: FeatureStore, _: Path, rows: int) -> None:
         line(f"online read {entities} x {FEATURES}", timed(read, repeats=1_000), base, rows=entities)
 
 
-def _training(store: FeatureStore, folder: Path, rows: int) -> None:
-    """Build a training set from the store."""
-    entities = pq.read_table(folder / "entities.parquet")
-    ours = timed(lambda: store.get_historical_features(entities, features=training).to_arrow(), repeats=5)
-    line(f"training set {entities.num_rows:,} x {rows:,}, from the store", ours, rows=entities.num_rows)
-
-
 def _asof(store: FeatureStore, folder: Path, rows: int) -> None:
     """Join point in time, and by polars, which ignores ties and returns sorted rows."""
     paths = [folder / f"{name}.parquet" for name in ("entities", "features")]
@@ -177,7 +170,6 @@ _CASES: dict[Case, Callable[[FeatureStore, Path, int], None]] = {
     "materialize": _materialize,
     "floor": _floor,
     "online": _online,
-    "training": _training,
     "asof": _asof,
     "windows": _windows,
 }

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from deltalake.transaction import AddAction, RemoveAction
 
 from toque.functions.prediction_log import predictions, predictions_table
-from toque.functions.prediction_log.records import LOGGED, PREDICTIONS
 from toque.load.benchmarks.harness import Ratio, in_turns, main, say, seconds_of, temporary
+from toque.load.benchmarks.prep.logged import logged_rows
 from toque.registry import Table, open_store
 from toque.registry.store.tables.upkeep import compact_days
 
@@ -58,30 +58,16 @@ def run(*, days: int = 90, rows: Annotated[int, "of a day"] = 86_400, rounds: in
 def day_rows(day: datetime, rows: int, *, seed: int) -> pa.Table:
     """Make a day's rows: ten numbers and two texts each, one output."""
     rng = np.random.default_rng(seed)
-    micros = np.sort(rng.integers(0, 86_400_000_000, rows)) + int(day.timestamp() * 1e6)
-    numbers = pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=rows * 10).astype(np.float32)), 10)
-    outputs = pa.FixedSizeListArray.from_arrays(pa.array(rng.random(rows).astype(np.float32)), 1)
-    same = {
-        "model": "busy",
-        "version": 1,
-        "arm": "champion",
-        "shadow": False,
-        "propensity": 1.0,
-        "day": f"{day:%Y-%m-%d}",
-    }
-    columns = {name: pa.repeat(value, rows) for name, value in same.items()} | {
-        "prediction_id": pa.array([f"{seed:04d}-{i:08d}" for i in range(rows)]),
-        "unit": pa.array([f"user-{n}" for n in rng.integers(0, 5_000, rows)]),
-        "predicted_at": pa.array(micros, pa.int64()),
-        "latency_ms": pa.array(rng.random(rows).astype(np.float32)),
-        "numeric": numbers.cast(pa.list_(pa.float32())),
-        "categorical": pa.array([["UA", "EWR"]] * rows, pa.list_(pa.string())),
-        "outputs": outputs.cast(pa.list_(pa.float32())),
-        "missing": pa.nulls(rows, pa.list_(pa.string())),
-        "entities": pa.nulls(rows, pa.string()),
-    }
-    names = [*PREDICTIONS.names, "propensity"]
-    return pa.table({name: columns[name].cast(LOGGED.field(name).type) for name in names})
+    return logged_rows(
+        "busy",
+        np.sort(rng.integers(0, 86_400_000_000, rows)) + int(day.timestamp() * 1e6),
+        rng.normal(size=(rows, 10)).astype(np.float32),
+        rng.random((rows, 1)).astype(np.float32),
+        ids=[f"{seed:04d}-{i:08d}" for i in range(rows)],
+        units=[f"user-{n}" for n in rng.integers(0, 5_000, rows)],
+        categorical=np.array([["UA", "EWR"]] * rows),
+        propensity=True,
+    )
 
 
 def add_drained(table: Table, day: datetime, files: int) -> None:

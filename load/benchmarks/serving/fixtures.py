@@ -231,14 +231,6 @@ class BenchmarkModel:
         )
 
 
-def split_models() -> dict[str, BenchmarkModel]:
-    """Make the models of the small network: a 90/9/1 split, and one with a shadow."""
-    return {
-        "mlp-split": BenchmarkModel(small_mlp(), arms=(0.09, 0.01)),
-        "mlp-split-shadow": BenchmarkModel(small_mlp(), arms=(0.09, 0.01), shadow=True),
-    }
-
-
 def keyed_models() -> dict[str, BenchmarkModel]:
     """Make two models of 40 features: one that is sent them, one that looks them up."""
     module = small_mlp(FEATURES)

