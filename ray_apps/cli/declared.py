@@ -217,7 +217,7 @@ def _within(result: Any, path: str) -> Any:
 
 def find_tables(client: Client, word: str) -> list[Table]:
     """Ask the platform for the functions of the workspace whose commands begin with a word. Raises: Refused; Unreachable."""
-    found = []
+    found: list[Table] = []
     for summary in client.get("/functions", brief=True):
         commands = [command for command in summary["commands"] if command["words"][0] == word]
         if commands:

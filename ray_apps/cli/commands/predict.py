@@ -102,7 +102,7 @@ _LABEL = arg(
 
 
 def register(commands: Commands) -> None:
-    """Add the command `predict`."""
+    """Add the command that asks a model for a prediction."""
     add(commands, "predict", _predict, *_ARGUMENTS, json_option=False)
 
 
