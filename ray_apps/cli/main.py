@@ -111,9 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser(folder)
     words = now_called(list(sys.argv[1:] if arguments is None else arguments), made.commands)
     _add_of_project(made, words, made.commands)
-    given, given.passed = made.parse_known_args(words, Given())
-    if given.passed and not given.takes_flags:
-        made.error(f"unrecognized arguments: {' '.join(given.passed)}")
+    given, passed = made.parse_known_args(words, Given())
+    given.passed = passed
+    if passed and not given.takes_flags:
+        made.error(f"unrecognized arguments: {' '.join(passed)}")
     try:
         return _run(given, folder)
     except BrokenPipeError:  # whoever read the output has seen enough
