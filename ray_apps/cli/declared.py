@@ -27,7 +27,7 @@ from toque.ray_apps.cli.arguments import (
     read_json,
 )
 from toque.ray_apps.cli.client import Client, call
-from toque.ray_apps.cli.names import require_model
+from toque.ray_apps.cli.names import KINDS, require_model
 from toque.ray_apps.cli.output import (
     Column,
     columns,
@@ -51,6 +51,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 _METAVARS = {"integer": "N", "number": "X", "json": "JSON", "integer or text": "VALUE"}
 _SHOWN: dict[str, str] = {"model": MODEL.options["help"], "version": VERSION.options["help"]}
+_PREFIX = "argument:"  # a function may have arguments that are called as what the command line itself parses
 Table = Mapping[str, Any]
 
 
@@ -64,48 +65,53 @@ def platform_commands() -> dict[str, list[Table]]:
 
 
 def register(commands: Commands, tables: Iterable[Table]) -> None:
-    """Add the commands of some tables."""
+    """Add the commands of some tables, but for those that are there: a function cannot take a word from another."""
     for table in tables:
         for command in table["commands"]:
             *outer, name = command["words"]
-            _add(group_of(commands, outer[0]) if outer else commands, name, table, command)
+            if outer and outer[0] not in commands.choices:
+                group(commands, outer[0], f"Commands of functions: {outer[0]}.")
+            place = find_group(commands, outer[0]) if outer else commands
+            if place is not None and name not in place.choices:
+                _add(place, name, table, command)
 
 
-def group_of(commands: Commands, word: str) -> Commands:
-    """Find the group of commands that begin with a word, or add it."""
-    if word not in commands.choices:
-        return group(commands, word, f"Commands of functions: {word}.")
+def find_group(commands: Commands, word: str) -> Commands | None:
+    """Find the commands that begin with a word; None if the word is a command itself."""
     actions = commands.choices[word]._actions  # noqa: SLF001  # argparse offers no other
-    found: Commands = next(one for one in actions if isinstance(one, argparse._SubParsersAction))  # noqa: SLF001
-    return found
+    return next((one for one in actions if isinstance(one, argparse._SubParsersAction)), None)  # noqa: SLF001
 
 
 def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -> None:
     stands = "".join(f" ({argument}: {content})" for argument, content in command["fixed"])
     summary = table["summary"].removesuffix(".") + stands
-    parser = place.add_parser(name, help=f"{summary[:1].lower()}{summary[1:]}", description=f"{summary}.")
+    parser = place.add_parser(
+        name,
+        help=f"{summary[:1].lower()}{summary[1:]}",
+        description=f"{summary}.",
+        allow_abbrev=False,
+        conflict_handler="resolve",  # -o is left where an argument of the function is called output
+    )
     fixed = dict(command["fixed"])
     by_name = {option["name"]: option for option in table["options"]}
-    for argument in command["positional"]:
-        _add_option(parser, by_name[argument], flag=False)
-    for argument, option in by_name.items():
-        if argument not in fixed and argument not in command["positional"]:
-            _add_option(parser, option, flag=True)
     view = table["view"] or {}
-    shown = [OUTPUT, *([JSON] if "json" not in by_name else [])]
-    if view.get("columns") and not view.get("facts") and "limit" not in by_name:
-        shown.append(limit())
-    for argument in shown:
+    lists = view.get("columns") and not view.get("facts")
+    for argument in (OUTPUT, JSON, *([limit()] if lists else [])):
         parser.add_argument(*argument.names, **argument.options)
+    for named in command["positional"]:
+        _add_option(parser, by_name[named], flag=False)
+    for named, option in by_name.items():
+        if named not in fixed and named not in command["positional"]:
+            _add_option(parser, option, flag=True)
     parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
 
 
 def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Read the flags of a function that `toque run` and `submit` pass on, by the schema of its arguments."""
-    parser = Parser(prog=f"toque run {function}", allow_abbrev=False)
+    parser = Parser(prog=f"toque run {function}", allow_abbrev=False, conflict_handler="resolve")
     for option in map(asdict, options(schema)):
         _add_option(parser, option | {"required": False}, flag=True)  # some may be in --json
-    return vars(parser.parse_args(words))
+    return _arguments_of(vars(parser.parse_args(words)))
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
@@ -127,23 +133,26 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
             taken["metavar"] = _METAVARS.get(kind, name.upper()) if flag else name
         if option["several"]:
             taken["nargs"] = "+" if option["required"] else "*"
+    dest = f"{_PREFIX}{name}"
     if flag:
-        taken |= {"required": option["required"], "dest": name}
+        taken |= {"required": option["required"], "dest": dest}
         parser.add_argument(f"--{name.replace('_', '-')}", **taken)
     else:
         if not option["required"]:
             taken["nargs"] = "*" if option["several"] else "?"
-        parser.add_argument(name, **taken)
+        parser.add_argument(dest, **{"metavar": name, **taken})
 
 
-def arguments_of(given: Given, schema_options: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The arguments of a function that the command line named."""
-    names = (option["name"] for option in schema_options)
-    return {name: vars(given)[name] for name in names if name in vars(given)}
+def _arguments_of(parsed: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the function that a command line named."""
+    return {name.removeprefix(_PREFIX): value for name, value in parsed.items() if name.startswith(_PREFIX)}
 
 
 def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
-    arguments = arguments_of(given, table["options"]) | dict(fixed)
+    arguments = _arguments_of(vars(given)) | dict(fixed)
+    vars(given).update(
+        {name: arguments[name] for name in KINDS if name in arguments}
+    )  # for what explains a refusal
     if "model" in arguments:
         require_model(given)
     result = call(given.client, table["function"], arguments)

@@ -38,7 +38,7 @@ from toque.ray_apps.cli.commands import (
     traffic,
 )
 from toque.ray_apps.cli.commands.machine import explained
-from toque.ray_apps.cli.declared import find_tables, group_of, platform_commands
+from toque.ray_apps.cli.declared import find_group, find_tables, platform_commands
 from toque.ray_apps.cli.declared import register as register_tables
 from toque.ray_apps.cli.errors import FAILED, INTERRUPTED, CommandError, Refused, UsageError
 from toque.ray_apps.cli.names import explain
@@ -111,7 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     made = parser(folder)
     words = now_called(list(sys.argv[1:] if arguments is None else arguments), made.commands)
     _add_of_project(made, words, made.commands)
-    given, passed = made.parse_known_args(words, Given())
+    try:
+        given, passed = made.parse_known_args(words, Given())
+    except CommandError as error:  # of what reads an argument
+        complain(str(error))
+        return error.exit_code
     given.passed = passed
     if passed and not given.takes_flags:
         made.error(f"unrecognized arguments: {' '.join(passed)}")
@@ -204,7 +208,7 @@ def now_called(words: list[str], commands: Commands) -> list[str]:
         if rest[:1] == [before[0]] and set(before) <= set(rest):
             return [*words[:at], *after, *(word for word in rest[1:] if word not in before[1:])]
     action = _DEFAULT_ACTIONS.get(rest[0]) if rest else None
-    if action and (len(rest) == 1 or rest[1] not in {*group_of(commands, rest[0]).choices, "-h", "--help"}):
+    if action and not _is_known(rest, commands):
         return [*words[:at], rest[0], action, *rest[1:]]
     return words
 
@@ -217,13 +221,21 @@ def first_word(words: Sequence[str]) -> int:
     return at
 
 
+def _is_known(words: Sequence[str], commands: Commands) -> bool:
+    """Whether a command line begins with the words of a command, or asks for help on what its first word brings together."""
+    if words[0] not in commands.choices:
+        return False
+    actions = find_group(commands, words[0])
+    return actions is None or (len(words) > 1 and words[1] in {*actions.choices, "-h", "--help"})
+
+
 def _add_of_project(made: Parser, words: list[str], commands: Commands) -> None:
-    """Add the commands of functions of the project, if the command line begins with a word that no other has.
+    """Add the commands of functions of the project, if the command line begins with words that no other has.
 
     Where no platform can be asked, the word is left to be refused as unknown.
     """
     at = first_word(words)
-    if at >= len(words) or words[at] in commands.choices:
+    if at >= len(words) or _is_known(words[at:], commands):
         return
     options = argparse.Namespace(**{name: made.get_default(name) for name in ("home", "workspace")})
     given = argparse.ArgumentParser(add_help=False)

@@ -126,7 +126,7 @@ def _tokens(given: Given) -> list[str]:
 
 
 def _views(given: Given) -> list[str]:
-    return _field(call(given.client, "feature_health", {"span_hours": given.hours, "samples": 0}), "view")
+    return _field(call(given.client, "feature_health", {"samples": 0}), "view")
 
 
 def _sources(given: Given) -> list[str]:

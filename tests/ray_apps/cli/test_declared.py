@@ -42,6 +42,14 @@ def cli_dishes(
     ]
 
 
+@function(http=True, command=("serve COMMAND", "models serve COMMAND", "models list COMMAND"))
+def cli_serve(
+    command: str, workspace: str = "kitchen", output: dict[str, int] | None = None
+) -> dict[str, object]:
+    """Serve what the command line itself has words for."""
+    return {"command": command, "workspace": workspace, "output": output}
+
+
 @function(http=True)
 def cli_dish(name: str, minutes: float = 3.0) -> Dish:
     """Make a dish."""
@@ -92,6 +100,14 @@ def test_a_command_of_a_project_is_found_by_its_words(platform: Any, capsys: Any
     assert code == 2
     assert "invalid int value: 'x'" in err
     assert run(capsys, "bake")[0] == 2
+    code, out, _ = run(capsys, "serve", "soup", "--workspace", "bar", "--output", '{"a": 1}', "-o", "json")
+    assert json.loads(out) == {"command": "soup", "workspace": "bar", "output": {"a": 1}}
+    assert run(capsys, "models", "serve", "soup", "--json") == run(capsys, "serve", "soup", "--json")
+    assert run(capsys, "models", "list", "soup")[0] == 2
+    assert run(capsys, "models", "cook")[0] == 2
+    code, out, err = run(capsys, "rollout", "start", "m", "2", "--policy", "{wrong")
+    assert (code, out) == (2, "")
+    assert "not JSON" in err
 
 
 def test_a_function_without_a_command_takes_its_arguments_as_flags(platform: Any, capsys: Any) -> None:
