@@ -82,6 +82,21 @@ def options(schema: Mapping[str, Any]) -> list[Option]:
     ]
 
 
+def read_text(option: Option, text: str) -> Any:
+    """Read an argument as a person types it; several values stand on a line each. Raises: ValueError."""
+    if option.several:
+        return [_read(option.kind, line.strip()) for line in text.splitlines() if line.strip()]
+    return _read(option.kind, text)
+
+
+def _read(kind: Kind, text: str) -> Any:
+    if kind == "text" or (kind == "integer or text" and not text.isdecimal()):
+        return text
+    if kind == "boolean":
+        return text == "true"
+    return float(text) if kind == "number" else int(text) if kind != "json" else json.loads(text)
+
+
 def command_table(description: Mapping[str, Any]) -> dict[str, Any]:
     """Reduce a function's description to what a command line needs of it: commands, view, role, arguments, what it does."""
     return {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Annotated, Any, Final
 
 from fastapi import Query
@@ -15,7 +17,7 @@ from toque.functions.runtime.durable.record import ENDED, Status
 from toque.ray_apps.console.charts import Node, draw_columns
 from toque.ray_apps.console.page import ApiError, Page
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.ray_apps.function_schemas import parameters
+from toque.ray_apps.function_schemas import options, parameters, read_text
 from toque.registry import Role
 
 router = pages_router()
@@ -29,6 +31,7 @@ _SEGMENTS = 100  # of a log that the API gives at once
 Sent = Annotated[Form, CHANGE]
 Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Segment = Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")]
+_FIELD = "argument:"  # what the name of an argument's field begins with
 _LAST_SHOWN = 10
 _LAST_SCANNED = 500  # invocations among which the last ones are looked for
 Viewer = Annotated[Page, page_for(Role.viewer)]
@@ -120,7 +123,9 @@ async def show_function(page: Viewer, name: str) -> Response:
     return await _shown(page, name)
 
 
-async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -> Response:
+async def _shown(
+    page: Page, name: str, *, typed: Mapping[str, str] = MappingProxyType({}), error: str = ""
+) -> Response:
     """Render the page of one function. typed: arguments that somebody wrote and that are refused for `error`."""
     found, latest = await asyncio.gather(
         page.api.get(f"/functions/{page.quoted(name)}"),
@@ -134,6 +139,7 @@ async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -
         typed=typed,
         function=found,
         arguments=parameters(found["input_schema"]),
+        options=options(found["input_schema"]),
         latest=latest,
         scanned=_LAST_SCANNED,
     )
@@ -142,12 +148,22 @@ async def _shown(page: Page, name: str, *, typed: str = "{}", error: str = "") -
 @router.post("/functions/{name}/call")
 async def call(page: Operator, name: str, form: Sent) -> Response:
     """Queue an invocation of a function in the viewer's name and go to its page."""
-    typed = form.get("arguments", "")
+    described = await page.api.get(f"/functions/{page.quoted(name)}")
+    typed = {
+        field.removeprefix(_FIELD): text
+        for field, text in form.items()
+        if field.startswith(_FIELD) and text.strip()
+    }
+    arguments = {}
+    for option in options(described["input_schema"]):
+        if option.name in typed:
+            try:
+                arguments[option.name] = read_text(option, typed[option.name])
+            except ValueError as error:
+                refusal = f"{option.name}: {typed[option.name][:80]!r} is not {option.kind}: {error}"
+                return await _shown(page, name, typed=typed, error=refusal)
     try:
-        arguments = json.loads(typed.strip() or "{}")
         accepted = await page.api.submit(name, arguments)
-    except ValueError as error:
-        return await _shown(page, name, typed=typed, error=f"arguments: not JSON: {error}")
     except ApiError as error:
         return await _shown(page, name, typed=typed, error=error.detail)
     return page.go(page.link("invocations", accepted["id"]), notice=f"{name} is queued.")

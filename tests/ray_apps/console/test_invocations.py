@@ -9,6 +9,7 @@ from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_work import WORK, Work
 from tests.ray_apps.console.test_pages import HOSTILE, Markup
 from toque.functions.runtime.durable.invocation import ledger_of
+from toque.functions.runtime.durable.values import get_value
 
 
 def rows(page: str) -> list[str]:
@@ -122,20 +123,30 @@ async def test_the_functions_page_says_in_words_when_a_function_runs(platform: P
 async def test_a_function_is_called_from_its_page_by_those_who_may(platform: Platform) -> None:
     page = "/ui/functions/refresh_flights"
     visitor = await platform.signed_in("operator")
-    for text, told in (("{", "arguments: not JSON"), ('{"days": "x"}', "days"), ("[1]", "object")):
-        answer = await visitor.send(page, f"{page}/call", arguments=text)
+    shown = (await visitor.get(page)).text
+    assert '<label for="argument:days">days' in shown
+    for days, refusal in (
+        ("x", "days: &#39;x&#39; is not integer"),
+        ("1.5", "days: &#39;1.5&#39; is not integer"),
+    ):
+        answer = await visitor.send(
+            page, f"{page}/call", **{"argument:days": days, "argument:airports": "<JFK>\nLGA"}
+        )
         assert answer.status_code == 422
-        assert told in answer.text
-        assert f">{escape(text)}</textarea>" in answer.text  # nobody types it again
-    answer = await visitor.send(page, f"{page}/call", arguments='{"days": 7}')
+        assert refusal in answer.text
+        assert f">{escape('<JFK>')}\nLGA</textarea>" in answer.text  # nobody types it again
+    answer = await visitor.send(
+        page, f"{page}/call", **{"argument:days": "7", "argument:airports": "JFK\nLGA"}
+    )
     made = answer.headers["location"].rpartition("/")[2]
     record = ledger_of(platform.context).read(made)
     assert (record.function, record.caller) == ("refresh_flights", "a-operator")
+    assert get_value(platform.context.store, record.arguments) == {"days": 7, "airports": ["JFK", "LGA"]}
     assert made in (await visitor.get("/ui/invocations")).text
     assert "Queue it" not in (await visitor.get("/ui/functions/forget_flights")).text  # for admins
     viewer = await platform.signed_in("viewer")
     assert "Queue it" not in (await viewer.get(page)).text
-    assert (await viewer.send(page, f"{page}/call", arguments="{}")).status_code == 403
+    assert (await viewer.send(page, f"{page}/call")).status_code == 403
 
 
 async def test_no_text_of_a_call_a_failure_or_a_log_becomes_markup(platform: Platform) -> None:
