@@ -100,7 +100,7 @@ def test_no_text_ends_the_word_of_a_command_in_which_it_stands() -> None:
     words = shlex.split(unescape(text[1]))
     assert words[:4] == ["toque", "run", "list_predictions", "--json"]
     assert len(words) == 5
-    assert shlex.split(f"toque monitor trace {shell(hostile)}")[2:] == [hostile]
+    assert shlex.split(f"toque monitor trace {shell(hostile)}")[3:] == [hostile]
 
 
 def test_the_check_refuses_a_command_that_is_not_there() -> None:
