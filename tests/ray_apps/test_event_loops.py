@@ -1,6 +1,7 @@
 """No request up to the size limits keeps the event loop of gateway or MLflow's protocol from others for 50 ms."""
 
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,13 @@ def client_of(app: Any, token: str) -> httpx.AsyncClient:
     )
 
 
+def compute(seconds: float) -> None:
+    """Compute for as long on this thread."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
 def many(item: bytes, number: int) -> bytes:
     return b"[" + b",".join([item] * number) + b"]"
 
@@ -113,3 +121,11 @@ async def test_mlflows_loop_goes_on(tmp_path: Path) -> None:
 
         await send()
         assert await longest_gap_ms(send) < MAX_MS
+
+
+@pytest.mark.parametrize("wait", [time.sleep, compute])
+async def test_the_watchdog_sees_a_loop_that_is_held(wait: Callable[[float], None]) -> None:
+    async def hold() -> None:
+        wait(2e-3 * MAX_MS)
+
+    assert await longest_gap_ms(hold) > MAX_MS
