@@ -18,6 +18,9 @@ class Gaps:
     """
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
         self.wall_ms = 0.0
         self.cpu_ms = 0.0
 
@@ -31,25 +34,26 @@ def queued_s() -> dict[str, float]:
     return found
 
 
+async def tick(gaps: Gaps) -> None:
+    """Measure the gaps of the running loop until cancelled."""
+    wall, cpu, queued = time.perf_counter(), time.thread_time(), queued_s()
+    while True:
+        await asyncio.sleep(0.001)
+        now, spent = time.perf_counter(), time.thread_time()
+        gap_s = now - wall - 0.001
+        gaps.cpu_ms = max(gaps.cpu_ms, 1e3 * (spent - cpu))
+        if 1e3 * gap_s > gaps.wall_ms:
+            waits = (after - queued[thread] for thread, after in queued_s().items() if thread in queued)
+            gaps.wall_ms = max(gaps.wall_ms, 1e3 * (gap_s - max(waits, default=0.0)))
+        queued = queued_s()
+        wall, cpu = time.perf_counter(), time.thread_time()
+
+
 @asynccontextmanager
 async def watched() -> AsyncIterator[Gaps]:
     """Measure the gaps of the running loop within the block."""
     gaps = Gaps()
-
-    async def tick() -> None:
-        wall, cpu, queued = time.perf_counter(), time.thread_time(), queued_s()
-        while True:
-            await asyncio.sleep(0.001)
-            now, spent = time.perf_counter(), time.thread_time()
-            gap_s = now - wall - 0.001
-            gaps.cpu_ms = max(gaps.cpu_ms, 1e3 * (spent - cpu))
-            if 1e3 * gap_s > gaps.wall_ms:
-                waits = (after - queued[thread] for thread, after in queued_s().items() if thread in queued)
-                gaps.wall_ms = max(gaps.wall_ms, 1e3 * (gap_s - max(waits, default=0.0)))
-            queued = queued_s()
-            wall, cpu = time.perf_counter(), time.thread_time()
-
-    ticking = asyncio.create_task(tick())
+    ticking = asyncio.create_task(tick(gaps))
     await asyncio.sleep(0.005)
     try:
         yield gaps
