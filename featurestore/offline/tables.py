@@ -139,9 +139,9 @@ class OfflineStore:
 
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""
-        table = self.table(view)
-        if not table.exists():
-            table.append(storable(offline_schema(view).empty_table()), partition_by=(EVENT_DAY,))
+        table, schema = self.table(view), storable(offline_schema(view).empty_table()).schema
+        if not table.exists():  # no append: another writer may have added a column by now
+            table.commit(lambda found: table.create(schema, (EVENT_DAY,)) if found is None else found)
         return table
 
     def version(self, view: FeatureView, number: int | None = None) -> Version | None:

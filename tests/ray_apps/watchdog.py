@@ -1,9 +1,10 @@
 """Watchdog of an event loop: the longest time that nothing else on it could run."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 MAX_MS = 50.0
@@ -13,8 +14,8 @@ ATTEMPTS = 5
 class Gaps:
     """Longest gap between two turns of a loop, in milliseconds: by the clock, and of CPU of the loop's own thread.
 
-    By the clock, without the time in which a thread of this process was ready and the machine ran others: what the work
-    computes, what it waits for, and what other threads of ours keep from the loop remains.
+    By the clock, without the time in which the loop's thread or the main one, which may hold the interpreter, was ready and the
+    machine ran others: what the work computes, what it waits for, and what other threads of ours keep from the loop remains.
     """
 
     def __init__(self) -> None:
@@ -25,13 +26,12 @@ class Gaps:
         self.cpu_ms = 0.0
 
 
-def queued_s() -> dict[str, float]:
-    """Seconds that each thread of this process has waited for a processor, by its number."""
-    found = {}
-    for file in Path("/proc/self/task").glob("*/schedstat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended
-            found[file.parent.name] = 1e-9 * int(file.read_text().split()[1])
-    return found
+def queued_s() -> tuple[float, ...]:
+    """Seconds that this thread and the main one have waited for a processor."""
+    threads = (threading.get_native_id(), threading.main_thread().native_id)
+    return tuple(
+        1e-9 * int(Path(f"/proc/self/task/{thread}/schedstat").read_text().split()[1]) for thread in threads
+    )
 
 
 async def tick(gaps: Gaps) -> None:
@@ -43,8 +43,8 @@ async def tick(gaps: Gaps) -> None:
         gap_s = now - wall - 0.001
         gaps.cpu_ms = max(gaps.cpu_ms, 1e3 * (spent - cpu))
         if 1e3 * gap_s > gaps.wall_ms:
-            waits = (after - queued[thread] for thread, after in queued_s().items() if thread in queued)
-            gaps.wall_ms = max(gaps.wall_ms, 1e3 * (gap_s - max(waits, default=0.0)))
+            waits = (after - before for before, after in zip(queued, queued_s(), strict=True))
+            gaps.wall_ms = max(gaps.wall_ms, 1e3 * (gap_s - max(waits)))
         queued = queued_s()
         wall, cpu = time.perf_counter(), time.thread_time()
 
