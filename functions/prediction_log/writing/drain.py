@@ -241,7 +241,8 @@ def _append_new(
         times = [
             field.name for field in schema if pa.types.is_timestamp(field.type)
         ]  # no unit stands in the log
-        table.append(schema.empty_table(), partition_by=["day"], bounds=times)
+        # No append: another drain may have added a column by now.
+        table.commit(lambda found: table.create(schema, ["day"], times) if found is None else found)
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         snapshot = DeltaTable(table.uri, storage_options=table.storage_options or None)

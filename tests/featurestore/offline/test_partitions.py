@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 
 from toque.featurestore import Entity, FeatureStore, FeatureView, Field, Float64
+from toque.registry.store import Table
 
 START = datetime(2010, 1, 1, tzinfo=UTC)
 DAYS, A_DAY = 1_200, 8
@@ -58,3 +59,16 @@ def test_rows_in_the_files_of_a_month_are_read_as_of_any_time(offline_fs: Featur
         ).num_rows
         == 9
     )
+
+
+def test_a_writer_that_saw_no_table_finds_the_one_that_another_has_widened(
+    offline_fs: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view = FeatureView("prices", [Entity("house")], [Field("price", Float64)])
+    offline_fs.apply([view])
+    offline_fs.offline.note_created(view)  # adds a column to the table that it makes
+    before = offline_fs.offline.table(view).version()
+    with monkeypatch.context() as late:
+        late.setattr(Table, "exists", lambda _: False)
+        offline_fs.offline.create(view)
+    assert offline_fs.offline.table(view).version() == before
