@@ -25,6 +25,10 @@ class Gaps:
         self.wall_ms = 0.0
         self.cpu_ms = 0.0
 
+    @property
+    def longest_ms(self) -> float:
+        return max(self.wall_ms, self.cpu_ms)
+
 
 def queued_s() -> tuple[float, ...]:
     """Seconds that this thread and the main one have waited for a processor."""
@@ -68,7 +72,7 @@ async def longest_gap_ms(work: Callable[[], Awaitable[object]]) -> float:
     for _ in range(ATTEMPTS):
         async with watched() as gaps:
             await work()
-        best = min(best, max(gaps.cpu_ms, gaps.wall_ms))
+        best = min(best, gaps.longest_ms)
         if best < MAX_MS:
             break
     return best

@@ -62,10 +62,6 @@ class Server:
     port: int
     gaps: Gaps = field(default_factory=Gaps)
 
-    @property
-    def gap_ms(self) -> float:
-        return max(self.gaps.wall_ms, self.gaps.cpu_ms)
-
 
 def make_endpoint(folder: Path, model: str, datatype: str) -> ModelEndpoint:
     registry = Registry(open_store(f"file://{folder}/store"), actor="ada")
@@ -208,8 +204,8 @@ def test_no_request_holds_the_event_loop(
     for _ in range(ATTEMPTS):
         server.gaps.reset()
         assert ask(server, model, body, **headers) == status
-        gaps.append(server.gap_ms)
-        if server.gap_ms < MAX_MS:
+        gaps.append(server.gaps.longest_ms)
+        if server.gaps.longest_ms < MAX_MS:
             break
     assert min(gaps) < MAX_MS, [f"{gap:.0f} ms" for gap in gaps]
 
@@ -218,6 +214,6 @@ def test_the_watchdog_sees_a_loop_that_is_held(server: Server):
     server.gaps.reset()
     array = [0.5] * 100
     until = time.monotonic() + 60
-    while server.gap_ms < MAX_MS and time.monotonic() < until:
+    while server.gaps.longest_ms < MAX_MS and time.monotonic() < until:
         orjson.dumps([array] * 100_000)  # holds the interpreter, as a parser does
-    assert server.gap_ms > MAX_MS
+    assert server.gaps.longest_ms > MAX_MS
