@@ -31,7 +31,7 @@ def aws_environment() -> Iterator[None]:
 def processes(aws_environment: None) -> multiprocessing.context.ForkServerContext:
     """Context that starts processes from a fork server with our packages imported, which is fast and safe."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["registry"])
+    context.set_forkserver_preload(["toque.registry"])
     return context
 
 
