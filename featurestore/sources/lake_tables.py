@@ -25,6 +25,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
+from toque.registry.store.tables.table import pyarrow_dataset
 
 _CHANGE = "_change_type"
 _ADDED = ["insert", "update_postimage"]  # arrays are made where they are used: the first one imports pandas
@@ -77,7 +78,7 @@ class DeltaRows:
 
 def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -> Iterator[pa.Table]:
     try:
-        dataset = table.to_pyarrow_dataset()
+        dataset = pyarrow_dataset(table)
         condition = None if within is None else within.condition(dataset.schema)
         for file in reversed(list(dataset.get_fragments())):  # the log's order is the newest commit first
             for batch in file.to_batches(dataset.schema, columns=columns, filter=condition):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import and_
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, SchemaMismatchError, TableNotFoundError
 from pyarrow import fs
@@ -301,10 +304,33 @@ def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:
     Its files come by partition, and in a partition as the log has them: delta-rs names the partitions of one append in the order
     of a hash with a random seed, so the same appends would give another order of rows each time.
     """
-    found = opened.to_pyarrow_dataset(filesystem=_files_of(opened, table))
+    found = pyarrow_dataset(opened, _files_of(opened, table))
     if not opened.metadata().partition_columns:
         return found
     files = sorted(found.get_fragments(), key=lambda file: str(file.path).rpartition("/")[0])
+    return type(found)(files, found.schema, found.format, found.filesystem)
+
+
+def pyarrow_dataset(opened: DeltaTable, filesystem: fs.FileSystem | None = None) -> ds.FileSystemDataset:
+    """Open a Delta table as an Arrow dataset whose filters find every row.
+
+    Where the log lacks the bounds of a column that it has of other files, as after an erasure or another writer, delta-rs says that
+    the column is at least and at most null, from which Arrow concludes that no row of the file matches a filter. Such a file is
+    bounded by its partition alone.
+    """
+    from pyarrow.dataset import get_partition_keys  # late: as in `read`
+
+    def bounded(file: ds.ParquetFileFragment) -> ds.ParquetFileFragment:
+        if "null[" not in str(file.partition_expression):
+            return file
+        keys = get_partition_keys(file.partition_expression)
+        bounds = [pc.field(name) == value for name, value in keys.items() if value is not None]
+        return found.format.make_fragment(
+            file.path, file.filesystem, reduce(and_, bounds, pc.scalar(value=True))
+        )
+
+    found = opened.to_pyarrow_dataset(filesystem=filesystem)
+    files = [bounded(file) for file in found.get_fragments()]
     return type(found)(files, found.schema, found.format, found.filesystem)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
 from tests.featurestore.conftest import NOW
 from toque.featurestore import Field, Float64, InvalidDefinition, InvalidRows, String, UnexpectedRows
@@ -82,6 +82,15 @@ def delta(folder: Path) -> Any:
     return DeltaRows(f"{folder}/their.delta")
 
 
+def unevenly_described_delta(folder: Path) -> Any:
+    """Half of the files come from a writer that kept no least and greatest time of them."""
+    uri, rows = folder / "their.delta", rows_of(2)
+    write_deltalake(uri, rows.slice(0, 4), configuration={"delta.dataSkippingStatsColumns": "plane"})
+    DeltaTable(uri).alter.set_table_properties({"delta.dataSkippingStatsColumns": "at"})
+    write_deltalake(uri, rows.slice(4), mode="append")
+    return DeltaRows(f"{uri}")
+
+
 def iceberg(folder: Path) -> Any:
     from pyiceberg.catalog import load_catalog
 
@@ -113,7 +122,9 @@ def duckdb(folder: Path) -> Any:
     return SqlTable(f"duckdb:///{folder}/flights.duckdb", "flights", "seq")
 
 
-@pytest.mark.parametrize("reader", [csv, parquet, naive_parquet, delta, iceberg, sqlite, duckdb])
+@pytest.mark.parametrize(
+    "reader", [csv, parquet, naive_parquet, delta, unevenly_described_delta, iceberg, sqlite, duckdb]
+)
 def test_a_range_is_loaded_once_and_the_position_stays(
     tmp_path: Path, store: ObjectStore, reader: Any
 ) -> None:

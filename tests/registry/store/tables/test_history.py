@@ -73,6 +73,29 @@ def assert_gone(store: ObjectStore) -> None:
             assert GONE not in str(pq.read_table(io.BytesIO(data)).to_pylist()), key
 
 
+@pytest.mark.parametrize("bounds", [(), ("at",), ("at", "x")])
+@pytest.mark.parametrize("partitions", [(), ("day",)])
+@pytest.mark.parametrize(
+    "where",
+    [
+        pc.field("who") != "nobody",
+        pc.field("x") < 2.0,
+        pc.field("at") >= pa.scalar(T0, pa.timestamp("us", "UTC")),
+        (pc.field("day") == "2026-01-01") & (pc.field("x") > 1.0),
+    ],
+)
+def test_a_filter_still_finds_the_others_of_a_file_that_held_the_person(
+    store: ObjectStore, bounds: tuple[str, ...], partitions: tuple[str, ...], where: pc.Expression
+) -> None:
+    table = Table(store, "things/log")
+    table.append(rows("anna", GONE, f"{GONE}0"), partition_by=partitions, bounds=bounds)
+    table.append(rows("zoe"))
+    remove_rows(table, Person())
+    assert sorted(table.read(where=where)["who"].to_pylist()) == ["anna", f"{GONE}0", "zoe"]
+    assert sorted(table.dataset().to_table(filter=where)["who"].to_pylist()) == ["anna", f"{GONE}0", "zoe"]
+    assert table.read(where=where & (pc.field("day") == "2026-01-02")).num_rows == 0
+
+
 def test_every_version_stays_readable_without_the_rows(store: ObjectStore):
     table = filled(store)
     before = {version: names_in(table, version) for version in range(table.version() + 1)}
