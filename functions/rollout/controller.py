@@ -119,7 +119,7 @@ class Rollouts:
         champion = champion_of(self._registry.traffic(self.model))
         for version in (challenger, *rivals):
             self._check_start(version, champion)
-        spent = spent_budget(policy, slo_sums(policy, self._read, self._clock()))
+        spent = spent_budget(policy, slo_sums(policy.slos, self._store, self.model, self._clock()))
         if spent is not None:
             raise RolloutError(f"{self.model}: {spent}; wait until there is room for a mistake")
         if len({challenger, *rivals}) <= len(rivals):

@@ -32,6 +32,7 @@ from toque.functions.rollout.judge.slo import slo_sums
 from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState
 from toque.functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
+from toque.registry import ObjectStore
 from toque.registry.times import EPOCH
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class EvidenceReader:
     the last minutes; None: there are none.
     """
 
-    store: SumsStore
+    store: ObjectStore
     model: str
     read: ReadOutcomes
     read_metric: ReadMetric
@@ -95,7 +96,7 @@ class EvidenceReader:
     ) -> Evidence:
         """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
         cached = _CachedRead(self.read)
-        slos = slo_sums(state.policy, self.read, now, challenger=state.challenger)
+        slos = slo_sums(state.policy.slos, self.store, self.model, now, challenger=state.challenger)
 
         def fields(state: RolloutState) -> dict[str, object]:
             sums = sum_cohorts(self.store, self.model, state, cached, now, self.read_metric)

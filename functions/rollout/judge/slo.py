@@ -5,17 +5,14 @@ The guards ask whether the challenger is at fault; these rules do not: a model w
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
-import numpy as np
-import numpy.typing as npt
-
-from toque.functions.evaluation.realised_loss import Scored, score
-from toque.functions.rollout.evidence.cohort_sums import ReadOutcomes, unpinned_rows
+from toque.functions.prediction_log.reading.totals import answer_totals
 from toque.functions.rollout.evidence.sums import SloSums
 from toque.functions.rollout.judge.verdict import Finding, RuleInput
 from toque.functions.rollout.policy import RolloutPolicy, Slo
-from toque.registry.times import epoch_us
+from toque.registry import ObjectStore
 
 # Long window, short window, and how many times as fast as allowed the budget burns in both.
 BURN_RATES = (
@@ -26,18 +23,34 @@ _MIN_BAD = 10  # bad answers in the long window: a single failure of a quiet hou
 
 
 def slo_sums(
-    policy: RolloutPolicy, read: ReadOutcomes, now: datetime, *, challenger: int | None = None
+    slos: Collection[Slo], store: ObjectStore, model: str, now: datetime, *, challenger: int | None = None
 ) -> dict[str, SloSums]:
     """Count, for each objective, the answers that users got and the bad ones among them, whichever version gave them.
 
-    challenger: whose answers are left out of the second count of the burn rates.
+    Windows begin at a full minute, those of more than two days at a full hour. challenger: whose answers are left out of the second
+    count of the burn rates.
     """
-    if not policy.slos:
+    if not slos:
         return {}
-    longest = max(BURN_RATES[-1][0], *(slo.window for slo in policy.slos))
-    rows = score(unpinned_rows(read(now - longest, now)), loss=policy.loss)
-    rows = rows.where(~rows.shadow)
-    return {slo.name: _sums(slo, rows, now, challenger) for slo in policy.slos}
+    longest = max(BURN_RATES[-1][0], *(slo.window for slo in slos))
+    limits = {slo.slow_ms for slo in slos if slo.slow_ms is not None}
+    totals = answer_totals(store, model, now - longest, now, slow_ms=limits)
+
+    def sums(slo: Slo) -> SloSums:
+        def within(span: timedelta, without: int | None = None) -> tuple[int, int]:
+            return totals.within(now - span, now, slow_ms=slo.slow_ms, without=without)
+
+        answers, bad = within(slo.window)
+        recent = tuple((within(long), within(short)) for long, short, _ in BURN_RATES)
+        others = tuple((within(long, challenger), within(short, challenger)) for long, short, _ in BURN_RATES)
+        return SloSums(
+            answers=answers,
+            bad=bad,
+            recent=recent,
+            without_challenger=() if challenger is None else others,
+        )
+
+    return {slo.name: sums(slo) for slo in slos}
 
 
 def budget_burns(inputs: RuleInput) -> Finding:
@@ -110,25 +123,4 @@ def burning(slo: Slo, sums: SloSums) -> Finding:
     text = f"{slo.name} burns its budget at {fastest:.1f} times the rate that it lasts with"
     return Finding(
         rule="budget_burns", fired=False, text=text, statistic=fastest, threshold=BURN_RATES[-1][2]
-    )
-
-
-def _sums(slo: Slo, rows: Scored, now: datetime, challenger: int | None) -> SloSums:
-    bad = ~rows.answered if slo.slow_ms is None else ~(rows.latency_ms <= slo.slow_ms)
-
-    others = np.ones(len(rows), dtype=bool) if challenger is None else rows.version != challenger
-
-    def within(span: timedelta, among: npt.NDArray[np.bool_] | None = None) -> tuple[int, int]:
-        since = epoch_us(now - span)
-        inside = rows.at >= since if among is None else among & (rows.at >= since)
-        return int(inside.sum()), int(np.count_nonzero(bad & inside))
-
-    answers, failed = within(slo.window)
-    recent = tuple((within(long), within(short)) for long, short, _ in BURN_RATES)
-    without = tuple((within(long, others), within(short, others)) for long, short, _ in BURN_RATES)
-    return SloSums(
-        answers=answers,
-        bad=failed,
-        recent=recent,
-        without_challenger=() if challenger is None else without,
     )

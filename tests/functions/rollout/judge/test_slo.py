@@ -80,8 +80,7 @@ def test_answers_of_a_challenger_are_told_apart_from_the_others(
         platform.rollouts().tick()
     platform.failing = failing
     platform.serve_a_day(requests=2_000)
-    read = platform.rollouts()._read
-    found = slo_sums(RolloutPolicy(slos=(UP,)), read, platform.now, challenger=2)["up"]
+    found = slo_sums((UP,), platform.store, platform.model, platform.now, challenger=2)["up"]
     (answers, bad), (others, others_bad) = found.recent[1][0], found.without_challenger[1][0]
     assert 0 < others < answers
     assert (others_bad == bad > 0) if to_blame == 1 else (others_bad == 0 < bad)
@@ -99,10 +98,9 @@ def test_answers_are_counted_whoever_gave_them_but_shadows(platform: RolloutPlat
     platform.rollouts().start(2, RolloutPolicy(shadow_min_labels=200), reason="retrained")
     platform.failing, platform.slow = {1: 0.2, 2: 1.0}, {1: 0.1}
     platform.serve_a_day(requests=200)
-    policy = RolloutPolicy(slos=(UP, Slo(name="fast", target=0.9, slow_ms=100.0, window=DAY)))
-    read = platform.rollouts()._read
-    found = slo_sums(policy, read, platform.now)
-    rows = read(platform.now - DAY, platform.now).to_pylist()
+    fast = Slo(name="fast", target=0.9, slow_ms=100.0, window=DAY)
+    found = slo_sums((UP, fast), platform.store, platform.model, platform.now)
+    rows = platform.rollouts()._read(platform.now - DAY, platform.now).to_pylist()
     mine = [row for row in rows if not row["shadow"]]
     assert found["up"].answers == found["fast"].answers == 200
     assert found["up"].bad == sum(row["outputs"][0] != row["outputs"][0] for row in mine) > 20
