@@ -1,6 +1,6 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
-PARTS := test-on-ray test-apps test-models test-functions test-featurestore test-examples test-registry test-others
+PARTS := test-on-serve test-on-ray test-models test-functions test-apps test-others test-featurestore test-examples test-registry
 OF_MODELS := $(addprefix tests/functions/,monitoring rollout training tuning)
 OF_EXAMPLES := tests/docs tests/examples
 OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry) $(OF_EXAMPLES)
@@ -74,8 +74,11 @@ $(MODELS)/.installed: security/models.lock # apart from .venv: the wheel is used
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
 $(PARTS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
-# One test in fifty takes Ray: the modules of the others are not imported for them.
-test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | sed "s,/conftest.py,," | sort)
+# One test in fifty takes Ray: the modules of the others are not imported for them. Platforms share the ports of Serve's proxy, so
+# that all of them are in one part.
+ON_RAY := tests/functions tests/featurestore
+test-on-serve: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" tests | grep -v $(addprefix -e ^,$(ON_RAY)) | sed "s,/conftest.py,," | sort)
+test-on-ray: TESTS = -m "ray and $(LEFT_OUT)" $$(grep -rl --include=*.py "mark\.ray\b" $(ON_RAY) | sed "s,/conftest.py,," | sort)
 test-models: TESTS = -m "not ray and $(LEFT_OUT)" $(OF_MODELS)
 test-functions: TESTS = -m "not ray and $(LEFT_OUT)" tests/functions $(addprefix --ignore=,$(OF_MODELS))
 test-apps: TESTS = -m "not ray and $(LEFT_OUT)" tests/ray_apps
