@@ -161,14 +161,15 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         source=None if described["source"] is None else transformation(described["source"]),
         **{name: described[name] for name in ("tags", "owner", "description") if name in described},
         expectations=[deserialize_expectation(e) for e in described.get("expectations", ())],
-        events=_events(described["events"]) if "events" in described else None,
+        events=source(described["events"]) if "events" in described else None,
         deprecated=deserialize_deprecation(described["deprecated"]) if "deprecated" in described else None,
         indexes=[VectorIndex(**index) for index in described.get("indexes", ())],
         generation=described.get("generation", 1),
     )
 
 
-def _events(described: Mapping[str, Any]) -> BatchSource | StreamSource:
+def source(described: Mapping[str, Any]) -> BatchSource | StreamSource:
+    """Rebuild a batch or stream source from its `describe()` or `semantics()`. Raises: UnknownDefinition."""
     return stream_source(described) if described["kind"] == "stream_source" else batch_source(described)
 
 
@@ -203,6 +204,7 @@ def stream_source(described: Mapping[str, Any]) -> StreamSource:
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
         commit_every=timedelta(microseconds=described["commit_every_us"]),
         schemas=SchemaRegistry(**described["schemas"]) if "schemas" in described else None,
+        generation=described.get("generation", 1),
     )
 
 
@@ -219,6 +221,7 @@ def batch_source(described: Mapping[str, Any]) -> BatchSource:
         schema=_fields(described["schema"]),
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
         row_number=described.get("row_number", ""),  # earlier releases knew none
+        generation=described.get("generation", 1),
     )
 
 

@@ -104,6 +104,7 @@ class BatchSource:
     corrected ones the last counts.
     expectations: a row out of an `InRange` is kept aside; a load against a `NullShare` or `Freshness` is refused.
     bad_share: of a load's rows that may be kept aside; above it the load is refused, as then the source has changed.
+    generation: of its table, which `apply` counts up when a column gets another meaning; leave it out.
     Raises: InvalidDefinition.
     """
 
@@ -121,6 +122,7 @@ class BatchSource:
     owner: str = ""
     description: str = ""
     row_number: str = ""
+    generation: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         check_name("batch source", self.name)
@@ -141,6 +143,11 @@ class BatchSource:
             raise InvalidDefinition(f"{where}: bad_share is a share of 0 to 1, got {self.bad_share}")
         if self.timezone:
             check_timezone(where, self.timezone)
+
+    @property
+    def stored_as(self) -> str:
+        """Name under which its rows are stored; a new one in each generation, so that no two meanings share a table."""
+        return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
 
     @property
     def read_columns(self) -> dict[str, str]:
@@ -173,7 +180,7 @@ class BatchSource:
     def describe(self) -> dict[str, Any]:
         """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
-        return self.semantics() | people
+        return self.semantics() | people | ({} if self.generation == 1 else {"generation": self.generation})
 
 
 def check_columns(

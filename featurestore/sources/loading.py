@@ -61,9 +61,9 @@ class SourceTable:
         self, source: BatchSource, store: ObjectStore, project: str, *, actor: str, clock: Clock
     ) -> None:
         self.source, self._clock = source, clock
-        self.table = Table(store, f"features/{project}/sources/{source.name}")
-        self.rejected = Table(store, f"features/{project}/rejected/{source.name}")
-        journal = Journal(store, f"features/{project}/sources/{source.name}", actor=actor, clock=clock)
+        self.table = Table(store, f"features/{project}/sources/{source.stored_as}")
+        self.rejected = Table(store, f"features/{project}/rejected/{source.stored_as}")
+        journal = Journal(store, f"features/{project}/sources/{source.stored_as}", actor=actor, clock=clock)
         self._state = loads_in(journal)
 
     def state(self) -> SourceState:
