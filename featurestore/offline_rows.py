@@ -36,7 +36,7 @@ from toque.featurestore.offline.retrieval_job import RetrievalJob
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from toque.featurestore.sources import BatchSource, SourceLineage, SourceTable
-from toque.featurestore.sources.refresh import Refreshed, new_rows
+from toque.featurestore.sources.refresh import Refreshed, keep_aside, new_rows
 from toque.featurestore.streams import StreamSource, StreamTable
 from toque.featurestore.streams.refresh import new_rows as new_stream_rows
 from toque.featurestore.vectors import FOLLOWERS
@@ -188,6 +188,8 @@ class OfflineRows(Definitions):
             return self._refresh_from_stream(found, found.events)
         events = self._table_of(found.events)
         refreshed = new_rows(found, events, self.offline.consumed(found, events.source.stored_as))
+        if refreshed.aside is not None and refreshed.aside.num_rows:
+            keep_aside(found, events, refreshed.aside)
         if refreshed.rows is not None:
             typed = self._expected(found, refreshed.rows)
             self._write(found, typed, loads={events.source.stored_as: refreshed.until})
@@ -196,6 +198,8 @@ class OfflineRows(Definitions):
             source=events.source.name,
             load=refreshed.until,
             rows=0 if refreshed.rows is None else refreshed.rows.num_rows,
+            rejected=sum(refreshed.reasons.values()),
+            reasons=refreshed.reasons,
         )
 
     def _refresh_derived(self, view: FeatureView, source: Derived) -> Refreshed:
@@ -230,6 +234,7 @@ class OfflineRows(Definitions):
             source=source.name,
             load=sum((new.until if new else after).values()),
             rows=new.rows.num_rows if new else 0,
+            rejected=new.rejected if new else 0,
         )
 
     def offline_table(self, view: ViewOrName) -> Table:

@@ -173,6 +173,12 @@ class FeatureView:
         return tuple(key for entity in self.entities for key in entity.keys)
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns without whose values an event is no row of the view: its keys and, without a transformation, features that are not nullable."""
+        whole = () if self.source is not None else (f.name for f in self.schema if not f.nullable)
+        return (*(key.name for key in self.join_keys), *whole)
+
+    @property
     def stored_as(self) -> str:
         """Name under which its rows are stored; a new one in each generation, so that no two meanings share a table."""
         return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
