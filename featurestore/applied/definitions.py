@@ -8,7 +8,7 @@ pinned it. So it is with a source: one whose columns mean something else is read
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -267,13 +267,34 @@ def _same_columns(old: Source, new: Source) -> bool:
 
 def same_meaning(old: FeatureView, new: FeatureView) -> bool:
     """Whether each feature that two versions of a view share comes from the same columns or views, computed the same way."""
-    was, becomes = old.semantics(), new.semantics()
+    was = old.semantics()
+    becomes = _as_hashed(new.semantics(), {code for code in _codes(was) if "+" not in code})
     if "events" in was and "events" in becomes:
         becomes["events"] = _in_zone_of(was["events"], becomes["events"])
     if _origin(was) != _origin(becomes):
         return False
     before, after = _meanings(was), _meanings(becomes)
     return all(before[name] == after[name] for name in before.keys() & after.keys())
+
+
+def _codes(described: Any) -> Iterator[str]:
+    """Yield the digests of code in a description, at any depth."""
+    children = described.values() if isinstance(described, Mapping) else described
+    for each in children if isinstance(described, Mapping | list) else ():
+        yield from _codes(each)
+    if isinstance(described, Mapping) and described.get("code"):
+        yield described["code"]
+
+
+def _as_hashed(described: Any, texts: Collection[str]) -> Any:
+    """Describe code by the digests of its text alone where it is one of these, as version 0.1 recorded them."""
+    if isinstance(described, list):
+        return [_as_hashed(each, texts) for each in described]
+    if not isinstance(described, Mapping):
+        return described
+    found = {name: _as_hashed(each, texts) for name, each in described.items()}
+    text = str(found.get("code", "")).partition("+")[0]
+    return found | {"code": text} if text in texts else found
 
 
 def _in_zone_of(was: Mapping[str, Any], becomes: Mapping[str, Any]) -> Mapping[str, Any]:

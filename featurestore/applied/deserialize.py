@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from toque.featurestore.definitions.code import code_digest
+from toque.featurestore.definitions.code import code_digest, same_code
 from toque.featurestore.definitions.computed import Derived
 from toque.featurestore.definitions.dtypes import parse_type
 from toque.featurestore.definitions.expectations import deserialize_expectation
@@ -352,7 +352,7 @@ def import_transform(described: Mapping[str, Any]) -> Transform:
     except (ImportError, AttributeError) as error:
         raise UnknownDefinition(f"{where}: cannot import {described['reference']}: {error}") from error
     transform: Transform = found.transform if isinstance(found, OnDemandFeatureView) else found
-    if code_digest(transform) != described["code"]:
+    if not same_code(described["code"], code_digest(transform)):
         raise UnknownDefinition(
             f"{where}: {described['reference']} is not the code that was applied; apply it again"
         )
