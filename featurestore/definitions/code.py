@@ -163,7 +163,9 @@ class _Reach:
         for path in _globals_of(function.__code__):
             self.path(function.__module__, path)
             value = function.__globals__.get(path[0])
-            if isinstance(value, _EXACT):  # one that another module has set, or the environment
+            if path[0] in function.__globals__ and isinstance(
+                value, _EXACT
+            ):  # one that another module has set, or the environment
                 self.parts[f"value {function.__module__}.{path[0]}"] = f"{type(value).__qualname__} {value!r}"
         for module in _imports_of(function.__code__, function.__globals__.get("__package__") or ""):
             self.file(module)
@@ -184,13 +186,15 @@ class _Reach:
         statements = _bound(module).get(name, ()) if _ours(module) else ()
         if key in self.parts or not statements:
             return
-        self.parts[key] = "\n".join(_normal(each) for each in statements)
+        written = [each for each in statements if not isinstance(each, ast.Import | ast.ImportFrom)]
+        self.parts[key] = "\n".join(_normal(each) for each in written)
         for statement in statements:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 for target, inner in _targets(module, statement, name):
-                    if not _ours(target):
-                        self.parts[f"{key} from {target}"] = _library(target)
-                    elif inner is not None:
+                    self.parts[f"{key} from {target}"] = (
+                        f"{inner} of {target if _ours(target) else _library(target)}"
+                    )
+                    if _ours(target) and inner is not None:
                         self.named(target, inner)
                 continue
             for path in _loaded(statement):
@@ -311,7 +315,8 @@ def _loaded(statement: ast.AST) -> Iterator[tuple[str, ...]]:
         base: ast.AST = node
         names: list[str] = []
         while isinstance(base, ast.Attribute):
-            base, names = base.value, [base.attr, *names]
+            names = [base.attr, *names]
+            base = base.value
         if isinstance(base, ast.Name) and isinstance(base.ctx, ast.Load):
             yield base.id, *names
 

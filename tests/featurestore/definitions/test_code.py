@@ -116,6 +116,7 @@ UNREAD: dict[str, tuple[str, str, str]] = {
     "another name of an import's module": ("parts/deep.py", "IDLE = 1", "IDLE = 2"),
     "a helper's words": ("parts/helpers.py", '"""Words."""', '"""Other words."""'),
     "a helper's layout": ("parts/helpers.py", "return recursive(x, 2) * FACTOR", "return (\n        recursive(x, 2) * FACTOR\n    )"),
+    "another name of the same import": ("formula.py", "scaled as by_factor, Shape", "scaled as by_factor, Shape, corner"),
     "another default's module": ("rates.py", "UNREAD = 1", "UNREAD = 2"),
 }  # fmt: skip
 SCRIPT = """
