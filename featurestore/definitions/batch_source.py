@@ -63,7 +63,7 @@ class Piece:
     batches: reads them, in tables of bounded size. Raises, while it is read: UnreadableSource.
     torn: lines that are no rows, removed: numbers of rows that went at the source since, both found while it is read.
     again: whether its rows were read before, but for some that may have come since, which only `unique` tells apart; more: how many
-    have come at least.
+    have come at least. waiting: what of it is left for a later load, and why.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Piece:
     removed: list[int] = field(default_factory=list, compare=False)
     again: bool = False
     more: int = 0
+    waiting: str = ""
 
 
 class Reader(Protocol):
