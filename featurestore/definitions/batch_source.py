@@ -61,7 +61,7 @@ class Piece:
 
     name: for people. position: what is known once all its rows are stored, to be merged into the source's position.
     batches: reads them, in tables of bounded size. Raises, while it is read: UnreadableSource.
-    torn: lines that are no rows, removed: numbers of rows that went at the source since, both found while it is read.
+    torn: lines that are no rows, or rows that cannot be read on, with the reason `tears`; removed: numbers of rows that went at the source since, both found while it is read.
     again: whether its rows were read before, but for some that may have come since, which only `unique` tells apart; more: how many
     have come at least. waiting: what of it is left for a later load, and why.
     """
@@ -74,6 +74,7 @@ class Piece:
     again: bool = False
     more: int = 0
     waiting: str = ""
+    tears: str = "the line has more or fewer values than there are columns"
 
 
 class Reader(Protocol):

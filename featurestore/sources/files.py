@@ -333,9 +333,7 @@ def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int | 
     with system.open_input_file(file.path) as opened:
         seam = bytes(opened.read_at(2, max(0, known[2] - 1)))
     # A line that was read without its end is whole if what came next is one.
-    goes_on = (
-        known[2] > 0 and len(seam) == 2 and not any(seam[at : at + 1] in {b"\n", b"\r"} for at in (0, 1))
-    )
+    goes_on = known[2] > 0 and len(seam) > 1 and not any(seam[at : at + 1] in {b"\n", b"\r"} for at in (0, 1))
     return None if goes_on else int(known[2])
 
 

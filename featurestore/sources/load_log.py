@@ -22,7 +22,7 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness, InRange
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
-from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, check
+from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, UNMARKED, check
 from toque.registry.journal import Entry, Fold, Journal
 from toque.registry.store import Table, write_part
 from toque.registry.store.tables.parts import Part
@@ -226,7 +226,7 @@ class RunningLoad:
             self.unreadable[piece.name] = str(error)
             return
         if piece.torn:
-            reasons = ["the line has more or fewer values than there are columns"] * len(piece.torn)
+            reasons = [piece.tears] * len(piece.torn)
             rejected.append(pa.table([reasons, piece.torn], schema=REJECTED))
         if piece.waiting:
             _logger.warning("batch source %r: %s", self._source.name, piece.waiting)
@@ -275,7 +275,8 @@ class RunningLoad:
         given = report.rows + report.known + report.rejected
         # An hour that comes twice says nothing against the source: each autumn there is one.
         twice = sum(
-            pc.sum(pc.match_substring(each.column(REASON), REPEATED)).as_py() for each in self.rejected
+            pc.sum(pc.match_substring_regex(each.column(REASON), f"{REPEATED}|{UNMARKED}")).as_py()
+            for each in self.rejected
         )
         if report.rejected - twice > self._source.bad_share * given:
             reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in report.reasons.items())

@@ -37,7 +37,7 @@ from toque.featurestore.sources.load_log import (
     lineage_of,
     loads_in,
 )
-from toque.featurestore.sources.rows import ROW, row_schema
+from toque.featurestore.sources.rows import ROW, UNMARKED, row_schema
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, append_with_parts, read_part
 from toque.registry.store.tables.files import settle
@@ -106,6 +106,8 @@ class SourceTable:
                 load.unreadable[piece.name] = without[piece.name]
                 continue
             load.take(piece)
+            if piece.torn and piece.tears.endswith(UNMARKED):  # read as often as one is added
+                load.rejected = [rows for rows in map(self.not_aside, load.rejected) if rows.num_rows]
             if piece.again:
                 if load.unreadable:  # what follows would pass over it
                     break
