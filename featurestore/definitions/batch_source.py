@@ -25,6 +25,8 @@ Position = Mapping[str, Any]
 Secrets = Callable[[str], str]
 """Finds the value of a secret by its name, as in `$WAREHOUSE_URL`."""
 KNOWN_AT = "known_at"
+UNMARKED = "has no value, so that the row is beyond no watermark"
+"""Part of the reason of rows of a table without a value in the column by which it is read on."""
 _ZONES_DIFFER = timedelta(days=1)  # no zone is that far from UTC
 
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, TimeRange
+from toque.featurestore.definitions.batch_source import KNOWN_AT, UNMARKED, BatchSource, Piece, TimeRange
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness, InRange
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
-from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, UNMARKED, check
+from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, check
 from toque.registry.journal import Entry, Fold, Journal
 from toque.registry.store import Table, write_part
 from toque.registry.store.tables.parts import Part

@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import CommitFailedError
 
-from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import (
+    KNOWN_AT,
+    UNMARKED,
+    BatchSource,
+    Piece,
+    Secrets,
+    TimeRange,
+)
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
@@ -37,7 +44,7 @@ from toque.featurestore.sources.load_log import (
     lineage_of,
     loads_in,
 )
-from toque.featurestore.sources.rows import ROW, UNMARKED, row_schema
+from toque.featurestore.sources.rows import ROW, row_schema
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, append_with_parts, read_part
 from toque.registry.store.tables.files import settle

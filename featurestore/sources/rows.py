@@ -21,8 +21,6 @@ from toque.featurestore.errors import InvalidRows, UnreadableSource
 
 REPEATED = "is a local time that comes twice"
 """Part of the reason of rows that lie in an hour which the clocks of the source's zone repeat: nothing says which of both it is."""
-UNMARKED = "has no value, so that the row is beyond no watermark"
-"""Part of the reason of rows of a table without a value in the column by which it is read on."""
 _Repeated = Literal["earliest", "null"]
 _SPREAD = 2_654_435_761  # Knuth's multiplier, by which neighbours get times far apart
 REASON, ROW = "reason", "row"

@@ -20,9 +20,8 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import UNMARKED, Piece, Position, Secrets, TimeRange
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
-from toque.featurestore.sources.rows import UNMARKED
 
 _DRIVERS = {
     "sqlite": ("sqlite3", "sqlite3"),
