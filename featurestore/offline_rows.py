@@ -1,7 +1,7 @@
 """The offline half of a feature store: rows written, computed, refreshed from sources, and retrieved as of their times."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -36,13 +36,24 @@ from toque.featurestore.offline.retrieval_job import RetrievalJob
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
 from toque.featurestore.sources import BatchSource, SourceLineage, SourceTable
-from toque.featurestore.sources.refresh import Refreshed, new_rows
+from toque.featurestore.sources.refresh import Refreshed, keep_aside, new_rows
 from toque.featurestore.streams import StreamSource, StreamTable
 from toque.featurestore.streams.refresh import new_rows as new_stream_rows
 from toque.featurestore.vectors import FOLLOWERS
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, TableSnapshot
 from toque.registry.times import as_utc
+
+
+@dataclass(frozen=True, slots=True)
+class _Consumed:
+    """Loads of a generation of a batch source, up to one that a view has the rows of."""
+
+    source: BatchSource
+    load: int
+
+    def order(self) -> tuple[int, int]:
+        return self.source.generation, self.load
 
 
 class OfflineRows(Definitions):
@@ -145,7 +156,13 @@ class OfflineRows(Definitions):
         Raises: UnknownDefinition.
         """
         found = self.get_batch_source(source if isinstance(source, str) else source.name)
-        return SourceTable(found, self._store, self.project, actor=self._actor, clock=self._clock)
+        return self._table_of(found)
+
+    def _table_of(self, source: BatchSource) -> SourceTable:
+        """Open the table of a source in the generation that is given, by what is in force of it if it is that one."""
+        found = self.get_batch_source(source.name)
+        source = found if found.generation == source.generation else source
+        return SourceTable(source, self._store, self.project, actor=self._actor, clock=self._clock)
 
     def stream_table(self, source: StreamSource | str) -> StreamTable:
         """Open the table of events of a stream source that is in force.
@@ -169,16 +186,20 @@ class OfflineRows(Definitions):
             )
         if isinstance(found.events, StreamSource):
             return self._refresh_from_stream(found, found.events)
-        events = self.source_table(found.events)
-        refreshed = new_rows(found, events, self.offline.consumed(found, events.source.name))
+        events = self._table_of(found.events)
+        refreshed = new_rows(found, events, self.offline.consumed(found, events.source.stored_as))
+        if refreshed.aside is not None and refreshed.aside.num_rows:
+            keep_aside(found, events, refreshed.aside)
         if refreshed.rows is not None:
             typed = self._expected(found, refreshed.rows)
-            self._write(found, typed, loads={events.source.name: refreshed.until})
+            self._write(found, typed, loads={events.source.stored_as: refreshed.until})
         return Refreshed(
             view=found.name,
             source=events.source.name,
             load=refreshed.until,
             rows=0 if refreshed.rows is None else refreshed.rows.num_rows,
+            rejected=sum(refreshed.reasons.values()),
+            reasons=refreshed.reasons,
         )
 
     def _refresh_derived(self, view: FeatureView, source: Derived) -> Refreshed:
@@ -197,15 +218,15 @@ class OfflineRows(Definitions):
         return Refreshed(view=view.name, source=inputs, rows=rows)
 
     def _refresh_from_stream(self, view: FeatureView, source: StreamSource) -> Refreshed:
-        table = self.stream_table(source)
-        names = {each: f"{source.name}:{each}" for each in table.known_partitions()}
+        table = StreamTable(source, self._store, self.project)
+        names = {each: f"{source.stored_as}:{each}" for each in table.known_partitions()}
         after = {each: self.offline.consumed(view, name) for each, name in names.items()}
         new = new_stream_rows(view, table, after)
         if new is not None:
             self.offline.write(
                 view,
                 conform(view, new.rows, clock=self._clock),
-                loads={f"{source.name}:{each}": position for each, position in new.until.items()},
+                loads={f"{source.stored_as}:{each}": position for each, position in new.until.items()},
                 after={names[each]: position for each, position in after.items()},
             )
         return Refreshed(
@@ -213,6 +234,7 @@ class OfflineRows(Definitions):
             source=source.name,
             load=sum((new.until if new else after).values()),
             rows=new.rows.num_rows if new else 0,
+            rejected=new.rejected if new else 0,
         )
 
     def offline_table(self, view: ViewOrName) -> Table:
@@ -253,28 +275,28 @@ class OfflineRows(Definitions):
     def sources_of(self, job: PinnedRetrieval) -> dict[str, SourceLineage]:
         """Describe the part of each batch source that a retrieval's rows came from, by the source's name.
 
-        Of a source that several views read, the loads up to the last that one of them has. Raises: UnknownDefinition.
+        Of a source that several views read, the loads up to the last that one of them has, of its last generation that they read.
+        Raises: UnknownDefinition.
         """
-        loads: dict[str, int] = {}
+        loads: dict[str, _Consumed] = {}
         for lookup in job.retrieval.lookups:
             snapshot = job.versions[lookup.view.name]
             if snapshot is not None:
                 self._add_loads(stored_view(lookup), snapshot.version, loads)
-        return {
-            name: self.source_table(name).lineage(number) for name, number in sorted(loads.items()) if number
-        }
+        return {name: self._table_of(read.source).lineage(read.load) for name, read in sorted(loads.items())}
 
-    def _add_loads(self, view: FeatureView, version: int, loads: dict[str, int]) -> None:
+    def _add_loads(self, view: FeatureView, version: int, loads: dict[str, _Consumed]) -> None:
         """Add the loads that a version of a view's table has the rows of, also through the views that it is derived from."""
-        if view.events is not None:
-            source = view.events.name
-            consumed = self.offline.consumed(view, source, version=version)
-            loads[source] = max(consumed, loads.get(source, 0))
+        if isinstance(view.events, BatchSource):
+            source = view.events
+            read = _Consumed(source, self.offline.consumed(view, source.stored_as, version=version))
+            if read.load:
+                loads[source.name] = max(read, loads.get(source.name, read), key=_Consumed.order)
         for each in view.inputs:
-            given = stored_view(each)
-            read = self.offline.consumed(view, consumed_as(given.name), version=version) - 1
-            if read >= 0:
-                self._add_loads(given, read, loads)
+            given = self.in_generation(stored_view(each))
+            number = self.offline.consumed(view, consumed_as(given.stored_as), version=version) - 1
+            if number >= 0:
+                self._add_loads(given, number, loads)
 
     def _says_when_known(self, view: FeatureView) -> bool:
         if view.inputs:

@@ -118,7 +118,7 @@ def _fill(features: FeatureStore, table: StreamTable, view: FeatureView) -> tupl
     """Fill one view; returns, too, the positions up to which it has the stream's events."""
     with tempfile.TemporaryDirectory(prefix="toque-replay-") as folder:
         rows = view_rows(view, table, Path(folder), clock=features.now)
-        loads = {f"{table.source.name}:{each}": position for each, position in rows.until.items()}
+        loads = {f"{table.source.stored_as}:{each}": position for each, position in rows.until.items()}
         features.offline.replace(view, rows.by_time(), loads=loads)
         put = removed = 0
         if features.has_online:

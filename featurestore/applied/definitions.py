@@ -2,15 +2,15 @@
 
 Rows of all versions of a view share a table as long as its features mean the same. When one is computed otherwise,
 the next refresh fills a new table (a generation) from all that was loaded, and the old one stays as it is, for who
-pinned it.
+pinned it. So it is with a source: one whose columns mean something else is read anew, into a table of its own.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 from toque.featurestore.applied import deserialize
 from toque.featurestore.applied.deserialize import Catalog, Record
@@ -30,7 +30,13 @@ from toque.featurestore.errors import UnknownDefinition
 from toque.registry.journal import Fold, Journal
 
 _BY_FEATURE = frozenset({"aggregations", "schema", "inputs", "code", "reference"})
+_PLACES = frozenset(
+    {"pattern", "uri", "url", "servers", "catalog", "endpoint", "region", "partitions", "settings"}
+)
+"""Options of readers that say where a source is and how it is reached; all others change what is read there."""
 _logger = logging.getLogger(__name__)
+Source: TypeAlias = BatchSource | StreamSource
+D = TypeVar("D", FeatureView, Source)
 
 
 class Definitions:
@@ -169,8 +175,8 @@ class Definitions:
         if not any("generation" in record.definition for record in records):
             return view
         versions = (deserialize.view(record.definition) for record in reversed(records))
-        numbers = (version.generation for version in versions if same_meaning(version, view))
-        return replace(view, generation=next(numbers, view.generation))
+        match = next((version for version in versions if same_meaning(version, view)), view)
+        return replace(view, generation=match.generation, events=_in_generation_of(match.events, view.events))
 
     def list_feature_services(self) -> list[str]:
         """List names of all services in force."""
@@ -210,48 +216,127 @@ class Definitions:
 
 
 def with_generations(catalog: Catalog, wanted: Mapping[str, Definition]) -> dict[str, Definition]:
-    """Number the views that are to be applied: as their last version, or the next if a feature gets another meaning."""
-    return {key: _numbered(catalog, each) for key, each in wanted.items()}
+    """Number the sources and views that are to be applied: as their last version, or the next if a column or feature gets another meaning."""
+    sources = {
+        key: _numbered_source(catalog, key, each)
+        for key, each in wanted.items()
+        if isinstance(each, BatchSource | StreamSource)
+    }
+    views = {
+        key: _numbered_view(catalog, each, [source for source in sources.values() if each.takes_from(source)])
+        for key, each in wanted.items()
+        if isinstance(each, FeatureView)
+    }
+    return {key: sources.get(key) or views.get(key) or each for key, each in wanted.items()}
 
 
-def _numbered(catalog: Catalog, definition: Definition) -> Definition:
-    if not isinstance(definition, FeatureView):
-        return definition
-    versions = catalog.versions("feature_view", definition.name)
+def _numbered_source(catalog: Catalog, key: str, source: Source) -> Source:
+    versions = [deserialize.source(each.definition) for each in catalog.records.get(key, ())]
+    return replace(source, generation=_next(versions, source, _same_columns))
+
+
+def _numbered_view(catalog: Catalog, view: FeatureView, sources: Sequence[Source]) -> FeatureView:
+    versions = [deserialize.view(each.definition) for each in catalog.versions("feature_view", view.name)]
+    number = _next(versions, view, same_meaning)
+    return replace(view, generation=number, events=sources[0] if sources else None)
+
+
+def _next(versions: Sequence[D], new: D, same: Callable[[D, D], bool]) -> int:
+    """Number the generation of a definition: the last, whose table it shares with versions of one meaning, or the next."""
     if not versions:
-        return definition
-    last = deserialize.view(versions[-1].definition)
-    number = last.generation + (not same_meaning(last, definition))
-    return replace(definition, generation=number)
+        return 1
+    last = versions[-1]
+    if last.semantics() == new.semantics():
+        return last.generation
+    # Not the last version alone: a column may have been left out meanwhile, and its rows are still in the table.
+    sharing = [each for each in versions if each.generation == last.generation]
+    return last.generation + (not all(same(each, new) for each in sharing))
+
+
+def _in_generation_of(known: Source | None, source: Source | None) -> Source | None:
+    """Give the source of a view the generation of another version of it."""
+    return None if source is None or known is None else replace(source, generation=known.generation)
+
+
+def _same_columns(old: Source, new: Source) -> bool:
+    """Whether each column that two versions of a source share is read from the same place, in the same way."""
+    was, becomes = old.semantics(), _in_zone_of(old.semantics(), new.semantics())
+    shared = {field["name"] for field in was["schema"]} & {field["name"] for field in becomes["schema"]}
+    return _reading(was, shared) == _reading(becomes, shared)
 
 
 def same_meaning(old: FeatureView, new: FeatureView) -> bool:
-    """Whether each feature that two versions of a view share comes from the same events or views, computed the same way."""
-    was, becomes = old.semantics(), new.semantics()
+    """Whether each feature that two versions of a view share comes from the same columns or views, computed the same way."""
+    was = old.semantics()
+    becomes = _as_hashed(new.semantics(), {code for code in _codes(was) if "+" not in code})
+    if "events" in was and "events" in becomes:
+        becomes["events"] = _in_zone_of(was["events"], becomes["events"])
     if _origin(was) != _origin(becomes):
         return False
     before, after = _meanings(was), _meanings(becomes)
     return all(before[name] == after[name] for name in before.keys() & after.keys())
 
 
+def _codes(described: Any) -> Iterator[str]:
+    """Yield the digests of code in a description, at any depth."""
+    children = described.values() if isinstance(described, Mapping) else described
+    for each in children if isinstance(described, Mapping | list) else ():
+        yield from _codes(each)
+    if isinstance(described, Mapping) and described.get("code"):
+        yield described["code"]
+
+
+def _as_hashed(described: Any, texts: Collection[str]) -> Any:
+    """Describe code by the digests of its text alone where it is one of these, as version 0.1 recorded them."""
+    if isinstance(described, list):
+        return [_as_hashed(each, texts) for each in described]
+    if not isinstance(described, Mapping):
+        return described
+    found = {name: _as_hashed(each, texts) for name, each in described.items()}
+    text = str(found.get("code", "")).partition("+")[0]
+    return found | {"code": text} if text in texts else found
+
+
+def _in_zone_of(was: Mapping[str, Any], becomes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Describe a source without its zone, if it had none: all times that were read named theirs, so they mean the same."""
+    return {**becomes, "timezone": ""} if was["timezone"] == "" else becomes
+
+
+def _reading(source: Mapping[str, Any], columns: Collection[str]) -> list[Any]:
+    """Describe how rows of a source are read: whatever changes the values of these columns, or when they count."""
+    reads = {name: value for name, value in source["reads"].items() if name not in _PLACES}
+    times = [source.get(name) for name in ("timestamp", "timezone", "timestamp_unit", "known_at")]
+    return [reads, "schemas" in source, times, {name: _place_of(source, name) for name in columns}]
+
+
+def _place_of(source: Mapping[str, Any], column: str) -> Any:
+    """Name a source's column there; None for the number of the row."""
+    return None if source.get("row_number") == column else source["columns"].get(column, column)
+
+
 def _origin(described: Mapping[str, Any]) -> Any:
-    """What the rows of a view follow from, and when there is one."""
-    source, events = described["source"] or {}, described.get("events", {})
+    """Describe what the rows of a view follow from, and when there is one."""
+    source, events = described["source"] or {}, described.get("events")
     rest = {name: value for name, value in source.items() if name not in _BY_FEATURE}
-    return [events.get("kind"), events.get("name"), rest]
+    if events is None:
+        return [None, None, rest]
+    keys = [key["name"] for entity in described["entities"] for key in entity["join_keys"]]
+    # Windows sum the rows that `unique` tells apart; without them of rows with one key and time the last counts anyhow.
+    unique = sorted(events["unique"]) if source else []
+    return [events["kind"], events["name"], rest, _reading(events, keys), unique]
 
 
 def _meanings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """How each feature is computed."""
-    source = described["source"] or {}
+    """Describe how each feature is computed, and of which column of the view's source."""
+    source, events = described["source"] or {}, described.get("events", {"columns": {}})
     names = [field["name"] for field in described["schema"]]
     if "aggregations" in source:
-        return {each["name"]: each for each in source["aggregations"]}
+        return {each["name"]: [each, _place_of(events, each["column"])] for each in source["aggregations"]}
     inputs = [
         {"projection": {name: each[name] for name in ("view", "features", "alias")}, "view": _of_input(each)}
         for each in source.get("inputs", ())
     ]
-    return {name: [source.get("code"), inputs] for name in names}
+    return {name: [source.get("code"), inputs, _place_of(events, name)] for name in names}
 
 
 def _of_input(described: Mapping[str, Any]) -> Any:

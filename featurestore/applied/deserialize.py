@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from toque.featurestore.definitions.code import code_digest
+from toque.featurestore.definitions.code import code_digest, same_code
 from toque.featurestore.definitions.computed import Derived
 from toque.featurestore.definitions.dtypes import parse_type
 from toque.featurestore.definitions.expectations import deserialize_expectation
@@ -161,14 +161,15 @@ def view(described: Mapping[str, Any]) -> FeatureView:
         source=None if described["source"] is None else transformation(described["source"]),
         **{name: described[name] for name in ("tags", "owner", "description") if name in described},
         expectations=[deserialize_expectation(e) for e in described.get("expectations", ())],
-        events=_events(described["events"]) if "events" in described else None,
+        events=source(described["events"]) if "events" in described else None,
         deprecated=deserialize_deprecation(described["deprecated"]) if "deprecated" in described else None,
         indexes=[VectorIndex(**index) for index in described.get("indexes", ())],
         generation=described.get("generation", 1),
     )
 
 
-def _events(described: Mapping[str, Any]) -> BatchSource | StreamSource:
+def source(described: Mapping[str, Any]) -> BatchSource | StreamSource:
+    """Rebuild a batch or stream source from its `describe()` or `semantics()`. Raises: UnknownDefinition."""
     return stream_source(described) if described["kind"] == "stream_source" else batch_source(described)
 
 
@@ -203,6 +204,7 @@ def stream_source(described: Mapping[str, Any]) -> StreamSource:
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
         commit_every=timedelta(microseconds=described["commit_every_us"]),
         schemas=SchemaRegistry(**described["schemas"]) if "schemas" in described else None,
+        generation=described.get("generation", 1),
     )
 
 
@@ -219,6 +221,7 @@ def batch_source(described: Mapping[str, Any]) -> BatchSource:
         schema=_fields(described["schema"]),
         expectations=[deserialize_expectation(e) for e in described["expectations"]],
         row_number=described.get("row_number", ""),  # earlier releases knew none
+        generation=described.get("generation", 1),
     )
 
 
@@ -349,7 +352,7 @@ def import_transform(described: Mapping[str, Any]) -> Transform:
     except (ImportError, AttributeError) as error:
         raise UnknownDefinition(f"{where}: cannot import {described['reference']}: {error}") from error
     transform: Transform = found.transform if isinstance(found, OnDemandFeatureView) else found
-    if code_digest(transform) != described["code"]:
+    if not same_code(described["code"], code_digest(transform)):
         raise UnknownDefinition(
             f"{where}: {described['reference']} is not the code that was applied; apply it again"
         )

@@ -4,7 +4,7 @@
 """
 
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +32,14 @@ KINDS = {
     "feature_service": FeatureService,
 }
 SOURCES = frozenset({"batch_source", "stream_source"})
+_ANEW = {
+    "feature_view": "feature view {!r}: features mean something else than before, so generation {} of its table begins empty; "
+    "refresh_features fills it from its source, and materialize brings it online",
+    "batch_source": "batch source {!r}: columns mean something else than before, so generation {} of its table begins empty; the next "
+    "load reads all that is there now, and what is no longer there is in the earlier table alone",
+    "stream_source": "stream source {!r}: fields mean something else than before, so generation {} of its table begins empty; its "
+    "consumers read all that the log still has, and what it has no more is in the earlier table alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +107,7 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
     found: dict[str, Definition] = {}
     for definition in definitions:
         for each in (*_dependencies(definition), definition):
-            part = (
-                replace(each, generation=1) if isinstance(each, FeatureView) else each
-            )  # the catalog numbers them
+            part = _unnumbered(each)
             key = f"{kind_of(part)}/{part.name}"
             if key in found and found[key].describe() != part.describe():
                 raise InvalidDefinition(
@@ -109,6 +115,18 @@ def closure(definitions: Iterable[Definition]) -> dict[str, Definition]:
                 )
             found[key] = part
     return found
+
+
+def _unnumbered(definition: Definition) -> Definition:
+    """Take the generations off a definition: the catalog numbers it."""
+    if isinstance(definition, FeatureView):
+        events = None if definition.events is None else replace(definition.events, generation=1)
+        return replace(definition, generation=1, events=events)
+    return (
+        replace(definition, generation=1)
+        if isinstance(definition, BatchSource | StreamSource)
+        else definition
+    )
 
 
 def names_of(definition: Definition) -> set[str]:
@@ -145,40 +163,46 @@ def plan_changes(catalog: Catalog, wanted: Mapping[str, Definition], *, prune: S
     _refuse_missing_features(catalog, wanted, frozenset(prune))
     _refuse_missing_columns(catalog, wanted, frozenset(prune))
     new = _new_generations(catalog, wanted)
-    _refuse_other_inputs(catalog, new, frozenset({*wanted, *prune}))
+    _refuse_other_inputs(catalog, new.keys(), frozenset({*wanted, *prune}))
     for key in prune:
         kind, name = key.split("/", 1)
         record = catalog.get(kind, name)
         _refuse_if_used(catalog, record, frozenset(prune), wanted)
         changes.append(Change("removed", kind, name, record.version + 1))
     empty = tuple(
-        f"feature view {name!r}: features mean something else than before, so generation {number} of its table begins empty; "
-        "refresh_features fills it from its source, and materialize brings it online"
-        for name, number in new.items()
+        _ANEW[key.partition("/")[0]].format(key.partition("/")[2], number) for key, number in new.items()
     )
     return Plan(tuple(changes), (*_deprecated_uses(catalog, wanted, frozenset(prune)), *empty))
 
 
 def _new_generations(catalog: Catalog, wanted: Mapping[str, Definition]) -> dict[str, int]:
-    """Find the views that would get a new generation, by name."""
+    """Find the sources and views that would get a new generation, as `kind/name`."""
     found: dict[str, int] = {}
-    for view in wanted.values():
-        if isinstance(view, FeatureView):
-            versions = catalog.versions("feature_view", view.name)
-            if versions and view.generation != versions[-1].definition.get("generation", 1):
-                found[view.name] = view.generation
+    for key, each in wanted.items():
+        if isinstance(each, FeatureView | BatchSource | StreamSource):
+            versions = catalog.records.get(key, ())
+            if versions and each.generation != versions[-1].definition.get("generation", 1):
+                found[key] = each.generation
     return found
 
 
-def _refuse_other_inputs(catalog: Catalog, new: Mapping[str, int], changed: frozenset[str]) -> None:
-    """Refuse another meaning of a view while one that is derived from it stays: that would go on from rows which nobody adds to."""
+def _refuse_other_inputs(catalog: Catalog, new: Collection[str], changed: frozenset[str]) -> None:
+    """Refuse another meaning of a source or view while a view of its rows stays: that would go on from rows which nobody adds to."""
     for name in catalog.names("feature_view"):
-        view = catalog.get("feature_view", name)
-        read = {used["view"] for used in _references(view.definition)} & new.keys()
-        if read and f"feature_view/{name}" not in changed:
-            raise IncompatibleChange(
-                f"feature view {name!r} is derived from {min(read)!r}, whose features would mean something else; apply it too"
+        view = catalog.get("feature_view", name).definition
+        used = {
+            f"{kind}/{each}"
+            for kind in (*SOURCES, "feature_view")
+            for each in _uses("feature_view", kind, view)
+        }
+        if used & {*new} and f"feature_view/{name}" not in changed:
+            kind, _, read = min(used & {*new}).partition("/")
+            what = (
+                f"is derived from {read!r}, whose features"
+                if kind == "feature_view"
+                else f"takes its rows from {readable_kind(kind)} {read!r}, whose columns"
             )
+            raise IncompatibleChange(f"feature view {name!r} {what} would mean something else; apply it too")
 
 
 def _change(catalog: Catalog, key: str, definition: Definition) -> Change:

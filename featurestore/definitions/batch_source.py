@@ -25,6 +25,8 @@ Position = Mapping[str, Any]
 Secrets = Callable[[str], str]
 """Finds the value of a secret by its name, as in `$WAREHOUSE_URL`."""
 KNOWN_AT = "known_at"
+UNMARKED = "has no value, so that the row is beyond no watermark"
+"""Part of the reason of rows of a table without a value in the column by which it is read on."""
 _ZONES_DIFFER = timedelta(days=1)  # no zone is that far from UTC
 
 
@@ -61,9 +63,9 @@ class Piece:
 
     name: for people. position: what is known once all its rows are stored, to be merged into the source's position.
     batches: reads them, in tables of bounded size. Raises, while it is read: UnreadableSource.
-    torn: lines that are no rows, removed: numbers of rows that went at the source since, both found while it is read.
+    torn: lines that are no rows, or rows that cannot be read on, with the reason `tears`; removed: numbers of rows that went at the source since, both found while it is read.
     again: whether its rows were read before, but for some that may have come since, which only `unique` tells apart; more: how many
-    have come at least.
+    have come at least. waiting: what of it is left for a later load, and why.
     """
 
     name: str
@@ -73,6 +75,8 @@ class Piece:
     removed: list[int] = field(default_factory=list, compare=False)
     again: bool = False
     more: int = 0
+    waiting: str = ""
+    tears: str = "the line has more or fewer values than there are columns"
 
 
 class Reader(Protocol):
@@ -104,6 +108,7 @@ class BatchSource:
     corrected ones the last counts.
     expectations: a row out of an `InRange` is kept aside; a load against a `NullShare` or `Freshness` is refused.
     bad_share: of a load's rows that may be kept aside; above it the load is refused, as then the source has changed.
+    generation: of its table, which `apply` counts up when a column gets another meaning; leave it out.
     Raises: InvalidDefinition.
     """
 
@@ -121,6 +126,7 @@ class BatchSource:
     owner: str = ""
     description: str = ""
     row_number: str = ""
+    generation: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         check_name("batch source", self.name)
@@ -141,6 +147,11 @@ class BatchSource:
             raise InvalidDefinition(f"{where}: bad_share is a share of 0 to 1, got {self.bad_share}")
         if self.timezone:
             check_timezone(where, self.timezone)
+
+    @property
+    def stored_as(self) -> str:
+        """Name under which its rows are stored; a new one in each generation, so that no two meanings share a table."""
+        return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
 
     @property
     def read_columns(self) -> dict[str, str]:
@@ -173,7 +184,7 @@ class BatchSource:
     def describe(self) -> dict[str, Any]:
         """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
-        return self.semantics() | people
+        return self.semantics() | people | ({} if self.generation == 1 else {"generation": self.generation})
 
 
 def check_columns(

@@ -114,6 +114,7 @@ class StreamSource:
     ones are kept aside. None: however late.
     schemas: registry by whose schemas the messages are written (Avro or JSON); None: each is JSON by itself.
     expectations: events out of an `InRange` are kept aside. commit_every: from one commit of the offline table to the next.
+    generation: of its table, which `apply` counts up when a field gets another meaning; leave it out.
     Raises: InvalidDefinition.
     """
 
@@ -133,6 +134,7 @@ class StreamSource:
     tags: Mapping[str, str] = field(default_factory=dict, hash=False)
     owner: str = ""
     description: str = ""
+    generation: int = field(default=1, compare=False)
 
     def __post_init__(self) -> None:
         check_name("stream source", self.name)
@@ -163,6 +165,11 @@ class StreamSource:
             raise InvalidDefinition(
                 f"{where}: allowed_lateness must not be negative, got {self.allowed_lateness}"
             )
+
+    @property
+    def stored_as(self) -> str:
+        """Name under which its events are stored; a new one in each generation, so that no two meanings share a table."""
+        return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
 
     @property
     def read_columns(self) -> dict[str, str]:
@@ -211,7 +218,7 @@ class StreamSource:
     def describe(self) -> dict[str, Any]:
         """Describe the whole definition as JSON."""
         people = {"tags": dict(self.tags), "owner": self.owner, "description": self.description}
-        return self.semantics() | people
+        return self.semantics() | people | ({} if self.generation == 1 else {"generation": self.generation})
 
 
 @dataclass(frozen=True, slots=True)

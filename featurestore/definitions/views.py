@@ -173,6 +173,12 @@ class FeatureView:
         return tuple(key for entity in self.entities for key in entity.keys)
 
     @property
+    def needed(self) -> tuple[str, ...]:
+        """Columns without whose values an event is no row of the view: its keys and, without a transformation, features that are not nullable."""
+        whole = () if self.source is not None else (f.name for f in self.schema if not f.nullable)
+        return (*(key.name for key in self.join_keys), *whole)
+
+    @property
     def stored_as(self) -> str:
         """Name under which its rows are stored; a new one in each generation, so that no two meanings share a table."""
         return self.name if self.generation == 1 else f"{self.name}.{self.generation}"
@@ -182,14 +188,18 @@ class FeatureView:
         """Other views that the view's rows are computed from."""
         return self.source.projections if isinstance(self.source, FromViews) else ()
 
+    def takes_from(self, source: BatchSource | StreamSource) -> bool:
+        """Whether the view takes its rows or events from the source of this kind and name, in whatever generation."""
+        return type(self.events) is type(source) and self.events.name == source.name
+
     @property
     def features(self) -> tuple[str, ...]:
         """Names of the view's features."""
         return tuple(f.name for f in self.schema)
 
     def reads_from(self, source: BatchSource | StreamSource) -> bool:
-        """Whether the view takes its rows or events from this source."""
-        return type(self.events) is type(source) and self.events.name == source.name
+        """Whether the view takes its rows or events from this source, in the same generation."""
+        return type(self.events) is type(source) and self.events.stored_as == source.stored_as
 
     def __getitem__(self, features: Sequence[str]) -> "Projection":
         """Select some features: `view[["a", "b"]]`."""
@@ -224,7 +234,13 @@ class FeatureView:
         indexes = {"indexes": [index.describe() for index in self.indexes]} if self.indexes else {}
         generation = {} if self.generation == 1 else {"generation": self.generation}
         expectations = {"expectations": [e.describe() for e in self.expectations]}
-        return self.semantics() | people | expectations | given | indexes | generation
+        later = self.events is not None and self.events.generation > 1
+        events = (
+            {"events": self.events.semantics() | {"generation": self.events.generation}}
+            if self.events and later
+            else {}
+        )
+        return self.semantics() | people | expectations | given | indexes | generation | events
 
 
 Transform = Callable[[Mapping[str, np.ndarray[Any, Any]]], Mapping[str, Any]] | Callable[[Any], Any]

@@ -318,7 +318,9 @@ def new_derived_rows(
         inputs.append(InputRows(each.of, pa.concat_tables([old, new]), flags))
     stored = _of_keys(offline.read(view, start=first), keys)
     consumed = {
-        consumed_as(each.of.view.name): each.version.number + 1 for each in reads if each.version is not None
+        consumed_as(each.of.view.stored_as): each.version.number + 1
+        for each in reads
+        if each.version is not None
     }
     return DerivedRows(derive(view, inputs, stored, transform=transform, now=now), consumed)
 
@@ -328,7 +330,7 @@ def _read(offline: OfflineStore, view: FeatureView, of: Projection) -> _Read:
     version = offline.version(given)
     if version is None:
         return _Read(of, None, (), ())
-    before = offline.consumed(view, consumed_as(given.name)) - 1
+    before = offline.consumed(view, consumed_as(given.stored_as)) - 1
     known = offline.known_since(given, before, version.number) if before >= 0 else frozenset()
     return _Read(
         of,

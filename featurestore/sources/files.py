@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 BATCH_ROWS = 131_072
 _BLOCK_BYTES = 8 << 20
 _TAIL_BYTES = 4096
+SETTLED_S = 60.0
+"""Seconds for which a file in a folder must have stayed as it is for its last line, without an end, to be whole."""
+_LINE_ENDS = re.compile(rb"\r\n|\n|\r")
 _WILDCARDS = re.compile(r"[*?\[]")
 
 
@@ -109,18 +113,27 @@ class CsvFiles:
         system, found = _listed(self)
         for each in found:
             known = after.get(each.path)
-            if known is not None and known[:2] == _stamp(each):
+            if known is not None and [*known[:2], known[2]] == [*_stamp(each), each.size]:
                 continue
             start = 0 if known is None else _grown(system, each, known)
             if start is None:
                 yield _unreadable(each, _changed(each, known or ()))
                 continue
             end = _last_line(system, each.path, start, each.size)
+            if end < each.size and self._is_whole(each):
+                end = each.size
+            waiting = "" if end == each.size else _unended(each, end)
             if end > start:
                 position = {each.path: [*_stamp(each), end, _tail(system, each.path, end)]}
                 torn: list[str] = []
                 read = partial(self._lines, system, each.path, (start, end), list(columns), torn)
-                yield Piece(each.path, position, read, torn)
+                yield Piece(each.path, position, read, torn, waiting=waiting)
+            elif waiting:
+                yield Piece(each.path, {}, lambda: iter(()), waiting=waiting)
+
+    def _is_whole(self, file: _Listed) -> bool:
+        """Whether nobody still writes a file: one in a bucket comes as a whole, and another rests when it is done."""
+        return self.pattern.startswith("s3://") or abs(time.time() - file.time_ns / 1e9) >= SETTLED_S
 
     def _lines(
         self,
@@ -240,6 +253,13 @@ def _changed(file: _Listed, known: Sequence[Any]) -> str:
     )
 
 
+def _unended(file: _Listed, end: int) -> str:
+    return (
+        f"the last {file.size - end} bytes of file {file.path!r} end no line, and the file changed less than {SETTLED_S:g} s ago: they "
+        "are read once the line ends, or the file has rested that long"
+    )
+
+
 def _unreadable(file: _Listed, why: str) -> Piece:
     """Piece of a file that is left out, while the others are read."""
 
@@ -310,7 +330,11 @@ def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int | 
     """Find where a file that grew goes on; None if it changed before that."""
     if file.size < known[2] or _tail(system, file.path, known[2]) != known[3]:
         return None
-    return int(known[2])
+    with system.open_input_file(file.path) as opened:
+        seam = bytes(opened.read_at(2, max(0, known[2] - 1)))
+    # A line that was read without its end is whole if what came next is one.
+    goes_on = known[2] > 0 and len(seam) > 1 and not any(seam[at : at + 1] in {b"\n", b"\r"} for at in (0, 1))
+    return None if goes_on else int(known[2])
 
 
 def _tail(system: fs.FileSystem, path: str, end: int) -> str:
@@ -327,7 +351,8 @@ def _last_line(system: fs.FileSystem, path: str, start: int, size: int) -> int:
         end = size
         while end > start:
             begin = max(start, end - _BLOCK_BYTES)
-            found = bytes(file.read_at(end - begin, begin)).rfind(b"\n")
+            data = bytes(file.read_at(end - begin, begin))
+            found = max(data.rfind(b"\n"), data.rfind(b"\r"))
             if found >= 0:
                 return begin + found + 1
             end = begin
@@ -340,7 +365,8 @@ def _after_header(file: pa.NativeFile) -> int:
 
 def _first_line(file: pa.NativeFile) -> bytes:
     data = bytes(file.read_at(1 << 20, 0))
-    return data[: data.find(b"\n") + 1] if b"\n" in data else data
+    end = _LINE_ENDS.search(data)
+    return data[: end.end()] if end else data
 
 
 def _header(file: pa.NativeFile, delimiter: str, encoding: str) -> list[str]:

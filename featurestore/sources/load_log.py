@@ -5,6 +5,7 @@ Rows that fit go to files, others aside, and pieces that cannot be read are note
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
-from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, TimeRange
+from toque.featurestore.definitions.batch_source import KNOWN_AT, UNMARKED, BatchSource, Piece, TimeRange
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness, InRange
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
@@ -37,6 +38,7 @@ ROWS_READ = ":rows"
 LOAD, LOAD_PART = "load", "load_part"
 """Columns that say which load brought a row, and in which of the load's files, in the order of reading."""
 PART_ROWS = 1 << 20
+_logger = logging.getLogger(__name__)
 
 
 class Loaded(BaseModel):
@@ -62,6 +64,7 @@ class SourceLoad(BaseModel):
     number: from 1. read: of what, a name for each piece, the first hundred. rows: that were new and fit. known: that were
     stored before. rejected: that did not fit and are kept aside, with reasons by how often. unreadable: pieces that could not
     be read, with the reason; the next load tries them again. removed: rows that went at the source since; they stay here. backfill: start and end of the event times that were read again.
+    waiting: pieces of which something is left for a later load, with the reason.
     total: of all loads up to this one; None after loads that did not count it.
     """
 
@@ -76,6 +79,7 @@ class SourceLoad(BaseModel):
     rejected: int = 0
     reasons: dict[str, int] = {}
     unreadable: dict[str, str] = {}
+    waiting: dict[str, str] = {}
     removed: int = 0
     first: datetime | None = None
     last: datetime | None = None
@@ -195,6 +199,7 @@ class RunningLoad:
         self.position: dict[str, Any] = {}
         self.rejected: list[pa.Table] = []
         self.unreadable: dict[str, str] = {}
+        self.waiting: dict[str, str] = {}
         self.read: list[str] = []
         self.removed = 0
         self._written: list[_Written] = []
@@ -221,8 +226,13 @@ class RunningLoad:
             self.unreadable[piece.name] = str(error)
             return
         if piece.torn:
-            reasons = ["the line has more or fewer values than there are columns"] * len(piece.torn)
+            reasons = [piece.tears] * len(piece.torn)
             rejected.append(pa.table([reasons, piece.torn], schema=REJECTED))
+        if piece.waiting:
+            _logger.warning("batch source %r: %s", self._source.name, piece.waiting)
+            self.waiting[piece.name] = piece.waiting
+            if not piece.position:
+                return
         self.position |= piece.position
         self._next_row = next_row
         if self._source.row_number:
@@ -265,7 +275,8 @@ class RunningLoad:
         given = report.rows + report.known + report.rejected
         # An hour that comes twice says nothing against the source: each autumn there is one.
         twice = sum(
-            pc.sum(pc.match_substring(each.column(REASON), REPEATED)).as_py() for each in self.rejected
+            pc.sum(pc.match_substring_regex(each.column(REASON), f"{REPEATED}|{UNMARKED}")).as_py()
+            for each in self.rejected
         )
         if report.rejected - twice > self._source.bad_share * given:
             reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in report.reasons.items())
@@ -291,6 +302,7 @@ class RunningLoad:
             rejected=sum(reasons.values()),
             reasons=dict(reasons.most_common(SHOWN)),
             unreadable=dict(list(self.unreadable.items())[:SHOWN]),
+            waiting=dict(list(self.waiting.items())[:SHOWN]),
             removed=self.removed,
             first=min((first for first, _ in ranges), default=None),
             last=max((last for _, last in ranges), default=None),

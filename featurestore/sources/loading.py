@@ -22,7 +22,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake.exceptions import CommitFailedError
 
-from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource, Piece, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import (
+    KNOWN_AT,
+    UNMARKED,
+    BatchSource,
+    Piece,
+    Secrets,
+    TimeRange,
+)
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
@@ -61,9 +68,9 @@ class SourceTable:
         self, source: BatchSource, store: ObjectStore, project: str, *, actor: str, clock: Clock
     ) -> None:
         self.source, self._clock = source, clock
-        self.table = Table(store, f"features/{project}/sources/{source.name}")
-        self.rejected = Table(store, f"features/{project}/rejected/{source.name}")
-        journal = Journal(store, f"features/{project}/sources/{source.name}", actor=actor, clock=clock)
+        self.table = Table(store, f"features/{project}/sources/{source.stored_as}")
+        self.rejected = Table(store, f"features/{project}/rejected/{source.stored_as}")
+        journal = Journal(store, f"features/{project}/sources/{source.stored_as}", actor=actor, clock=clock)
         self._state = loads_in(journal)
 
     def state(self) -> SourceState:
@@ -106,6 +113,8 @@ class SourceTable:
                 load.unreadable[piece.name] = without[piece.name]
                 continue
             load.take(piece)
+            if piece.torn and piece.tears.endswith(UNMARKED):  # read as often as one is added
+                load.rejected = [rows for rows in map(self.not_aside, load.rejected) if rows.num_rows]
             if piece.again:
                 if load.unreadable:  # what follows would pass over it
                     break

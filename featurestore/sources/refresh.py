@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +19,7 @@ from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import UnknownDefinition
 from toque.featurestore.sources.load_log import LOAD
 from toque.featurestore.sources.loading import SourceTable
+from toque.featurestore.sources.rows import REASON, REJECTED
 from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
 
@@ -27,6 +30,8 @@ class Refreshed(BaseModel):
     """Result of a view's refresh. source: its batch or stream source, or the views that it is derived from.
 
     load: of the batch source, up to which the view has its rows, of a stream the sum of its positions. rows: written.
+    rejected: rows of the source that have no value in a key, or in a feature that is not nullable, with `reasons` by how often; those
+    of a batch source are kept aside.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,14 +40,22 @@ class Refreshed(BaseModel):
     source: str
     load: int = 0
     rows: int
+    rejected: int = 0
+    reasons: dict[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """Rows to write, None if there are none, and the number of the load up to which they are."""
+    """Rows to write, None if there are none, and the number of the load up to which they are. aside: as `Checked.rejected`, and the load."""
 
     rows: pa.Table | None
     until: int
+    aside: pa.Table | None = None
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Reasons of the rows that are kept aside, by how often."""
+        return Counter([] if self.aside is None else self.aside.column(REASON).to_pylist())
 
 
 def new_rows(view: FeatureView, events: SourceTable, after: int) -> NewRows:
@@ -53,22 +66,50 @@ def new_rows(view: FeatureView, events: SourceTable, after: int) -> NewRows:
     later counts.
     """
     until = events.state().number
-    new = events.rows(after=after, until=until) if until > after else None
-    if new is None or not new.num_rows:
+    read = events.rows(after=after, until=until) if until > after else None
+    if read is None or not read.num_rows:
         return NewRows(None, until)
+    new, aside = _told_apart(view, events, read)
     keys = [key.name for key in view.join_keys]
+    if view.source is None and not new.num_rows:
+        return NewRows(None, until, aside)
     if view.source is None:
         names = [*keys, *view.features, EVENT_TIMESTAMP]
         return NewRows(
-            new.select(names).append_column(CREATED_TIMESTAMP, _created(events, new, after)), until
+            new.select(names).append_column(CREATED_TIMESTAMP, _created(events, new, after)), until, aside
         )
     if not isinstance(view.source, Windows):
         raise UnknownDefinition(
             f"feature view {view.name!r}: only Windows are computed from a batch source, not {view.source}"
         )
-    replaced = _replaced_by(events, new, after)
-    rows = _computed(view.source, events, pa.concat_tables([new, replaced]), until, keys)
-    return NewRows(rows if rows is not None and rows.num_rows else None, until)
+    replaced = _replaced_by(events, read, after)  # a row that lost its key is in no window any more
+    rows = _computed(view.source, events, pa.concat_tables([read, replaced]), until, keys)
+    return NewRows(rows if rows is not None and rows.num_rows else None, until, aside)
+
+
+def keep_aside(view: FeatureView, events: SourceTable, aside: pa.Table) -> None:
+    """Store rows of a source that are none of the view's, each once, beside those that its loads rejected."""
+    name = f"view:{view.stored_as}"
+    done = (events.rejected.transaction(name) or 0) if events.rejected.exists() else 0
+    new = aside.filter(pc.greater(aside.column(LOAD), done))
+    if new.num_rows:
+        events.rejected.append(new, transactions={name: pc.max(new.column(LOAD)).as_py()})
+
+
+def _told_apart(view: FeatureView, events: SourceTable, rows: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Tell the rows of a view apart from those without a value that it needs; these as they are kept aside."""
+    reason = pa.nulls(rows.num_rows, pa.string())
+    for name in reversed(view.needed):  # the first one counts
+        text = f"feature view {view.name!r} needs column {events.source.read_columns.get(name, name)!r}, which has no value"
+        reason = pc.if_else(rows.column(name).is_null(), text, reason)
+    there = {events.source.read_columns.get(name, name): name for name in rows.column_names if name != LOAD}
+    bad = rows.filter(pc.is_valid(reason))
+    texts = [
+        json.dumps({name: row[here] for name, here in there.items()}, default=str, ensure_ascii=False)
+        for row in bad.to_pylist()
+    ]
+    aside = [pc.drop_null(reason).cast(pa.string()), pa.array(texts, pa.string()), bad.column(LOAD)]
+    return rows.filter(pc.is_null(reason)), pa.table(aside, names=[*REJECTED.names, LOAD])
 
 
 def _replaced_by(events: SourceTable, new: pa.Table, after: int) -> pa.Table:

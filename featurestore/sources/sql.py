@@ -1,11 +1,13 @@
 """Reader of a database by ADBC: the rows of a query beyond the greatest value of a column that was read before.
 
-Drivers are packages of their own: `adbc-driver-sqlite`, `adbc-driver-postgresql`, and `duckdb`, which brings its own.
+Drivers are packages of their own: `adbc-driver-postgresql`, and `duckdb`, which brings its own. SQLite is read by Python's.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,19 +16,22 @@ from decimal import Decimal
 from functools import partial
 from importlib import import_module
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 
-from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import UNMARKED, Piece, Position, Secrets, TimeRange
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
 
 _DRIVERS = {
-    "sqlite": ("adbc_driver_sqlite.dbapi", "adbc-driver-sqlite"),
+    "sqlite": ("sqlite3", "sqlite3"),
     "duckdb": ("adbc_driver_duckdb", "duckdb adbc-driver-manager"),
     "postgresql": ("adbc_driver_postgresql.dbapi", "adbc-driver-postgresql"),
     "postgres": ("adbc_driver_postgresql.dbapi", "adbc-driver-postgresql"),
 }
 """Module and packages of the driver, by the scheme of a uri."""
+_BLOCK_ROWS = 65_536
+_UNMARKED = ":unmarked"  # key in a position of the number of rows without a watermark
 _PARAMETER = {"postgresql": "${}", "postgres": "${}"}
 
 
@@ -71,7 +76,12 @@ class SqlTable:
         """Find the rows beyond the watermark, up to its greatest value now. Raises: UnreadableSource."""
         uri = secrets(self.uri[1:]) if self.secret_names else self.uri
         known = after.get("watermark")
-        (newest,) = self._one(uri, f'SELECT max("{self.watermark}") FROM {self._rows}')  # noqa: S608  # declared by its owner
+        newest, unmarked = self._one(
+            uri,
+            f'SELECT max("{self.watermark}"), count(*) - count("{self.watermark}") FROM {self._rows}',  # noqa: S608  # declared by its owner
+        )
+        if unmarked and unmarked != after.get(_UNMARKED):
+            yield self._unmarked_rows(uri, columns, unmarked)
         if newest is None:
             if known is not None:
                 raise UnreadableSource(
@@ -96,6 +106,18 @@ class SqlTable:
             limits += [] if known is None else [(">", self.watermark, _value(known))]
             yield Piece(name, position, partial(self._read, uri, list(columns), limits, within))
 
+    def _unmarked_rows(self, uri: str, columns: Sequence[str], count: int) -> Piece:
+        """Name the rows that no load comes to, as they have no watermark."""
+        torn: list[str] = []
+
+        def read() -> Iterator[pa.Table]:
+            for rows in self._read(uri, list(columns), [("IS", self.watermark, None)], None):
+                torn.extend(json.dumps(row, default=str, ensure_ascii=False) for row in rows.to_pylist())
+            yield from ()
+
+        reason = f"column {self.watermark!r} {UNMARKED}"
+        return Piece(f"{self.watermark} of none", {_UNMARKED: count}, read, torn, tears=reason)
+
     def _rows_at(self, uri: str, value: Any) -> int:
         """Count the rows of one value of the watermark."""
         mark = _PARAMETER.get(_scheme(uri), "?").format(1)
@@ -114,17 +136,16 @@ class SqlTable:
         names = ", ".join(f'"{each}"' for each in columns)
         try:
             with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                if within is not None:
+                if within is not None and _scheme(uri) != "sqlite":
                     cursor.execute(f'SELECT "{within.column}" FROM {self._rows} WHERE 1 = 0')  # noqa: S608  # as above
                     limits = [*limits, *_of_times(within, cursor.fetch_record_batch().schema.field(0).type)]
                 where = " AND ".join(
-                    f'"{column}" {sign} {mark.format(number)}'
-                    for number, (sign, column, _) in enumerate(limits, start=1)
+                    f'"{column}" IS NULL' if value is None else f'"{column}" {sign} {mark.format(number)}'
+                    for number, (sign, column, value) in enumerate(limits, start=1)
                 )
                 query = f'SELECT {names} FROM {self._rows} WHERE {where} ORDER BY "{self.watermark}"'  # noqa: S608
-                cursor.execute(query, parameters=[value for _, _, value in limits])
-                for batch in cursor.fetch_record_batch():
-                    yield pa.Table.from_batches([batch])
+                cursor.execute(query, [value for _, _, value in limits if value is not None])
+                yield from _blocks(cursor, columns) if _scheme(uri) == "sqlite" else _batches(cursor)
         except UnreadableSource:
             raise
         except Exception as error:
@@ -133,7 +154,7 @@ class SqlTable:
     def _one(self, uri: str, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
         try:
             with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                cursor.execute(query, parameters=list(parameters) or None)
+                cursor.execute(query, list(parameters))
                 return tuple(cursor.fetchone())
         except UnreadableSource:
             raise
@@ -143,6 +164,30 @@ class SqlTable:
 
 _Limit = tuple[str, str, Any]
 """Comparison in a query: its sign, the column, and the value."""
+
+
+def _batches(cursor: Any) -> Iterator[pa.Table]:
+    """Read what a query gives batch by batch."""
+    for batch in cursor.fetch_record_batch():
+        yield pa.Table.from_batches([batch])
+
+
+def _blocks(cursor: sqlite3.Cursor, columns: list[str]) -> Iterator[pa.Table]:
+    """Read what a query gives in blocks, each of its own types: a column of SQLite may have values of several."""
+    while rows := cursor.fetchmany(_BLOCK_ROWS):
+        yield pa.table([_column(list(values)) for values in zip(*rows, strict=True)], names=columns)
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """Make a column of one type: numbers and texts that are mixed are texts, which are read as what is declared."""
+    kinds = {type(each) for each in values if each is not None}
+    if len(kinds) <= 1:
+        return pa.array(values)
+    return pa.array([each if each is None or isinstance(each, str) else _text(each) for each in values])
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else repr(value)
 
 
 def _of_times(within: TimeRange, dtype: pa.DataType) -> list[_Limit]:
@@ -165,17 +210,21 @@ def _scheme(uri: str) -> str:
 def _connected(uri: str) -> Any:
     """Connect by the driver of a uri's scheme. Raises: UnreadableSource if it is not installed."""
     scheme = _scheme(uri)
+    path = uri.partition("://")[2].removeprefix("/")
+    if (
+        scheme == "sqlite"
+    ):  # ADBC takes the type of a column from its first rows, and later ones may be of another
+        return sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True)
     module, package = _DRIVERS[scheme]
     try:
         driver: Any = import_module(module)
     except ImportError as error:
         raise UnreadableSource(f"a {scheme} source needs a driver: pip install {package}") from error
-    path = uri.partition("://")[2].removeprefix("/")
     if scheme == "duckdb":  # read only, or it would make a file that is not there
         manager: Any = import_module("adbc_driver_manager.dbapi")
         options = {"path": path, "access_mode": "read_only"}
         return manager.connect(driver=driver.driver_path(), entrypoint="duckdb_adbc_init", db_kwargs=options)
-    return driver.connect(path if scheme == "sqlite" else uri)
+    return driver.connect(uri)
 
 
 def _json(value: Any) -> dict[str, Any]:

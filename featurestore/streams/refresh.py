@@ -33,10 +33,11 @@ _PARTITION_KNOWN = "partition_known"
 
 @dataclass(frozen=True, slots=True)
 class NewRows:
-    """Rows to write, and the positions up to which they have the stream's events, by partition."""
+    """Rows to write, and the positions up to which they have the stream's events, by partition. rejected: events without a key."""
 
     rows: pa.Table
     until: dict[int, int]
+    rejected: int = 0
 
 
 def windows_of(view: FeatureView) -> Windows:
@@ -49,11 +50,10 @@ def windows_of(view: FeatureView) -> Windows:
 
 
 def events_of(view: FeatureView, events: pa.Table) -> pa.Table:
-    """Select the events that belong to a view: those with all of its keys."""
-    keys = [key.name for key in view.join_keys]
-    for key in keys:
-        if events.column(key).null_count:
-            events = events.filter(events.column(key).is_valid())
+    """Select the events that belong to a view: those with all that it needs."""
+    for name in view.needed:
+        if events.column(name).null_count:
+            events = events.filter(events.column(name).is_valid())
     return events
 
 
@@ -110,11 +110,12 @@ def new_rows(view: FeatureView, table: StreamTable, after: Mapping[int, int]) ->
     }
     until = {each: place.position for each, place in places.items()}
     between = {each: (after.get(each, 0), end) for each, end in until.items() if end > after.get(each, 0)}
-    new = events_of(view, table.events(partitions=between))
+    read = table.events(partitions=between)
+    new = events_of(view, read)
     if not new.num_rows:
         return None
     rows = own_rows(view, new) if view.source is None else _computed(view, table, new, places)
-    return NewRows(rows, until) if rows.num_rows else None
+    return NewRows(rows, until, read.num_rows - new.num_rows) if rows.num_rows else None
 
 
 def _computed(view: FeatureView, table: StreamTable, new: pa.Table, places: Mapping[int, Place]) -> pa.Table:

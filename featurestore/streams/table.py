@@ -71,8 +71,8 @@ class StreamTable:
 
     def __init__(self, source: StreamSource, store: ObjectStore, project: str) -> None:
         self.source = source
-        self.table = Table(store, f"features/{project}/streams/{source.name}")
-        before = Table(store, f"features/{project}/rejected/{source.name}")
+        self.table = Table(store, f"features/{project}/streams/{source.stored_as}")
+        before = Table(store, f"features/{project}/rejected/{source.stored_as}")
         self.rejected = RejectedMessages(self.table, before)
         self._made = False
         self.rewritten: int | None = None

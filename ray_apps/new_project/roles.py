@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import polars as pl
 
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.ray_apps.new_project.columns import ColumnSummary, Summaries, cleaned
 from toque.ray_apps.new_project.source import InitError
 
@@ -115,6 +116,8 @@ def roles_of(table: pl.LazyFrame, found: Summaries, wishes: Wishes, missing: Seq
     label, why_label = _label(found, wishes, {time, group, *wishes.key})
     shape = shape_of(table, found[label], missing)
     outcome, why_outcome = outcome_of(found[label], shape, wishes.outcome, group)
+    _refuse_clash(found, time)
+    _refuse_infinite(table, found[label], outcome)
     group = group if outcome == "ranking" else ""
     key, why_key = _key(table, found, wishes, {label, time, group}, time)
     classes: tuple[str, ...] = ()
@@ -132,6 +135,27 @@ def roles_of(table: pl.LazyFrame, found: Summaries, wishes: Wishes, missing: Seq
     )
     separator = shape.separator if outcome == "multilabel" else ""
     return Roles(label, key, time, outcome, classes, group, separator, guesses)
+
+
+def _refuse_clash(found: Summaries, time: str | None) -> None:
+    """Refuse a column with the name of a row's time that is not it. Raises: InitError."""
+    if EVENT_TIMESTAMP in found.names and time != EVENT_TIMESTAMP:
+        raise InitError(
+            f"column {EVENT_TIMESTAMP} is of kind {found[EVENT_TIMESTAMP].kind}, such as {found[EVENT_TIMESTAMP].examples[:1]}, and is not "
+            f"the row's time, which is stored under that name; rename it in the table, or say --time {EVENT_TIMESTAMP} if it is"
+        )
+
+
+def _refuse_infinite(table: pl.LazyFrame, label: ColumnSummary, outcome: Outcome) -> None:
+    """Refuse numbers to predict that are infinite, which no training takes. Raises: InitError."""
+    if outcome not in {"number", "count"} or not label.numeric:
+        return
+    value = pl.col(label.original).cast(pl.Float64, strict=False)
+    count = int(table.select(value.is_infinite().sum()).collect(engine="streaming").item() or 0)
+    if count:
+        raise InitError(
+            f"--label {label.original}: {count} values are infinite, which cannot be learnt; leave these rows out, or correct them"
+        )
 
 
 def column_named(found: Summaries, name: str, option: str) -> ColumnSummary:

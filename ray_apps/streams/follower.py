@@ -134,8 +134,12 @@ class Followers:
 def definition_of(features: FeatureStore, source: str) -> str:
     """Describe a source and the views over it as text that changes when one of them does."""
     found = features.get_stream_source(source)
-    views = [view.semantics() for view in features.list_feature_views() if view.reads_from(found)]
-    return json.dumps([found.semantics(), views], sort_keys=True)
+    views = [
+        [view.generation, view.semantics()]
+        for view in features.list_feature_views()
+        if view.reads_from(found)
+    ]
+    return json.dumps([found.generation, found.semantics(), views], sort_keys=True)
 
 
 def leases_of(used: Context, source: str, partitions: Sequence[int]) -> PartitionLeases:
