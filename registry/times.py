@@ -13,6 +13,8 @@ CHANCE = SystemRandom()
 
 Clock = Callable[[], datetime]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+FIRST_TIME, LAST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""Range of the times that the platform takes. Arrow and Polars hold others, which nothing could read back as a `datetime`."""
 _FIRST_BACKOFF_S = 0.01
 _MAX_BACKOFF_S = 1.0
 

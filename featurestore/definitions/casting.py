@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from toque.featurestore.definitions.dtypes import TIMESTAMP, Decimal, DType, List, Map, Vector
 from toque.featurestore.definitions.fields import Field
 from toque.featurestore.errors import InvalidRows
+from toque.registry.times import FIRST_TIME, LAST_TIME, epoch_us
 
 CastItems: TypeAlias = Callable[[str, Field, pa.ChunkedArray], pa.ChunkedArray]
 """Casts a column of scalars, as `cast_column` does."""
@@ -32,7 +33,7 @@ def cast_column(where: str, field: Field, column: pa.ChunkedArray) -> pa.Chunked
     target, given = field.dtype.arrow, column.type
     if not isinstance(field.dtype, DType):
         return cast_composite(where, field, column, cast_items=cast_column)
-    if given == target:
+    if given == target and not pa.types.is_timestamp(target):
         return column
     if pa.types.is_dictionary(given):
         column = column.cast(given.value_type)
@@ -102,7 +103,21 @@ def _sample(column: pa.ChunkedArray) -> str:
 
 
 def microsecond_utc(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Cast times to timestamp[us, UTC]. Raises: InvalidRows if they are naive or finer than a microsecond."""
+    """Cast times to timestamp[us, UTC]. Raises: InvalidRows if they are naive, finer than a microsecond or beyond the calendar."""
+    times = _in_microseconds(where, name, column)
+    ends = pc.min_max(times.cast(pa.int64())).as_py()
+    least, most = ends["min"], ends["max"]
+    if least is not None and not (epoch_us(FIRST_TIME) <= least and most <= epoch_us(LAST_TIME)):
+        beyond = least if least < epoch_us(FIRST_TIME) else most
+        row = pc.index(times.cast(pa.int64()), beyond).as_py()
+        raise InvalidRows(
+            f"{where}: column {name!r} in row {row} is before the year 1 or after 9999 in UTC ({beyond} us since 1970); "
+            "correct it, or leave the row out"
+        )
+    return times
+
+
+def _in_microseconds(where: str, name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     if column.type == TIMESTAMP:
         return column
     if pa.types.is_null(column.type):
@@ -116,7 +131,10 @@ def microsecond_utc(where: str, name: str, column: pa.ChunkedArray) -> pa.Chunke
     try:
         return column.cast(TIMESTAMP)
     except pa.ArrowInvalid as error:
-        msg = f"{where}: column {name!r} is finer than a microsecond, {_sample(column)}; round it down first"
+        if column.type.unit in {"s", "ms"}:
+            msg = f"{where}: column {name!r} has times before the year 1 or after 9999 in UTC; correct them, or leave the rows out"
+        else:
+            msg = f"{where}: column {name!r} is finer than a microsecond, {_sample(column)}; round it down first"
         raise InvalidRows(msg) from error
 
 

@@ -24,7 +24,7 @@ from toque.featurestore.definitions.views import FeatureView, Projection
 from toque.featurestore.errors import InvalidRows, UnreadableRow
 from toque.featurestore.offline.retrieval import Retrieval, stored_view
 from toque.featurestore.online.keys import RequestKeys
-from toque.registry.times import epoch_us, from_epoch_us
+from toque.registry.times import FIRST_TIME, LAST_TIME, epoch_us, from_epoch_us
 
 CLOCK_SKEW = timedelta(seconds=5)
 """How much later than its reader's clock a row's event time may be by its writer's: hosts' clocks differ by less."""
@@ -246,7 +246,7 @@ def _fits(dtype: DType, value: Any) -> bool:
     if not isinstance(value, _REQUEST_TYPES[dtype]) or isinstance(value, bool) is not (dtype is DType.BOOL):
         return False
     if isinstance(value, datetime):
-        return value.tzinfo is not None
+        return value.tzinfo is not None and FIRST_TIME <= value <= LAST_TIME
     if dtype not in _SPANS:
         return True
     least, most = _SPANS[dtype]

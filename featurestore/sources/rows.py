@@ -18,9 +18,12 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP, DType, FeatureType
 from toque.featurestore.definitions.expectations import Expectation, InRange
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from toque.featurestore.errors import InvalidRows, UnreadableSource
+from toque.registry.times import FIRST_TIME, LAST_TIME
 
 REPEATED = "is a local time that comes twice"
 """Part of the reason of rows that lie in an hour which the clocks of the source's zone repeat: nothing says which of both it is."""
+BEYOND = "is before the year 1 or after 9999 in UTC"
+"""Part of the reason of rows with a time that lies outside `FIRST_TIME` to `LAST_TIME`."""
 _Repeated = Literal["earliest", "null"]
 _SPREAD = 2_654_435_761  # Knuth's multiplier, by which neighbours get times far apart
 REASON, ROW = "reason", "row"
@@ -112,11 +115,18 @@ def check(
     there_once = {
         there: here for here, there in named.items()
     }  # one column may be read as two, such as both times
-    bad = raw.filter(reasons.is_not_null()).select(
-        pl.col(here).alias(there) for there, here in there_once.items()
-    )
+    aside = raw.filter(reasons.is_not_null())
+    bad = aside.select(_readable(aside[here]).alias(there) for there, here in there_once.items())
     texts = [json.dumps(row, default=str, ensure_ascii=False) for row in bad.iter_rows(named=True)]
     return Checked(rows, pa.table([reasons.drop_nulls().to_list(), texts], schema=REJECTED))
+
+
+def _readable(raw: pl.Series) -> pl.Series:
+    """Write times as texts where one lies beyond the calendar, as Python has no value for it."""
+    if not isinstance(raw.dtype, pl.Datetime | pl.Date):
+        return raw
+    days = raw.cast(pl.Date)
+    return raw if days.is_between(FIRST_TIME.date(), LAST_TIME.date()).all() else raw.dt.to_string()
 
 
 def _with_made_columns(
@@ -164,6 +174,9 @@ def _reasons(source: Declared, raw: pl.DataFrame, typed: pl.DataFrame) -> pl.Ser
             if typed[here].dtype == pl.Datetime and source.timezone:
                 twice = unread & _times(source, there, raw[here], repeated="earliest").is_not_null()
                 conditions.append((twice, f"column {there!r} {REPEATED} in {source.timezone}"))
+            if typed[here].dtype == pl.Datetime:
+                beyond = unread & _unbounded_times(source, there, raw[here], "earliest").is_not_null()
+                conditions.append((beyond, f"column {there!r} {BEYOND}"))
             conditions.append((unread, f"column {there!r} is not {_wanted(source, here)}"))
         if here in needed and raw[here].null_count():
             conditions.append((raw[here].is_null(), f"column {there!r} has no value"))
@@ -238,12 +251,18 @@ def _truths(raw: pl.Series) -> pl.Series:
 
 
 def _times(source: Declared, there: str, raw: pl.Series, *, repeated: _Repeated = "null") -> pl.Series:
-    """Read times of any unit or ISO 8601 texts as microseconds in UTC. Raises: UnreadableSource.
+    """Read times of any unit or ISO 8601 texts as microseconds in UTC; those beyond the calendar become null.
 
-    repeated: what a local time that comes twice becomes.
+    repeated: what a local time that comes twice becomes. Raises: UnreadableSource.
     """
+    times = _unbounded_times(source, there, raw, repeated)
+    within = times.is_between(FIRST_TIME, LAST_TIME)
+    return times if within.all() else pl.select(pl.when(within).then(times)).to_series().alias(raw.name)
+
+
+def _unbounded_times(source: Declared, there: str, raw: pl.Series, repeated: _Repeated) -> pl.Series:
     if isinstance(raw.dtype, pl.Datetime):
-        times = raw.cast(pl.Datetime("us", raw.dtype.time_zone))
+        times = raw.cast(pl.Datetime("us", raw.dtype.time_zone), strict=False)
         in_utc = raw.dtype.time_zone is not None
         return times.dt.convert_time_zone("UTC") if in_utc else _zoned(source, there, times, repeated)
     if raw.dtype == pl.Date:

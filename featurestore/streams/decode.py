@@ -30,11 +30,11 @@ from toque.featurestore.definitions.stream_source import (
 )
 from toque.featurestore.errors import InvalidRows, UnreadableSource
 from toque.featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
-from toque.registry.times import from_epoch_us
+from toque.registry.times import FIRST_TIME, LAST_TIME, epoch_us, from_epoch_us
 
 _TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
 _KEPT_BYTES = 65_536  # of a message that is kept aside
-_FIRST_US, _LAST_US = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999
+_FIRST_US, _LAST_US = epoch_us(FIRST_TIME), epoch_us(LAST_TIME)
 _KINDS: dict[DType, frozenset[type]] = {
     DType.FLOAT64: frozenset({float, int}),
     DType.FLOAT32: frozenset({float, int}),

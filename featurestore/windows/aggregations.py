@@ -32,7 +32,7 @@ from toque.featurestore.windows.windowing import (
     is_number,
     order_events,
 )
-from toque.registry.times import epoch_us
+from toque.registry.times import LAST_TIME, epoch_us
 
 KNOWN_AT = "known_at"
 
@@ -321,7 +321,12 @@ def _aggregated_at(events: Events, rows: Rows, aggregations: Sequence[Aggregatio
         results |= computed.over(length, aggregations)
     columns = {name: events.keys.column(name).take(pa.array(rows.key)) for name in events.keys.column_names}
     columns |= {a.name: results[a.name] for a in aggregations}
-    return pa.table(columns | {EVENT_TIMESTAMP: pa.array(rows.at).cast(TIMESTAMP)})
+    return _within_calendar(pa.table(columns | {EVENT_TIMESTAMP: pa.array(rows.at).cast(TIMESTAMP)}))
+
+
+def _within_calendar(rows: pa.Table) -> pa.Table:
+    """Leave out what events at the end of the calendar will be when it is over."""
+    return rows.filter(pc.less_equal(rows.column(EVENT_TIMESTAMP), pa.scalar(LAST_TIME, TIMESTAMP)))
 
 
 def _lengths(aggregations: Sequence[Aggregation]) -> list[int]:

@@ -41,6 +41,7 @@ from toque.functions.maintenance.erasure.record import (
     TableErasure,
     hash_of,
 )
+from toque.functions.maintenance.erasure.sample_sets import erase_from_sets
 from toque.functions.maintenance.erasure.subject import Subject, Traces
 from toque.functions.prediction_log import PSEUDONYM_KEY, default_wal_root, drain
 from toque.functions.prediction_log.writing.lost_writers import KINDS
@@ -173,6 +174,8 @@ def _carry_out(here: Context, pending: PendingErasure, check: Callable[[], None]
     if here.redis_url is not None:
         forget_streams(here.features(), pending.tables)  # before online rows go, which they would write again
     pending.count("vector indexes", drop_indexes(here.features(), pending.tables))
+    check()
+    left += erase_from_sets(here.store, traces, pending)
     check()
     left += erase_from_objects(here.store, traces, pending, actor=here.actor)
     if here.redis_url is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from toque.functions.maintenance.erasure.record import (
     TableErasure,
     TablePreview,
 )
+from toque.functions.maintenance.erasure.sample_sets import find_sets
 from toque.functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNIT, Traces
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.registry import InvalidInput, ObjectStore, Table
@@ -25,11 +26,19 @@ from toque.registry.store.tables.history import HistoryMatch
 
 _REMADE = re.compile(r"reports/|memos/|values/|monitoring/.+/reference/")
 _INVOCATION = re.compile(r"invocations/([0-9A-Za-z._-]+)/")
-_UNSEARCHED = re.compile(
-    r"tables/|erasures/|workspaces/|models/.+/blobs/|runs/.+/(artifacts|blobs)/|checkpoints/"
-)
-"""Tables are searched as tables, and other workspaces when it is their turn; files of models and runs are what was learned,
-which no erasure reaches."""
+OTHERWISE: Mapping[str, str] = {
+    "tables/": "searched as tables",
+    "samples/": "searched as sample sets",
+    "features/[^/]+/indexes/": "indexes are dropped with the tables of their views",
+    "erasures/": "the record of erasures, which has hashes, and a subject only until it is erased",
+    "workspaces/": "searched when it is their turn",
+    "models/.+/(blobs|signatures)/": "files of models: what was learned, which no erasure reaches",
+    "runs/.+/(artifacts|blobs)/": "files of runs: what was learned, which no erasure reaches",
+    "checkpoints/": "files of trainings: what was learned, which no erasure reaches",
+}
+"""How each place is searched that is not searched as JSON, or why it is not; patterns of the beginnings of keys."""
+_UNSEARCHED = re.compile("|".join(OTHERWISE))
+_EXAMPLES = re.compile(r"models/.+/blobs/|runs/.+/(artifacts|blobs)/|checkpoints/")
 _OWNERS = 20
 
 
@@ -86,10 +95,12 @@ class _Search:
 def preview(store: ObjectStore, traces: Traces) -> ErasurePreview:
     """List what an erasure would remove from tables and objects, why, and what mentions the subject and stays; changes nothing."""
     tables, left = {}, []
+    lost: dict[str, TableErasure] = {}
     for name in table_names(store):
         search = _Search(traces, with_mentions=True)
         try:
-            find_rows(Table(store, name), search)
+            if matches := find_rows(Table(store, name), search):
+                lost[name] = _summary(matches)
         except InvalidInput as error:
             left.append(str(error))
         if search.reasons:
@@ -99,7 +110,7 @@ def preview(store: ObjectStore, traces: Traces) -> ErasurePreview:
                 why=dict(sorted(search.reasons.items())),
                 whose=sorted(search.owners)[:_OWNERS],
             )
-    objects: dict[str, str] = {}
+    objects = find_sets(store, traces, lost)
     staying: list[str] = []
     for key in _searched(store):
         data = store.find(key) or b""
@@ -108,8 +119,12 @@ def preview(store: ObjectStore, traces: Traces) -> ErasurePreview:
             goes = _INVOCATION.match(key) or _REMADE.match(key)
             reason = "names it" if is_named else "mentions it in its text"
             objects[key] = reason if goes else f"{reason}, and cannot be changed"
+        elif _is_unreadable(data):
+            left.append(_unreadable(key))
         elif replace(traces, text=True).in_bytes(data):
             staying.append(key)
+    for key in _with_examples(store, traces):
+        objects[key] = _EXAMPLE
     return ErasurePreview(tables=tables, objects=objects, staying=staying, left=left)
 
 
@@ -131,11 +146,7 @@ def erase_from_tables(
 
         def note(matches: Sequence[HistoryMatch], name: str = name) -> None:
             check()
-            made = TableErasure(
-                rows=sum(each.rows for each in matches),
-                files=len(matches),
-                versions=tuple(sorted({span for each in matches for span in each.versions})),
-            )
+            made = _summary(matches)
             pending.tables[name] = pending.tables[name] + made if name in pending.tables else made
             save()
 
@@ -145,6 +156,14 @@ def erase_from_tables(
         except InvalidInput as error:
             left.append(str(error))
     return left
+
+
+def _summary(matches: Sequence[HistoryMatch]) -> TableErasure:
+    return TableErasure(
+        rows=sum(match.rows for match in matches),
+        files=len(matches),
+        versions=tuple(sorted({span for match in matches for span in match.versions})),
+    )
 
 
 def erase_from_objects(
@@ -158,6 +177,8 @@ def erase_from_objects(
     for key in _searched(store):
         data = store.find(key)
         if data is None or not traces.in_bytes(data):
+            if data is not None and _is_unreadable(data):
+                left.append(_unreadable(key))
             continue
         if (found := _INVOCATION.match(key)) is not None:
             invocations.add(found[1])
@@ -173,7 +194,30 @@ def erase_from_objects(
             pending.count("invocations", 1)
         else:
             left.append(f"invocations/{each}/ (it has not ended; cancel it, or wait, and erase again)")
+    left += [f"{key} ({_EXAMPLE})" for key in _with_examples(store, traces)]
     return left + _half_written(store, traces)
+
+
+_EXAMPLE = "a file of a model or a run names it, such as an example row, and cannot be changed; delete that version or run"
+_BINARY = re.compile(rb"\A(PAR1|ARROW1|\x1f\x8b|PK\x03\x04|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ)")
+
+
+def _with_examples(store: ObjectStore, traces: Traces) -> Iterator[str]:
+    """Yield the files of models and runs that are JSON and name the subject; others are what was learned."""
+    for info in store.scan(""):
+        if _EXAMPLES.match(info.key) and (store.find_range(info.key, 0, 1) or b"") in {b"{", b"["}:
+            data = store.find(info.key)
+            if data is not None and traces.in_bytes(data):
+                yield info.key
+
+
+def _is_unreadable(data: bytes) -> bool:
+    """Whether an object is in a format in which a search of JSON and text finds nothing."""
+    return _BINARY.match(data) is not None or b"\0" in data
+
+
+def _unreadable(key: str) -> str:
+    return f"{key} (not searched: it is neither JSON nor text; look at it, and delete it if it holds the subject)"
 
 
 def _searched(store: ObjectStore) -> Iterator[str]:

@@ -33,6 +33,7 @@ MIN_TEXT = 8
 """Characters from which a value is searched in texts; a shorter one only under its name."""
 _JOINTS = r"[-.+@'%~&]"
 """Characters that continue an id where a word character follows or precedes: `user-1` is no word of `user-1-b`, but of `user-1.`."""
+_NOBODY = {"", "null", "[]", "{}", "[{}]"}
 _SEPARATORS = ",;\t|"
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"?|-?[0-9.]+')
 _WHOLE = re.compile(r"-?[0-9]+\.0+")
@@ -127,16 +128,25 @@ class Traces:
             yield UNIT, _is_among(columns[UNIT], self.units)
         if self.ids and PREDICTION_ID in columns:
             matches = pc.fill_null(pc.is_in(columns[PREDICTION_ID], value_set=self._id_values), False)
-            if self.units and UNIT in columns:  # callers choose their ids, and two units may have chosen one
-                own = pc.or_(pc.is_null(columns[UNIT]), _is_among(columns[UNIT], self.units))
-                matches = pc.and_(matches, own)
-            yield PREDICTION_ID, matches
+            yield PREDICTION_ID, pc.and_not(matches, self._named_otherwise(columns))
         if self.values and ENTITIES in columns and not pa.types.is_nested(columns[ENTITIES].type):
             yield ENTITIES, _rows_where(columns[ENTITIES], lambda text: self.names(text.encode()))
         for reason, text in _KEPT_ASIDE:
             if {reason, text} <= columns.keys():
                 yield text, _rows_where(columns[text], self._in_row_kept_aside)
         yield from self._mentions(columns)
+
+    def _named_otherwise(self, columns: Mapping[str, pa.Array]) -> pa.Array:
+        """Tell which rows name a unit or an entity, and so say themselves whose they are: callers choose ids, and two may choose one."""
+        some = next(iter(columns.values()))
+        mask = pa.array([False] * len(some), pa.bool_())
+        if UNIT in columns:
+            mask = pc.or_(mask, pc.is_valid(columns[UNIT]))
+        if ENTITIES in columns and not pa.types.is_nested(columns[ENTITIES].type):
+            mask = pc.or_(mask, _rows_where(columns[ENTITIES], lambda text: text.strip() not in _NOBODY))
+        if self.values and self.values.keys() <= columns.keys():
+            mask = pc.or_(mask, reduce(pc.or_, (pc.is_valid(columns[name]) for name in self.values)))
+        return mask
 
     def _mentions(self, columns: Mapping[str, pa.Array]) -> Iterator[tuple[str, pa.Array]]:
         if self.text and self.words:

@@ -61,8 +61,13 @@ def write_part(
     ]  # the others rarely repeat
     pq.write_table(rows, path, filesystem=folder, use_dictionary=coded)
     nulls = {name: rows.column(name).null_count for name in bounds}
-    ranges = {name: _bounds(rows.column(name)) for name in bounds if nulls[name] < rows.num_rows}
-    return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, nulls, values)
+    ranges = {
+        name: least_and_most
+        for name in bounds
+        if nulls[name] < rows.num_rows and (least_and_most := _bounds(rows.column(name))) is not None
+    }
+    known = {name: count for name, count in nulls.items() if name in ranges or count == rows.num_rows}
+    return Part(path, folder.get_file_info(path).size, rows.num_rows, ranges, known, values)
 
 
 def read_part(table: Table, part: Part, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -71,13 +76,16 @@ def read_part(table: Table, part: Part, *, columns: Sequence[str] | None = None)
     return pq.read_table(part.path, columns=names, filesystem=file_system(table.store, table.name))
 
 
-def _bounds(column: pa.ChunkedArray) -> tuple[str | int, str | int]:
-    """Least and greatest value as the log has them: times in whole milliseconds, rounded outwards."""
+def _bounds(column: pa.ChunkedArray) -> tuple[str | int, str | int] | None:
+    """Least and greatest value as the log has them: times in whole milliseconds, rounded outwards; None beyond the calendar."""
     least, most = pc.min(column), pc.max(column)
     if not pa.types.is_timestamp(column.type):
         return least.as_py(), most.as_py()
     first, last = least.value // 1000, -(-most.value // 1000)
-    return _time(first), _time(last)
+    try:
+        return _time(first), _time(last)
+    except OverflowError:
+        return None
 
 
 def _time(milliseconds: int) -> str:
