@@ -122,7 +122,7 @@ class RolloutPlan(BaseModel):
 @function(http=True, timeout_s=300, command="rollout plan MODEL VERSION", view=View(text="{summary}"))
 def plan_rollout(
     model: Model,
-    version: Annotated[int, Field(description="Version that would be tried.")],
+    version: Annotated[int, Field(ge=1, le=1_000_000_000, description="Version that would be tried.")],
     policy: Annotated[
         RolloutPolicy | None,
         Field(description="Rules of the rollout; the model's declared ones unless given."),
@@ -130,7 +130,9 @@ def plan_rollout(
     effect: Annotated[
         float | None,
         Field(
-            description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given."
+            gt=0,
+            le=1_000_000_000,
+            description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given.",
         ),
     ] = None,
     days: Annotated[
