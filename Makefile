@@ -125,6 +125,7 @@ lint: $(STAMP) ## ruff, mypy strict, docstrings, and who may import whom
 	nice $(BIN)/mypy # beside the tests, in CI
 	nice $(BIN)/lint-imports
 	$(BIN)/python -m tests.project.docstrings
+	$(BIN)/python -m tests.project.dialect
 
 format: $(STAMP) ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .

@@ -78,7 +78,7 @@ def with_conversations(text: str) -> str:
         return text
     head, *servers = own.split(f"\n{_SERVER}")
     taken = set[int]()
-    placed = [each if _BACKUP in each else _placed(each, taken) for each in servers]
+    placed = [server if _BACKUP in server else _placed(server, taken) for server in servers]
     return begin + ours + f"\n{_SERVER}".join([f"{head}\n{_CHOICE}", *placed]) + ends + others
 
 

@@ -6,6 +6,7 @@ registry and the kernels; it must not know what serves it (`ray_apps`).
 
 from toque.functions.runtime.context import Context, context, use_context
 from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.durable.invocation import Invocation
 from toque.functions.runtime.durable.workflow import Preempted, preempted, sleep, wait_for
 from toque.functions.runtime.function import Function, call, function
@@ -24,6 +25,7 @@ __all__ = [
     "Preempted",
     "Resources",
     "Retries",
+    "View",
     "call",
     "context",
     "function",

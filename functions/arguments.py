@@ -11,7 +11,7 @@ from toque.functions.runtime.environments import Environment
 from toque.registry import TableSnapshot
 
 Model = Annotated[str, Field(description="Name of a registered model.")]
-Version = Annotated[int, Field(description="Number of a version of the model.")]
+Version = Annotated[int, Field(ge=1, le=1_000_000_000, description="Number of a version of the model.")]
 View = Annotated[str, Field(description="Name of a feature view.")]
 Views = Annotated[
     list[str] | None, Field(description="Names of feature views; all of the project unless given.")
@@ -36,25 +36,37 @@ Experiment = Annotated[
 Priority = Annotated[
     int,
     Field(
-        description="Priority of a submitted call in the queue of experiments, the highest first; 0 is usual."
+        ge=-1_000_000,
+        le=1_000_000,
+        description="Priority of a submitted call in the queue of experiments, the highest first; 0 is usual.",
     ),
 ]
 LimitSeconds = Annotated[
     float | None,
     Field(
+        gt=0,
+        le=31_622_400,
         description=(
             "Seconds after which a submitted call is ended, with which it may fill a gap in the queue; no "
             "limit unless given."
-        )
+        ),
     ),
 ]
-Threads = Annotated[int, Field(description="Threads of the processor that each worker computes with.")]
-NumWorkers = Annotated[
-    int, Field(description="Number of workers; 1 trains in this process, more train on the Ray cluster.")
+Threads = Annotated[
+    int, Field(ge=1, le=1_024, description="Threads of the processor that each worker computes with.")
 ]
-WorkerCpus = Annotated[float, Field(description="Processors that each worker has.")]
+NumWorkers = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=10_000,
+        description="Number of workers; 1 trains in this process, more train on the Ray cluster.",
+    ),
+]
+WorkerCpus = Annotated[float, Field(ge=0, le=10_000, description="Processors that each worker has.")]
 WorkerGpus = Annotated[
-    float, Field(description="GPUs that each worker has; without any it computes on processors.")
+    float,
+    Field(ge=0, le=1_024, description="GPUs that each worker has; without any it computes on processors."),
 ]
 Card = Annotated[
     str | None,

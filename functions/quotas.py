@@ -65,11 +65,16 @@ def set_quota(
     team: Annotated[str, Field(description='Name of the team, or "everyone" for all teams together.')],
     cpus: Annotated[
         float | None,
-        Field(ge=0, description="Processors that its experiments occupy at a time; no limit unless given."),
+        Field(
+            le=1_000_000_000,
+            ge=0,
+            description="Processors that its experiments occupy at a time; no limit unless given.",
+        ),
     ] = None,
     gpus: Annotated[
         float | None,
         Field(
+            le=1_000_000_000,
             ge=0,
             description=(
                 "GPUs that its experiments occupy at a time, "
@@ -79,7 +84,11 @@ def set_quota(
     ] = None,
     at_once: Annotated[
         int | None,
-        Field(ge=0, description="Number of its experiments that run at a time; no limit unless given."),
+        Field(
+            le=1_000_000,
+            ge=0,
+            description="Number of its experiments that run at a time; no limit unless given.",
+        ),
     ] = None,
     members: Annotated[
         list[str] | None,
@@ -88,6 +97,7 @@ def set_quota(
     gpu_hours: Annotated[
         float | None,
         Field(
+            le=1_000_000_000,
             ge=0,
             description="Hours of GPUs that it may use in each calendar month (UTC); no limit unless given.",
         ),
@@ -95,6 +105,7 @@ def set_quota(
     money: Annotated[
         float | None,
         Field(
+            le=1_000_000_000_000,
             ge=0,
             description=(
                 "What it may spend in each calendar month (UTC), "

@@ -17,7 +17,7 @@ def discover(projects: Iterable[tuple[str, str]], *, awaited: bool) -> None:
 
     projects: workspace and module of each. awaited: whether a release waits for it; else the thread has a low priority, as the
     imports take seconds and must not slow down what else starts at the same time.
-    Raises: ImportError; ProjectError if the project does not declare what it must.
+    Raises: ImportError; ProjectError if a project cannot be imported, or does not declare what it must.
     """
     initializer = None if awaited else _lower_priority
     with ThreadPoolExecutor(1, thread_name_prefix="discover", initializer=initializer) as executor:

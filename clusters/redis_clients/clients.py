@@ -195,7 +195,7 @@ class AsyncTlsMasterConnection(AsyncMasterConnection, redis.asyncio.sentinel.Sen
 
 
 def _said(sentinels: Any, service: str) -> str:
-    places = [each.connection_pool.connection_kwargs for each in sentinels]
+    places = [sentinel.connection_pool.connection_kwargs for sentinel in sentinels]
     hosts = ", ".join(f"{place['host']}:{place['port']}" for place in places)
     return (
         f"no Sentinel at {hosts} names a healthy master {service!r}; check service= in the url, that they run, and "

@@ -75,7 +75,8 @@ def predict_batch(
     model: Model,
     dataset: Annotated[TableSnapshot, Field(description="Table of the rows to score, at one version of it.")],
     version: Annotated[
-        int | str, Field(description="Number or alias of a version of the model.")
+        Annotated[int, Field(ge=1, le=1_000_000_000)] | str,
+        Field(description="Number or alias of a version of the model."),
     ] = "champion",
     output: Annotated[
         str | None,
@@ -90,15 +91,20 @@ def predict_batch(
     shard_rows: Annotated[
         int | None,
         Field(
+            ge=1,
+            le=100_000_000,
             description=(
                 "Rows that one commit writes; 50,000 unless given, of a language model 64 and at most 5,000."
-            )
+            ),
         ),
     ] = None,
-    max_actors: Annotated[int, Field(description="Most actors of the pool that scores on a cluster.")] = 2,
+    max_actors: Annotated[
+        int, Field(ge=1, le=10_000, description="Most actors of the pool that scores on a cluster.")
+    ] = 2,
     threads: Annotated[
         int,
         Field(
+            le=1_024,
             ge=1,
             description=(
                 "CPUs that each actor reserves, and threads of PyTorch or of the engine of a language model; "

@@ -195,7 +195,10 @@ class RobustnessRule(BaseModel):
         default=(), description="Columns that are disturbed, one at a time; all inputs of the model if empty."
     )
     max_rows: int = Field(
-        default=2_000, ge=10, description="Most rows that are tried, spread evenly over the data."
+        le=10_000_000,
+        default=2_000,
+        ge=10,
+        description="Most rows that are tried, spread evenly over the data.",
     )
 
 

@@ -79,7 +79,8 @@ class ReplayResult(BaseModel):
 def replay_predictions(
     model: Model,
     version: Annotated[
-        int | str, Field(description="Number or alias of a version of the model.")
+        Annotated[int, Field(ge=1, le=1_000_000_000)] | str,
+        Field(description="Number or alias of a version of the model."),
     ] = "champion",
     since: Annotated[
         AwareDatetime | None,
@@ -95,25 +96,25 @@ def replay_predictions(
         Field(description="End of the predictions, with an offset from UTC, not included; now unless given."),
     ] = None,
     limit: Annotated[
-        int, Field(description="About how many rows are scored, the newest; at least 1.")
+        int, Field(ge=1, le=10_000_000, description="About how many rows are scored, the newest; at least 1.")
     ] = 10_000,
     threads: Annotated[
         int,
         Field(
+            ge=1,
+            le=1_024,
             description=(
                 "Threads of PyTorch, as many as the version's replicas have: "
                 "1 unless they reserve two CPUs or more."
-            )
+            ),
         ),
     ] = 1,
 ) -> ReplayResult:
     """Score the newest logged inputs of a version again and compare its outputs with the logged ones, bit for bit.
 
-    Raises: NotFound; EvaluationError if the version has no signature, or a number is out of range.
+    Raises: NotFound; EvaluationError if the version has no signature.
     """
     used = context()
-    if limit < 1 or threads < 1:
-        raise EvaluationError(f"limit={limit} and threads={threads} must be at least 1")
     registry, end = used.registry(), until or used.clock()
     record = registry.get_version(model, version)
     signature = _signature_of(record)

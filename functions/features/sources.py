@@ -177,7 +177,9 @@ def source_status(
     sources: Annotated[
         list[str] | None, Field(description="Names of batch sources; all of the project unless given.")
     ] = None,
-    loads: Annotated[int, Field(ge=0, description="Number of each source's last loads that are listed.")] = 5,
+    loads: Annotated[
+        int, Field(le=1_000, ge=0, description="Number of each source's last loads that are listed.")
+    ] = 5,
 ) -> list[SourceStatus]:
     """Tell of batch sources what they read, what their last loads brought, and which views use them.
 

@@ -51,7 +51,9 @@ class Variable(BaseModel):
         description="What a request that gives no value has; it must give one unless this is given.",
     )
     choices: tuple[Value, ...] = Field(default=(), description="The only values there are; any unless given.")
-    max_length: int = Field(default=4_096, ge=1, description="Characters that a string has at most.")
+    max_length: int = Field(
+        le=100_000_000, default=4_096, ge=1, description="Characters that a string has at most."
+    )
 
     def text(self, name: str, value: Any) -> str:
         """Check a value and write it as text. Raises: GenerativeError."""

@@ -41,7 +41,9 @@ class Compaction(BaseModel):
     schedule=Cron("17 2 * * *", jitter_s=600),
 )
 def compact_tables(
-    file_mib: Annotated[int, Field(description="About how large a merged file may become, in MiB.")] = 128,
+    file_mib: Annotated[
+        int, Field(ge=1, le=16_384, description="About how large a merged file may become, in MiB.")
+    ] = 128,
     grace_days: Annotated[
         float,
         Field(
@@ -90,9 +92,11 @@ def compact_open_days(
     file_mib: Annotated[
         int,
         Field(
+            ge=1,
+            le=16_384,
             description=(
                 "Size in MiB from which a file is left alone, so that an hour rewrites at most so much of each day."
-            )
+            ),
         ),
     ] = 128,
 ) -> list[Compaction]:

@@ -22,7 +22,9 @@ _MIB = 2**20
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def compact_features(
     views: Views = None,
-    file_mib: Annotated[int, Field(description="About how large a merged file may become, in MiB.")] = 128,
+    file_mib: Annotated[
+        int, Field(ge=1, le=16_384, description="About how large a merged file may become, in MiB.")
+    ] = 128,
 ) -> list[Upkeep]:
     """Merge the small files of each event day of views; no row changes."""
     features = context().features()
@@ -33,7 +35,7 @@ def compact_features(
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def expire_features(
     keep_days: Annotated[
-        dict[str, float],
+        dict[str, Annotated[float, Field(gt=0, le=36_500)]],
         Field(description="Days that rows are kept, by the name of the view; at least the view's ttl."),
     ],
 ) -> list[Upkeep]:

@@ -31,7 +31,7 @@ class Tidied(BaseModel):
 @function(http=True, timeout_s=3600, retries=Retries(max_attempts=3), max_concurrency=1)
 def tidy_registry(
     grace_days: Annotated[
-        float, Field(description="Days for which files of a deleted version are still kept.")
+        float, Field(ge=0, le=36_500, description="Days for which files of a deleted version are still kept.")
     ] = 1.0,
 ) -> Tidied:
     """Delete files that no version uses, record runs without a heartbeat as lost, and delete half-written files."""

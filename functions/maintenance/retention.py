@@ -45,10 +45,10 @@ class Retention(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    predictions: float | None = Field(default=None, ge=1)
-    labels: float | None = Field(default=None, ge=1)
-    invocations: float | None = Field(default=None, ge=1)
-    reports: float | None = Field(default=None, ge=1)
+    predictions: float | None = Field(le=36_500, default=None, ge=1)
+    labels: float | None = Field(le=36_500, default=None, ge=1)
+    invocations: float | None = Field(le=36_500, default=None, ge=1)
+    reports: float | None = Field(le=36_500, default=None, ge=1)
 
 
 class Expired(BaseModel):
@@ -79,40 +79,47 @@ def set_retention(
     predictions: Annotated[
         float | None,
         Field(
+            ge=1,
+            le=36_500,
             description=(
                 "Days that predictions and the scores of their answers are kept after the day they were made, "
                 "at least 1; for ever unless given."
-            )
+            ),
         ),
     ] = None,
     labels: Annotated[
         float | None,
         Field(
+            ge=1,
+            le=36_500,
             description=(
                 "Days that labels are kept after the day they were received, at least 1; for ever unless given."
-            )
+            ),
         ),
     ] = None,
     invocations: Annotated[
         float | None,
         Field(
+            ge=1,
+            le=36_500,
             description=(
                 "Days that ended invocations are kept, with arguments, results and logs, and cached results, "
                 "at least 1; for ever unless given."
-            )
+            ),
         ),
     ] = None,
     reports: Annotated[
         float | None,
         Field(
-            description="Days that reports are kept after they were last written, at least 1; for ever unless given."
+            ge=1,
+            le=36_500,
+            description="Days that reports are kept after they were last written, at least 1; for ever unless given.",
         ),
     ] = None,
 ) -> Retention:
     """Set the days that this workspace keeps each kind of data, in place of the setting before.
 
     Rollouts, monitors and retraining see nothing older: keep predictions and labels longer than any of them looks back.
-    Raises: ValidationError for less than a day.
     """
     kept = Retention(predictions=predictions, labels=labels, invocations=invocations, reports=reports)
     _setting(context()).transact(lambda before: {"keep": kept.model_dump()} if before != kept else None)

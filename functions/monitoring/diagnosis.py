@@ -270,7 +270,7 @@ class SliceOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    days: int = Field(default=28, ge=1, description="Days of predictions, counted back from now.")
+    days: int = Field(le=36_500, default=28, ge=1, description="Days of predictions, counted back from now.")
     columns: tuple[str, ...] = Field(
         default=(), description="Features that cut slices; all that the model reads if empty."
     )
@@ -294,7 +294,10 @@ class SliceOptions(BaseModel):
     )
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="Bound on the chance of any false slice.")
     max_rows: int = Field(
-        default=50_000, ge=100, description="Rows that are searched; of more, so many are drawn at random."
+        le=10_000_000,
+        default=50_000,
+        ge=100,
+        description="Rows that are searched; of more, so many are drawn at random.",
     )
 
 

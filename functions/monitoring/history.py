@@ -17,8 +17,9 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Entry, ObjectStore, Table
 
-CohortDays = Annotated[int, Field(description="Days, counted back from now, in which the cohorts ended.")]
-_MOST = 1_000
+CohortDays = Annotated[
+    int, Field(ge=1, le=36_500, description="Days, counted back from now, in which the cohorts ended.")
+]
 _SHOWN = ("monitor", "subject", "version", "start", "end", "rows", "verdict", "value", "reference", "statistic", "threshold", "text")  # fmt: skip
 
 
@@ -89,20 +90,21 @@ def alarm_history(
     before: Annotated[
         int | None,
         Field(
-            description="Number of an entry of the journal, before which the list begins; at the newest unless given."
+            ge=0,
+            le=1_000_000_000,
+            description="Number of an entry of the journal, before which the list begins; at the newest unless given.",
         ),
     ] = None,
-    limit: Annotated[int, Field(description="Most entries of the list, from 1 to 1,000.")] = 50,
+    limit: Annotated[
+        int, Field(ge=1, le=1_000, description="Most entries of the list, from 1 to 1,000.")
+    ] = 50,
 ) -> list[AlarmEntry]:
-    """List alarms and recoveries of a model, newest first.
-
-    Raises: ValueError for a limit out of range.
-    """
+    """List alarms and recoveries of a model, newest first."""
     used = context()
     fold = alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
     fold.refresh()
     last = fold.next if before is None else min(before, fold.next)
-    numbers = range(last - 1, max(-1, last - 1 - _checked(limit)), -1)
+    numbers = range(last - 1, max(-1, last - 1 - limit), -1)
     entries: list[Entry] = [fold.journal.entry(number) for number in numbers]
     alarms = alarms_in(entries)
     return [AlarmEntry(number=each.number, alarm=alarm) for each, alarm in zip(entries, alarms, strict=True)]
@@ -167,9 +169,3 @@ def _models(store: ObjectStore) -> Iterator[str]:
         model = key.split("/")[1]
         yield model
         after = f"alarms/{model}/\U0010ffff"
-
-
-def _checked(limit: int) -> int:
-    if not 1 <= limit <= _MOST:
-        raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
-    return limit

@@ -275,6 +275,7 @@ def what_changed(
     max_rows: Annotated[
         int,
         Field(
+            le=10_000_000,
             ge=MIN_CHANGED_ROWS,
             description="Most requests, and rows of the training set, that are compared; drawn at random.",
         ),
@@ -335,12 +336,17 @@ def running_figures(model: Model) -> RunningFigures:
 )
 def unknown_labels(
     hours: Annotated[
-        float, Field(description="Hours, counted back from now, in which the labels were received.")
+        float,
+        Field(
+            ge=0, le=876_000, description="Hours, counted back from now, in which the labels were received."
+        ),
     ] = 24.0,
     days: Annotated[
         int,
         Field(
-            description="Days, counted back from now, of the predictions among which the labels' IDs are sought."
+            ge=0,
+            le=36_500,
+            description="Days, counted back from now, of the predictions among which the labels' IDs are sought.",
         ),
     ] = 30,
 ) -> UnknownLabels:

@@ -86,6 +86,7 @@ class PerformanceMonitor(BaseModel):
         ),
     )
     baseline_cohorts: int = Field(
+        le=100_000,
         default=7,
         ge=2,
         description="First cohorts served that make the baseline of the loss, where no metric of the version does.",

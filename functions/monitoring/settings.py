@@ -26,8 +26,10 @@ Clip = Annotated[
         gt=0, lt=0.5, description="Probabilities are held in [clip, 1 - clip] before their log loss is taken."
     ),
 ]
-Window = Annotated[int, Field(ge=1, description="Number of the last cohorts that are compared together.")]
-Bins = Annotated[int, Field(ge=2, description="Quantile bins of a numeric column.")]
+Window = Annotated[
+    int, Field(le=100_000, ge=1, description="Number of the last cohorts that are compared together.")
+]
+Bins = Annotated[int, Field(le=100_000, ge=2, description="Quantile bins of a numeric column.")]
 FalseDiscovery = Annotated[
     float, Field(gt=0, lt=0.5, description="False-discovery level over the columns of a window.")
 ]
@@ -39,11 +41,16 @@ MinNullChange = Annotated[
 ]
 WindowsDrifted = Annotated[
     int,
-    Field(ge=1, description="Windows, of the last `n`, that must have drifted before an alarm is raised."),
+    Field(
+        le=10_000,
+        ge=1,
+        description="Windows, of the last `n`, that must have drifted before an alarm is raised.",
+    ),
 ]
 LastWindows = Annotated[
     int,
     Field(
+        le=10_000,
         ge=1,
         description="Last windows of which `k` raise an alarm; it is over once none of them has drifted.",
     ),

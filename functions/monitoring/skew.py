@@ -43,6 +43,7 @@ class SkewMonitor(BaseModel):
 
     kind: Literal["skew"] = Field(default="skew", description="Kind of the monitor.")
     hours: float = Field(
+        le=876_000,
         default=1.0,
         gt=0,
         description="Hours of a version's first answers that are compared with its training set.",
@@ -66,6 +67,7 @@ class SkewMonitor(BaseModel):
         default=50, ge=2, description="Rows of the first hours below which more are waited for."
     )
     sample: int = Field(
+        le=10_000_000,
         default=500,
         ge=0,
         description="Most logged rows since the last run that are recomputed from the offline store; 0 for none.",

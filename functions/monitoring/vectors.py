@@ -58,6 +58,7 @@ class VectorMonitor(BaseModel):
     delay: Delay = timedelta(hours=1)
     window: Window = 7
     max_rows: int = Field(
+        le=10_000_000,
         default=500,
         ge=50,
         description="Rows of a window, and of the training set, that are compared at most.",

@@ -76,8 +76,10 @@ def _shared(used: Context, redis_url: str) -> DrainResult:
 
 @function(resources=Resources(num_cpus=0))  # trainings that hold every CPU do not hold up the log
 def drain_share(
-    index: Annotated[int, Field(ge=0, description="Number of the share, in [0, count).")],
-    count: Annotated[int, Field(ge=1, description="Number of shares that the writers are divided into.")],
+    index: Annotated[int, Field(le=10_000, ge=0, description="Number of the share, in [0, count).")],
+    count: Annotated[
+        int, Field(le=10_000, ge=1, description="Number of shares that the writers are divided into.")
+    ],
 ) -> DrainResult:
     """Move the records of one share of the writers.
 

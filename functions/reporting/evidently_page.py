@@ -48,6 +48,7 @@ def evidently_report(
     max_rows: Annotated[
         int,
         Field(
+            le=10_000_000,
             ge=_FEWEST,
             description="Rows of each side at most; of more, a random sample, always the same one.",
         ),

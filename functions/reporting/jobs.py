@@ -99,7 +99,12 @@ def model_report(
     start: Start,
     end: End,
     reference: Annotated[
-        int, Field(description="Version that served losses are held against, scored on the logged vectors.")
+        int,
+        Field(
+            ge=1,
+            le=1_000_000_000,
+            description="Version that served losses are held against, scored on the logged vectors.",
+        ),
     ] = 1,
 ) -> Report:
     """Write the report of what `model` served in [start, end) into the store, as `reports/{model}.html`.

@@ -82,7 +82,8 @@ def list_predictions(
         ),
     ] = "newest",
     version: Annotated[
-        int | None, Field(description="Version that scored the requests; any unless given.")
+        int | None,
+        Field(ge=1, le=1_000_000_000, description="Version that scored the requests; any unless given."),
     ] = None,
 ) -> list[LoggedPrediction]:
     """List the predictions of a model in some hours before a time, by default now, newest first.

@@ -32,10 +32,12 @@ MAX_LOOKS = 400
 RolloutNumber = Annotated[
     int | None,
     Field(
+        ge=0,
+        le=1_000_000_000,
         description=(
             "Number of the journal entry that began the rollout, "
             "as `rollout_status` tells; the newest unless given."
-        )
+        ),
     ),
 ]
 _ARM_COLOURS = ("#0b6e4f", "#2f6db0", "#8e5bb0", "#b0822f", "#b04a2f")

@@ -56,7 +56,12 @@ DocumentView = Annotated[
     str, Field(description="Name of a feature view of chunks, applied as `document_view` declares it.")
 ]
 EmbedderThreads = Annotated[
-    int, Field(description="Threads of the processor for the embedder's engine, if it is a language model.")
+    int,
+    Field(
+        ge=1,
+        le=1_024,
+        description="Threads of the processor for the embedder's engine, if it is a language model.",
+    ),
 ]
 
 
@@ -124,7 +129,9 @@ def refresh_documents(
         TableSnapshot,
         Field(description="Table at one version, with `document`, a name that is there once, and `text`."),
     ],
-    max_length: Annotated[int, Field(description="Characters that a chunk has at most.")] = 1_200,
+    max_length: Annotated[
+        int, Field(ge=1, le=1_000_000, description="Characters that a chunk has at most.")
+    ] = 1_200,
     threads: EmbedderThreads = 1,
 ) -> RefreshedDocuments:
     """Bring a view of chunks up to date with a table of documents: only chunks that are new or changed are embedded.

@@ -128,14 +128,19 @@ def declared_policy(model: str) -> RolloutPolicy:
 @function(http=True, timeout_s=120, command="rollout start MODEL VERSION", view=STATE_VIEW)
 def start_rollout(
     model: Model,
-    version: Annotated[int, Field(description="Version that is tried, first as a shadow of the champion.")],
+    version: Annotated[
+        int,
+        Field(
+            ge=1, le=1_000_000_000, description="Version that is tried, first as a shadow of the champion."
+        ),
+    ],
     policy: Annotated[
         RolloutPolicy | None,
         Field(description="Rules of the rollout; the model's declared ones unless given."),
     ] = None,
     reason: Reason = "",
     rivals: Annotated[
-        tuple[int, ...],
+        tuple[Annotated[int, Field(ge=1, le=1_000_000_000)], ...],
         Field(
             description=(
                 "Further versions that compete with it in the shadow; "
@@ -264,7 +269,12 @@ def look_at_rollout(model: Model) -> RolloutStatus:
 def explain_rollout(
     model: Model,
     entry: Annotated[
-        int, Field(description="Number of the entry of the rollout's journal that records the decision.")
+        int,
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="Number of the entry of the rollout's journal that records the decision.",
+        ),
     ],
 ) -> Explanation:
     """Replay the decision of a journal entry from the journal alone. Raises: RolloutError."""

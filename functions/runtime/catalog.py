@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable
 
+from toque.clusters.did_you_mean import did_you_mean
+from toque.functions.runtime.definitions import import_project
 from toque.functions.runtime.errors import UnknownFunction
 from toque.functions.runtime.reference import current_reference, resolve
 from toque.functions.runtime.run.declared import DeclaredFunction
@@ -52,10 +54,12 @@ def declare(function: DeclaredFunction) -> None:
 def discover(modules: Iterable[str] = PLATFORM, *, project: str | None = None) -> list[DeclaredFunction]:
     """Import the modules, and the user's `project`, and return every function declared so far.
 
-    Raises: ImportError if one of them cannot be imported.
+    Raises: ImportError if one of the modules cannot be imported; ProjectError if the project cannot.
     """
-    for module in (*modules, *([project] if project else [])):
+    for module in modules:
         importlib.import_module(module)
+    if project:
+        import_project(project)
     return all_functions()
 
 
@@ -95,15 +99,15 @@ def find_declared(name: str, *, where: Callable[[DeclaredFunction], bool] = _any
 
 
 def get(name: str) -> DeclaredFunction:
-    """Return the function called `name`. Raises: UnknownFunction, listing the declared names."""
+    """Return the function called `name`. Raises: UnknownFunction, with the name that is closest."""
     return _required(name, find(name))
 
 
 def _required(name: str, function: DeclaredFunction | None) -> DeclaredFunction:
     if function is None:
-        known = ", ".join(sorted(_declared)) or "none"
         raise UnknownFunction(
-            f"no function {name!r}; declared are: {known}. Is its module imported (TOQUE_PROJECT)?"
+            f"there is no function {name!r}; {did_you_mean(name, sorted(_declared))}`toque functions` lists those of the platform, "
+            "and of the project that TOQUE_PROJECT names"
         )
     return function
 

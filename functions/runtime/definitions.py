@@ -7,7 +7,13 @@ as in `definition: HasAlerts = model_definition(context().project, "late")`. `to
 from __future__ import annotations
 
 import importlib
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 _Definition = TypeVar("_Definition")
@@ -33,12 +39,7 @@ def declarations(module: str | None) -> Declarations:
     """
     if not module:
         raise ProjectError("no project is set; set TOQUE_PROJECT to its module, as in 'examples.flights'")
-    try:
-        found = importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module.startswith(error.name):
-            raise  # the project itself was found and misses something else: that message says more
-        raise ProjectError(f"no module {module!r}; TOQUE_PROJECT names a module on sys.path") from error
+    found = import_project(module)
     if not (hasattr(found, "FEATURES") or hasattr(found, "MODELS")):
         return Declarations(module, (), {})
     features, models = getattr(found, "FEATURES", None), getattr(found, "MODELS", None)
@@ -47,6 +48,66 @@ def declarations(module: str | None) -> Declarations:
             f"{module} must declare FEATURES (a list of definitions) and MODELS (a list of ModelDefinition)"
         )
     return Declarations(module, tuple(features), _by_name(module, models))
+
+
+def import_project(module: str) -> ModuleType:
+    """Import the module of a user's project. Raises: ProjectError if it is not there, or fails: with file, line and error."""
+    with importing_project(module):
+        return importlib.import_module(module)
+
+
+@contextmanager
+def importing_project(module: str) -> Iterator[None]:
+    """Turn an error of a project's own code, while something imports it, into one that says where to look.
+
+    Raises: ProjectError with the file and the line of the project, the error, and what to do.
+    """
+    try:
+        yield
+    except ProjectError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module}.".startswith(f"{error.name}."):
+            raise ProjectError(
+                f"no module {module!r} can be imported; TOQUE_PROJECT or --project names one in this folder or on PYTHONPATH"
+            ) from error
+        raise ProjectError(_import_failure(module, error)) from error
+    except (Exception, SystemExit) as error:
+        raise ProjectError(_import_failure(module, error)) from error
+
+
+def _import_failure(module: str, error: BaseException) -> str:
+    """Say which line of a project stopped its import, by what error, and what to do."""
+    what = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}"
+    remedy = "correct that line"
+    if isinstance(error, ModuleNotFoundError):
+        remedy = "install the package that has it, or correct the name"
+    elif isinstance(error, ImportError):
+        remedy = "correct the name, or install the version of the package that has it"
+    elif isinstance(error, SystemExit):
+        what, remedy = "it ends the process", "keep what runs under `if __name__ == '__main__':`"
+    return (
+        f"project {module!r} cannot be imported: {_place_of(module, error)}: {what}; {remedy}; "
+        f"`python -c 'import {module}'` in the project's folder shows the whole traceback"
+    )
+
+
+def _place_of(module: str, error: BaseException) -> str:
+    """File and line of the project at which its import failed; of the last line of any code if none is the project's."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    spec = PathFinder.find_spec(module.partition(".")[0])
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    files = [Path(spec.origin)] if spec and spec.origin else []
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).is_file()]
+    own = [
+        frame
+        for frame in frames
+        if Path(frame.filename) in files
+        or any(Path(frame.filename).is_relative_to(folder) for folder in folders)
+    ]
+    last = (own or frames)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 def model_definition(module: str | None, name: str) -> Any:

@@ -110,7 +110,9 @@ def train_model(
     start_from: Annotated[
         int | None,
         Field(
-            description="Version of the model that the trainer begins with, refused if it cannot; none unless given."
+            ge=1,
+            le=1_000_000_000,
+            description="Version of the model that the trainer begins with, refused if it cannot; none unless given.",
         ),
     ] = None,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it
@@ -164,7 +166,12 @@ def train_declared(
         list[TableSnapshot], Field(description="Tables used beside the training set, for the lineage.")
     ],
     parent: Annotated[
-        int | None, Field(description="Version that the new one challenges, for the lineage; null for none.")
+        int | None,
+        Field(
+            ge=1,
+            le=1_000_000_000,
+            description="Version that the new one challenges, for the lineage; null for none.",
+        ),
     ],
     tags: Annotated[dict[str, str], Field(description="Tags of the run and of the version, by key.")],
 ) -> Trained:

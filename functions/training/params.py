@@ -65,6 +65,7 @@ Arithmetic = Annotated[
 Accumulate = Annotated[
     int,
     Field(
+        le=1_000_000,
         ge=1,
         description=(
             "Micro-batches into which a worker cuts its rows of a step, so that a step needs the memory of "
@@ -75,10 +76,16 @@ Accumulate = Annotated[
 Compiled = Annotated[
     bool, Field(description="Whether steps go through torch.compile, which takes a minute to begin with.")
 ]
-KeepLast = Annotated[int, Field(ge=1, description="Newest checkpoints that are kept while it trains.")]
+KeepLast = Annotated[
+    int, Field(le=100_000, ge=1, description="Newest checkpoints that are kept while it trains.")
+]
 KeepBest = Annotated[
     int,
-    Field(ge=0, description="Checkpoints with the lowest validation loss that are kept, also after the end."),
+    Field(
+        le=100_000,
+        ge=0,
+        description="Checkpoints with the lowest validation loss that are kept, also after the end.",
+    ),
 ]
 
 
@@ -93,9 +100,14 @@ class RecipeParams(BaseModel):
 
     lr: LearningRate = 1e-3
     weight_decay: WeightDecay = 1e-2
-    batch_size: int = Field(default=32, ge=1, description="Rows of one optimiser step over all workers.")
-    epochs: int = Field(default=10, ge=1, description="Epochs, which are the length of the schedule.")
+    batch_size: int = Field(
+        le=10_000_000, default=32, ge=1, description="Rows of one optimiser step over all workers."
+    )
+    epochs: int = Field(
+        le=1_000_000, default=10, ge=1, description="Epochs, which are the length of the schedule."
+    )
     patience: int | None = Field(
+        le=1_000_000,
         default=None,
         ge=1,
         description="Epochs without a better validation loss before it stops; it never does unless given.",
@@ -130,9 +142,13 @@ class RecipeParams(BaseModel):
         ),
     )
     checkpoint_steps: int | None = Field(
-        default=None, ge=1, description="Steps between checkpoints within an epoch; any number unless given."
+        le=1_000_000_000,
+        default=None,
+        ge=1,
+        description="Steps between checkpoints within an epoch; any number unless given.",
     )
     checkpoint_s: float | None = Field(
+        le=31_622_400,
         default=CHECKPOINT_S,
         gt=0.0,
         description="Seconds between checkpoints within an epoch; null for any time.",

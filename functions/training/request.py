@@ -50,16 +50,20 @@ HowSharded = Annotated[
 WorkersPerLayer = Annotated[
     int,
     Field(
-        description="Number of workers that split each layer of a sharded model among them; it divides all."
+        ge=1,
+        le=1_024,
+        description="Number of workers that split each layer of a sharded model among them; it divides all.",
     ),
 ]
 MinWorkers = Annotated[
     int | None,
     Field(
+        ge=1,
+        le=10_000,
         description=(
             "Fewest workers that go on where there is no room for all, until there is; it waits for all "
             "unless given."
-        )
+        ),
     ),
 ]
 SlowWorkers = Annotated[
@@ -85,7 +89,9 @@ MoreDatasets = Annotated[
 Parent = Annotated[
     int | None,
     Field(
-        description="Version that the new one challenges, for the lineage; that of `start_from` unless given."
+        ge=1,
+        le=1_000_000_000,
+        description="Version that the new one challenges, for the lineage; that of `start_from` unless given.",
     ),
 ]
 LOSS = "valid_loss"  # name of the metric

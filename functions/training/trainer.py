@@ -81,7 +81,9 @@ SplitBy = Annotated[
         )
     ),
 ]
-Seed = Annotated[int, Field(description="Seed of all that is random in the training.")]
+Seed = Annotated[
+    int, Field(ge=0, le=4_294_967_295, description="Seed of all that is random in the training.")
+]
 Train = Callable[["TrainingRequest"], Trained]
 OnEpoch = Callable[[Epoch], None]
 

@@ -100,7 +100,7 @@ class SetRef(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="Name of the sample set, of one or more parts with '/' between them.")
-    version: int = Field(ge=1, description="Number of the set's version, from 1.")
+    version: int = Field(le=1_000_000_000, ge=1, description="Number of the set's version, from 1.")
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"

@@ -61,7 +61,9 @@ def write_sample_set(
     shard_mb: Annotated[
         int,
         Field(
-            description="MiB of a shard's samples in memory, where one shard is held; under 1 counts as 1."
+            ge=1,
+            le=65_536,
+            description="MiB of a shard's samples in memory, where one shard is held; under 1 counts as 1.",
         ),
     ] = 64,
 ) -> SetRef:

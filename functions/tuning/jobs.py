@@ -117,25 +117,35 @@ def tune_tabular(
     num_samples: Annotated[
         int,
         Field(
+            ge=1,
+            le=100_000,
             description=(
                 "Number of trials, two at least of a population; a grid tries all its combinations instead, and refuses another "
                 "number than the default."
-            )
+            ),
         ),
     ] = _SAMPLES,
     max_epochs: Annotated[
-        int | None, Field(description="Epochs of the longest trial; those of `params` unless given.")
+        int | None,
+        Field(ge=1, le=1_000_000, description="Epochs of the longest trial; those of `params` unless given."),
     ] = None,
     concurrency: Annotated[
-        int, Field(description="Number of trials, or stacks of them, that train at a time.")
+        int, Field(ge=1, le=10_000, description="Number of trials, or stacks of them, that train at a time.")
     ] = 2,
-    cpus_per_trial: Annotated[float, Field(description="CPUs of each trial, or stack of trials.")] = 1.0,
+    cpus_per_trial: Annotated[
+        float, Field(ge=0, le=10_000, description="CPUs of each trial, or stack of trials.")
+    ] = 1.0,
     experiment: Annotated[
         str | None,
         Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
     ] = None,
     seed: Annotated[
-        int, Field(description="Seed by which settings are drawn; the one of the trainings is in `params`.")
+        int,
+        Field(
+            ge=0,
+            le=4_294_967_295,
+            description="Seed by which settings are drawn; the one of the trainings is in `params`.",
+        ),
     ] = 0,
     search: Annotated[
         Search,
@@ -152,22 +162,28 @@ def tune_tabular(
             description="Resources of all trials; at the first limit reached the sweep ends with what it has."
         ),
     ] = Limits(),  # noqa: B008 - frozen
-    gpus_per_trial: Annotated[float, Field(description="GPUs of each trial, or stack of trials.")] = 0.0,
+    gpus_per_trial: Annotated[
+        float, Field(ge=0, le=1_024, description="GPUs of each trial, or stack of trials.")
+    ] = 0.0,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it
     limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it
     copy_every: Annotated[
         int | None,
         Field(
-            description="Epochs after which a population copies, again and again; a fifth of all unless given."
+            ge=1,
+            le=1_000_000,
+            description="Epochs after which a population copies, again and again; a fifth of all unless given.",
         ),
     ] = None,
     stack: Annotated[
         int,
         Field(
+            ge=1,
+            le=10_000,
             description=(
                 "Trials that train together in one process, for networks so small that a step costs more than its "
                 "arithmetic."
-            )
+            ),
         ),
     ] = 1,
 ) -> Sweep:

@@ -113,11 +113,17 @@ def train_trial(
     ],
     number: Annotated[
         int,
-        Field(description="Number of the trial; trial 0 has the declared parameters and never ends early."),
+        Field(
+            ge=0,
+            le=1_000_000,
+            description="Number of the trial; trial 0 has the declared parameters and never ends early.",
+        ),
     ],
     sweep: Annotated[str, Field(description="Id of the run that holds the sweep's trials.")],
     experiment: Annotated[str, Field(description="Experiment under which the trial's run is tracked.")],
-    workers: Annotated[int, Field(description="Number of workers that train the trial, with one CPU each.")],
+    workers: Annotated[
+        int, Field(ge=1, le=10_000, description="Number of workers that train the trial, with one CPU each.")
+    ],
 ) -> ModelTrial:
     """Train one trial of a sweep and register nothing; one that others beat at a rung ends there."""
     definition: TrainableModel = model_definition(context().project, model)
@@ -154,7 +160,9 @@ def tune_model(
     num_samples: Annotated[
         int,
         Field(
-            description="Number of trials; a grid tries all its combinations instead, and refuses another number than the default."
+            ge=1,
+            le=100_000,
+            description="Number of trials; a grid tries all its combinations instead, and refuses another number than the default.",
         ),
     ] = _SAMPLES,
     search: Annotated[
@@ -166,9 +174,11 @@ def tune_model(
             )
         ),
     ] = "random",
-    concurrency: Annotated[int, Field(description="Number of trials that train at a time.")] = 2,
+    concurrency: Annotated[
+        int, Field(ge=1, le=10_000, description="Number of trials that train at a time.")
+    ] = 2,
     workers_per_trial: Annotated[
-        int, Field(description="Number of workers that train each trial, with one CPU each.")
+        int, Field(ge=1, le=10_000, description="Number of workers that train each trial, with one CPU each.")
     ] = 1,
     objectives: Annotated[
         dict[str, Direction] | None,
@@ -191,7 +201,11 @@ def tune_model(
     ] = None,
     seed: Annotated[
         int,
-        Field(description="Seed by which parameters are drawn; the one of the trainings is the trainer's."),
+        Field(
+            ge=0,
+            le=4_294_967_295,
+            description="Seed by which parameters are drawn; the one of the trainings is the trainer's.",
+        ),
     ] = 0,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it
     limit_s: LimitSeconds = None,  # noqa: ARG001 - its demand reads it

@@ -59,17 +59,25 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hours: float | None = Field(
+        le=1_000_000,
         default=None,
         gt=0,
         description="Hours of the wall clock since the first trial began; any number unless given.",
     )
     cpu_hours: float | None = Field(
-        default=None, gt=0, description="CPU-hours of all trials together; any number unless given."
+        le=1_000_000_000,
+        default=None,
+        gt=0,
+        description="CPU-hours of all trials together; any number unless given.",
     )
     gpu_hours: float | None = Field(
-        default=None, gt=0, description="GPU-hours of all trials together; any number unless given."
+        le=1_000_000_000,
+        default=None,
+        gt=0,
+        description="GPU-hours of all trials together; any number unless given.",
     )
     money: float | None = Field(
+        le=1_000_000_000_000,
         default=None,
         gt=0,
         description="Cost of all trials together, by the prices of TOQUE_PRICES, which it needs; any unless given.",
@@ -120,6 +128,7 @@ class Range(BaseModel):
     )
     integer: bool = Field(default=False, description="Whether numbers are rounded to whole ones.")
     steps: int | None = Field(
+        le=100_000,
         default=None,
         ge=2,
         description="How many numbers from `low` to `high` a grid tries; needed by a grid only.",

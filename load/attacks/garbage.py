@@ -47,9 +47,9 @@ def listeners(target: Target) -> list[psutil.Process]:
     if target.grpc_address:
         addresses.append(int(target.grpc_address.rpartition(":")[2]))
     pids = {
-        found.pid
-        for found in psutil.net_connections("tcp")
-        if found.status == psutil.CONN_LISTEN and found.laddr.port in addresses and found.pid
+        connection.pid
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in addresses and connection.pid
     }
     if not pids:
         raise RuntimeError(

@@ -48,7 +48,7 @@ class Probe:
         self, rows: Sequence[int], *, rounds: int = 2, report: Callable[[str], None] | None = None
     ) -> list[Point]:
         """Measure each number of rows at two rates, `rounds` times, in turns, so that a noisy neighbour hits all. Raises: NotPossible."""
-        rates = {each: self._rate(each) for each in rows}
+        rates = {row: self._rate(row) for row in rows}
         found = []
         for _ in range(rounds):
             for each, rate in rates.items():

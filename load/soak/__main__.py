@@ -151,7 +151,7 @@ def _report(
 ) -> dict[str, Any]:
     """Print and put together what came of it."""
     requests, found = sending.requests(), sending.windows.measured()
-    failed = [each for each in requests if each["problem"]]
+    failed = [request for request in requests if request["problem"]]
     bad = unexcused(failed, disturbances.kills)
     grown = growths(samples)
     made = Counter(event.name for event in disturbances.events if not event.problem)
@@ -181,7 +181,7 @@ def _report(
         "held": held,
         "figures": {name: float(value) for name, value in figures.items() if value < float("inf")},
         "growths": [asdict(each) for each in grown],
-        "events": [asdict(each) for each in disturbances.events],
+        "events": [asdict(event) for event in disturbances.events],
         "unexcused": [dict(each) for each in bad[:1000]],
         "disk": disk is not None,
     }

@@ -88,7 +88,7 @@ def unexcused(
 
 
 def _memory(at: Sample, role: str) -> float:
-    return sum(held.memory_bytes for held in at.processes.values() if held.role == role) / 2**20
+    return sum(process.memory_bytes for process in at.processes.values() if process.role == role) / 2**20
 
 
 def _of_processes(kept: Sequence[Sample], of: Callable[[Any], float]) -> tuple[float, float]:
@@ -152,7 +152,7 @@ def sample(home: Path, folders: list[Path], keys: redis.Redis) -> Sample:
     """Take a sample of the platform that was started in `home`."""
     files = sum(1 for folder in folders for each in folder.rglob("*") if each.is_file())
     databases: dict[str, dict[str, int]] = keys.info("keyspace")
-    lasting = sum(each["keys"] - each["expires"] for each in databases.values())
+    lasting = sum(database["keys"] - database["expires"] for database in databases.values())
     return Sample(time.time(), files, lasting, held_by(home))
 
 

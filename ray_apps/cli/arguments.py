@@ -18,6 +18,8 @@ from toque.ray_apps.cli.errors import UsageError
 from toque.ray_apps.cli.output import FORMATS
 
 _INVALID_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)")
+_WITHOUT_VALUE = re.compile(r"argument (?:-\w/)?(--[\w-]+): expected (?:at least )?one argument")
+_NEGATIVE_NUMBER = re.compile(r"-((\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|inf|infinity|nan)$", re.IGNORECASE)
 # argparse has no public name for what `add_subparsers` gives, and its class takes no parameter when it runs.
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # noqa: SLF001
 
@@ -83,6 +85,7 @@ OUTPUT = arg(
     "with a header line; json (default: table at a terminal, else tsv)",
     choices=FORMATS,
 )
+_HELP = arg("-h --help", "show this help message and exit", action="help")
 JSON = arg("--json", "short for -o json", action="store_const", const="json", dest="output")
 
 
@@ -91,10 +94,14 @@ def read_json(text: str) -> Any:
     if text == "-":
         text = sys.stdin.read()
     elif text.startswith("@"):
-        text = read_file(text[1:]).decode()
+        file = text[1:]
+        try:
+            text = read_file(file).decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{file!r} is not UTF-8: {error}") from error
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets 1,000 deep
         raise UsageError(f"this is not JSON: {text[:80]!r}: {error}") from error
 
 
@@ -140,6 +147,10 @@ class Parser(argparse.ArgumentParser):
 
     commands: Commands  # of the one that reads the whole command line
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = _NEGATIVE_NUMBER  # argparse's own takes -1e3 and -inf for options
+
     def error(self, message: str) -> NoReturn:
         """Print the error and exit with code 2."""
         found = _INVALID_CHOICE.search(message)
@@ -147,15 +158,27 @@ class Parser(argparse.ArgumentParser):
             choices = re.findall(r"[\w.-]+", found[2])
             hint = did_you_mean(found[1], choices).strip() or f"choose from {', '.join(choices)}"
             message = f"{message[: found.start()]}there is no {found[1]!r}; {hint}"
+        option = _WITHOUT_VALUE.search(message)
+        if option:
+            message = f"{message}; a value that begins with - is written {option[1]}=VALUE"
         self.exit(2, f"{self.prog}: {message}; `{self.prog} --help` lists the arguments\n")
 
 
-def add(commands: Commands, name: str, run: Command, *arguments: Argument, json_option: bool = True) -> None:
+def add(
+    commands: Commands,
+    name: str,
+    run: Command,
+    *arguments: Argument,
+    json_option: bool = True,
+    help_option: Argument = _HELP,
+) -> None:
     """Add a command `name` that calls `run`, whose docstring is the command's help.
 
     json_option: whether `--json` is short for `-o json`; not where it carries the arguments of a function.
+    help_option: what `-h` and `--help` do.
     """
-    made = _add_parser(commands, name, run.__doc__ or "")
+    made = _add_parser(commands, name, run.__doc__ or "", add_help=False)
+    made.add_argument(*help_option.names, **help_option.options)
     made.set_defaults(command=run)
     for each in (*arguments, OUTPUT, *([JSON] if json_option else [])):
         made.add_argument(*each.names, **each.options)
@@ -174,6 +197,10 @@ def find_project_here() -> None:
         sys.path.insert(0, here)
 
 
-def _add_parser(commands: Commands, name: str, description: str) -> argparse.ArgumentParser:
+def _add_parser(
+    commands: Commands, name: str, description: str, *, add_help: bool = True
+) -> argparse.ArgumentParser:
     summary = f"{description[:1].lower()}{description[1:].removesuffix('.')}"
-    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    return commands.add_parser(
+        name, help=summary, description=description, allow_abbrev=False, add_help=add_help
+    )

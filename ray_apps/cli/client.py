@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from toque.ray_apps.cli.errors import Refused, Unreachable
+from toque.ray_apps.cli.errors import Refused, Unreachable, UsageError
 
 if TYPE_CHECKING:
     import httpx
@@ -51,13 +52,15 @@ class Client:
         return self.send("GET", path, params=given).json()
 
     def send(self, method: str, path: str, *, body: Any = None, **options: Any) -> httpx.Response:
-        """The answer to any request. Raises: Refused with the problem's detail; Unreachable.
+        """The answer to any request. Raises: Refused with the problem's detail; Unreachable; UsageError for what is no JSON.
 
         options: `headers` and `params` as httpx takes them.
         """
-        content = {} if body is None else {"json": body}
+        if body is not None:
+            options["content"] = _json_of(body)
+            options["headers"] = {"Content-Type": "application/json", **options.get("headers", {})}
         with self._reaching():
-            return _good(self._http.request(method, path, **content, **options))
+            return _good(self._http.request(method, path, **options))
 
     def address(self, path: str) -> str:
         """Address of a path of the platform, for a browser."""
@@ -128,6 +131,31 @@ def _running(home: Path) -> tuple[str | None, str | None]:
     except FileNotFoundError:
         return None, None
     return f"http://{found['settings']['host']}:{found['ports']['http']}", token
+
+
+def _json_of(body: Any) -> bytes:
+    """Serialise what a command line asks for. Raises: UsageError naming the value that JSON cannot carry."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except ValueError as error:
+        for path, value in _leaves("", body):
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(
+                    f"{path or 'the value'} is {value}, which JSON cannot carry; give a finite number, or null in --json"
+                ) from error
+        raise UsageError(f"an argument is not valid UTF-8: {error}") from error
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what stands innermost in a JSON value, each with its path, as in `spec.limits.0`."""
+    members = (
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    )
+    if members is None:
+        yield path, value
+        return
+    for name, member in members:
+        yield from _leaves(f"{path}.{name}" if path else str(name), member)
 
 
 def _good(answer: httpx.Response) -> httpx.Response:

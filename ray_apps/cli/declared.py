@@ -39,7 +39,7 @@ from toque.ray_apps.cli.output import (
     see_page,
     value,
 )
-from toque.ray_apps.function_schemas import command_table, options
+from toque.ray_apps.function_schemas import command_table, options, parameters
 
 TABLE = Path(__file__).with_name("commands.json")
 _READERS: dict[str, Callable[[str], Any]] = {
@@ -51,6 +51,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
 }
 _METAVARS = {"integer": "N", "number": "X", "json": "JSON", "integer or text": "VALUE"}
 _SHOWN: dict[str, str] = {"model": MODEL.options["help"], "version": VERSION.options["help"]}
+_SHORT = 60  # characters of a default that help shows
 _PREFIX = "argument:"  # a function may have arguments that are called as what the command line itself parses
 Table = Mapping[str, Any]
 
@@ -108,10 +109,30 @@ def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -
 
 def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
     """Read the flags of a function that `toque run` and `submit` pass on, by the schema of its arguments."""
-    parser = Parser(prog=f"toque run {function}", allow_abbrev=False, conflict_handler="resolve")
+    return _arguments_of(vars(_flags(function, schema).parse_args(words)))
+
+
+def flags_help(function: str, schema: Mapping[str, Any], description: str) -> str:
+    """Help on the flags of a function that `toque run` and `submit` pass on: each with its type, meaning and default."""
+    parser = _flags(function, schema)
+    parser.description = description
+    parser.epilog = (
+        f"`toque run --help` has the options of every function: --json, --key, --here; `toque functions {function}` shows its "
+        "result and limits."
+    )
+    return parser.format_help()
+
+
+def _flags(function: str, schema: Mapping[str, Any]) -> Parser:
+    parser = Parser(
+        prog=f"toque run {function}", add_help=False, allow_abbrev=False, conflict_handler="resolve"
+    )
+    types = {parameter.name: parameter.type for parameter in parameters(schema)}
     for option in map(asdict, options(schema)):
-        _add_option(parser, option | {"required": False}, flag=True)  # some may be in --json
-    return _arguments_of(vars(parser.parse_args(words)))
+        must = ", required" if option["required"] else ""
+        text = f"{types[option['name']]}{must}: {option['help'] or 'without a description'}"
+        _add_option(parser, option | {"required": False, "help": text}, flag=True)  # some may be in --json
+    return parser
 
 
 def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
@@ -120,7 +141,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
     default = option["default"].strip('"')
     text = option["help"] if flag else _SHOWN.get(name, option["help"])
     text = text.removesuffix(".").replace("%", "%%") + (
-        f" (default: {default})" if kind != "json" and default not in {"", "null", "[]"} else ""
+        f" (default: {default})" if default not in {"", "null", "[]", "{}"} and len(default) <= _SHORT else ""
     )
     taken: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
     if kind == "boolean":
@@ -132,7 +153,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
         else:
             taken["metavar"] = _METAVARS.get(kind, name.upper()) if flag else name
         if option["several"]:
-            taken["nargs"] = "+" if option["required"] else "*"
+            taken |= {"nargs": "+" if option["required"] else "*", "action": "extend"}
     dest = f"{_PREFIX}{name}"
     if flag:
         taken |= {"required": option["required"], "dest": dest}

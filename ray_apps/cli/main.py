@@ -147,13 +147,19 @@ def _run(given: Given, folder: ProjectFolder | None) -> int:
         complain("interrupted")
         return INTERRUPTED
     except Exception as error:
-        full = full_disk(error, Path(given.home))
-        if full is None:
+        text = full_disk(error, Path(given.home)) or (str(error) if _is_of_project(error) else None)
+        if text is None:
             raise
-        complain(full)
+        complain(text)
         return FAILED
     sys.stdout.flush()  # here, so that a closed pipe is seen in `main`
     return code
+
+
+def _is_of_project(error: Exception) -> bool:
+    """Whether an error says what is wrong with the user's project; its class is only asked for where it is imported."""
+    definitions = sys.modules.get("toque.functions.runtime.definitions")  # which brings Ray
+    return definitions is not None and isinstance(error, definitions.ProjectError)
 
 
 def _apply_profile() -> None:

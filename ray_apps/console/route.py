@@ -205,7 +205,10 @@ def cookie_name(request: Request) -> str:
 
 
 def _checks_form(dependant: Dependant) -> bool:
-    return any(isinstance(each.call, _FormCheck) or _checks_form(each) for each in dependant.dependencies)
+    return any(
+        isinstance(dependency.call, _FormCheck) or _checks_form(dependency)
+        for dependency in dependant.dependencies
+    )
 
 
 async def _in_session(request: Request, console: Console) -> Request:

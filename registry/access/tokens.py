@@ -400,7 +400,7 @@ def _grant_of_role(role: str) -> Grant:
 def _encode(state: AccessState) -> dict[str, Any]:
     return {
         "tokens": [token.model_dump(mode="json") for token in state.tokens.values()],
-        "workspaces": [each.model_dump(mode="json") for each in state.workspaces.values()],
+        "workspaces": [workspace.model_dump(mode="json") for workspace in state.workspaces.values()],
     }
 
 
@@ -413,5 +413,5 @@ def _decode(data: dict[str, Any]) -> AccessState:
 
 def _revocable(tokens: Tokens, name: str) -> TokenRecord | None:
     """The token of a name that was not revoked and lasts longest: of those at most one lives."""
-    named = [each for each in tokens.values() if each.name == name and each.revoked_at is None]
+    named = [token for token in tokens.values() if token.name == name and token.revoked_at is None]
     return max(named, key=lambda each: each.expires_at or _NEVER, default=None)

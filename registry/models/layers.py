@@ -86,7 +86,7 @@ class Layers(ModelJournals):
             self.release(model, layer)
         claims = self.layer(layer)
         if count > BUCKETS - _claimed_by_others(claims, model):  # release claims without traffic
-            for other in [each for each in claims if each != model]:
+            for other in [claim for claim in claims if claim != model]:
                 self.release(other, layer)
         return self._take(model, layer, count)
 

@@ -69,7 +69,7 @@ class SignedVersions(ModelJournals):
             self.signature(name, version, mark["sha256"])  # the stored one must be undamaged
 
         def decide(state: ModelState) -> decisions.Body | None:
-            known = {each.sha256 for each in decisions.require_version(state, version).signatures}
+            known = {signature.sha256 for signature in decisions.require_version(state, version).signatures}
             made = {"kind": "signed", "version": version, "bound": True, **mark}
             return None if mark["sha256"] in known else made
 

@@ -189,7 +189,7 @@ class Experiments(Runs):
         """Find the experiment of that title, or None; deleted experiments come last."""
         noted = sorted(self._notes.refresh().values(), key=lambda note: note.deleted)
         return next((each for each in noted if each.title == title), None) or next(
-            (each for each in self.all_experiments() if each.title == title), None
+            (experiment for experiment in self.all_experiments() if experiment.title == title), None
         )
 
     def all_experiments(self) -> list[Experiment]:

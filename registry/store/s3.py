@@ -376,7 +376,7 @@ class _Descriptions(Loader):  # type: ignore[misc]  # botocore has no annotation
 def _descriptions(data_path: str | None) -> _Descriptions:
     """Find descriptions in the folders of `AWS_DATA_PATH` too."""
     folders = (data_path or "").split(os.pathsep)
-    return _Descriptions([os.path.expanduser(os.path.expandvars(each)) for each in folders if each])  # noqa: PTH111 - as botocore does
+    return _Descriptions([os.path.expanduser(os.path.expandvars(folder)) for folder in folders if folder])  # noqa: PTH111 - as botocore does
 
 
 def new_session() -> Any:

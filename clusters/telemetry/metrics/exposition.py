@@ -145,7 +145,7 @@ def together(metrics: Iterable[Metric]) -> bytes:
 def _labelled(metrics: Iterable[Metric], node: str) -> list[Metric]:
     found = list(metrics)
     for metric in found:
-        metric.samples = [each._replace(labels=each.labels | {"node": node}) for each in metric.samples]
+        metric.samples = [sample._replace(labels=sample.labels | {"node": node}) for sample in metric.samples]
     return found
 
 
@@ -270,7 +270,7 @@ def fold_dead(folder: Path, *, clock: Callable[[], float] = time.time) -> int:
             return 0
         alive = {each.name for each in living(folder)}
         fold = _Fold.read(folder)
-        dead = [each for each in _files(folder) if each[1] not in alive]
+        dead = [file for file in _files(folder) if file[1] not in alive]
         fold.files &= {path.name for *_, path in dead}  # a fold that was killed has left them
         for kind, _, path in dead:
             if path.name not in fold.files and kind in _SUMMED:
@@ -341,7 +341,7 @@ def _metrics(sums: dict[str, Values]) -> list[Metric]:
             family, sample, labels, text = _parsed(key)
             metric = found.setdefault(family, Metric(family, text, kind.partition("_")[0]))
             if kind == "histogram" and sample.endswith("_bucket"):
-                rest = tuple(each for each in labels if each[0] != "le")
+                rest = tuple(label for label in labels if label[0] != "le")
                 buckets[family, rest][float(dict(labels)["le"])] = value
             else:
                 metric.add_sample(sample, dict(labels), value)

@@ -54,7 +54,9 @@ from toque.registry import ModelVersion, Table, TableSnapshot
 
 Measure = Callable[[Sequence[ModelVersion], pa.Table, AnswerGate], tuple[Judged, int]]
 """Judges a version, and the champion if there is one, by the rows of a table; returns what was found, and of how many rows."""
-_Threads = Annotated[int, Field(description="Threads of the engine that each model answers by.")]
+_Threads = Annotated[
+    int, Field(ge=1, le=1_024, description="Threads of the engine that each model answers by.")
+]
 _CHAMPION = "champion"
 _TEXT_COLUMN = "text"
 

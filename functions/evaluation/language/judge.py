@@ -44,7 +44,7 @@ class Judge(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="Name of the registered language model that judges.")
-    version: int = Field(ge=1, description="Number of its version.")
+    version: int = Field(le=1_000_000_000, ge=1, description="Number of its version.")
     min_agreement: float = Field(
         default=0.8,
         gt=0.5,

@@ -81,7 +81,10 @@ class Scorer(BaseModel):
         default=0.0, ge=0.0, description="Most by which the number may miss the expected one; of `number`."
     )
     max_length: int | None = Field(
-        default=None, ge=1, description="Most characters of the answer; of `length`, which needs it."
+        le=100_000_000,
+        default=None,
+        ge=1,
+        description="Most characters of the answer; of `length`, which needs it.",
     )
     classifier: str = Field(
         default="",

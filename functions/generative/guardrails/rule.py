@@ -115,6 +115,7 @@ class Guardrail(BaseModel):
         ),
     )
     max_length: int | None = Field(
+        le=100_000_000,
         default=None,
         ge=1,
         description="For `length`, which needs it: characters of all texts together at most.",

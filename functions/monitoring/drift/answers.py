@@ -57,6 +57,7 @@ class AnswerMonitor(BaseModel):
     cohort: CohortLength = timedelta(days=1)
     delay: Delay = timedelta(hours=1)
     reference_cohorts: int = Field(
+        le=100_000,
         default=7,
         ge=2,
         description="First cohorts of a version with `min_rows` answers, which later ones are held against.",

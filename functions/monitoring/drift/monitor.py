@@ -63,7 +63,10 @@ class DriftMonitor(BaseModel):
     window: Window = 7
     bins: Bins = 20
     reference_rows: int = Field(
-        default=200_000, ge=100, description="Rows that are sampled of a training set that has more."
+        le=100_000_000,
+        default=200_000,
+        ge=100,
+        description="Rows that are sampled of a training set that has more.",
     )
     alpha: FalseDiscovery = 0.01
     min_effect: MinEffect = 0.15
@@ -78,6 +81,7 @@ class DriftMonitor(BaseModel):
         description="What windows are compared with: the training set, or the `rolling` cohorts before the window.",
     )
     rolling: int = Field(
+        le=100_000,
         default=28,
         ge=2,
         description=(

@@ -42,7 +42,6 @@ JUDGE: Final = "judge"
 """Name of the score by which a judge prefers a shadow's answer, 1, or that which the caller got, 0, or neither, 0.5."""
 AskJudge = Callable[[Judge, Sequence[Pair]], Sequence[tuple[Preference | None, Preference | None]]]
 """Has a judge choose of each pair, straight and with the answers in each other's place."""
-_MOST_DAYS = 366
 _CHUNK: Final = 2_000
 """Answers of one commit, whose texts are held."""
 _JUDGED: Final = 200
@@ -112,16 +111,15 @@ def language_monitors(model: Model) -> LanguageMonitors | None:
 def live_scores(
     model: Model,
     days: Annotated[
-        float, Field(description="Days of answers, counted back from now; above 0, at most 366.")
+        float,
+        Field(gt=0, le=366, description="Days of answers, counted back from now; above 0, at most 366."),
     ] = 30.0,
 ) -> list[LiveScore]:
     """Average the scores of a language model's live answers of the last days, by scorer, version and arm.
 
     By the scorers and the judge as they are set now. The intervals hold at every look at the same answers and more: as long as the
-    first answer of a version lies within the days. Raises: ValueError for days out of range.
+    first answer of a version lies within the days.
     """
-    if not 0 < days <= _MOST_DAYS:
-        raise ValueError(f"days={days} must lie between 0 and {_MOST_DAYS}")
     monitors = language_monitors(model)
     if monitors is None:
         return []

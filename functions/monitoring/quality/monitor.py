@@ -68,8 +68,11 @@ class QualityMonitor(BaseModel):
     )
     cohort: CohortLength = timedelta(days=1)
     delay: Delay = timedelta(hours=1)
-    history: int = Field(default=28, ge=2, description="Number of healthy cohorts that are remembered.")
+    history: int = Field(
+        le=100_000, default=28, ge=2, description="Number of healthy cohorts that are remembered."
+    )
     min_history: int = Field(
+        le=100_000,
         default=5,
         ge=2,
         description="Healthy cohorts below which constant columns, changed units and the volume are not judged.",
@@ -113,7 +116,9 @@ class QualityMonitor(BaseModel):
     max_volume: float = Field(
         default=5.0, gt=1, description="Most rows of a cohort, as a multiple of the most of a healthy one."
     )
-    recover: int = Field(default=1, ge=1, description="Healthy cohorts after which an incident is over.")
+    recover: int = Field(
+        le=100_000, default=1, ge=1, description="Healthy cohorts after which an incident is over."
+    )
     lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")

@@ -24,6 +24,7 @@ from scipy import special
 from toque.functions.arguments import Model
 from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.realised_loss import Scorer, rescore
+from toque.functions.model_formats.errors import TrainingError
 from toque.functions.model_formats.load import load_version
 from toque.functions.prediction_log import outcomes
 from toque.functions.prediction_log.records import ANSWER_TEXT
@@ -38,7 +39,7 @@ from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.functions.stats import asymptotic_threshold
 from toque.functions.stats.comparison.cluster_sums import variance_ratio
-from toque.registry.models import Signature
+from toque.registry.models import ModelVersion, Signature
 
 Floats = npt.NDArray[np.float64]
 POWER = 0.8
@@ -122,7 +123,7 @@ class RolloutPlan(BaseModel):
 @function(http=True, timeout_s=300, command="rollout plan MODEL VERSION", view=View(text="{summary}"))
 def plan_rollout(
     model: Model,
-    version: Annotated[int, Field(description="Version that would be tried.")],
+    version: Annotated[int, Field(ge=1, le=1_000_000_000, description="Version that would be tried.")],
     policy: Annotated[
         RolloutPolicy | None,
         Field(description="Rules of the rollout; the model's declared ones unless given."),
@@ -130,7 +131,9 @@ def plan_rollout(
     effect: Annotated[
         float | None,
         Field(
-            description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given."
+            gt=0,
+            le=1_000_000_000,
+            description="Improvement in mean loss that is looked for; 2 % of the champion's loss unless given.",
         ),
     ] = None,
     days: Annotated[
@@ -156,18 +159,21 @@ def plan_rollout(
     logged = registry.get_version(model, champion).signature
     if logged is None:
         raise RolloutError(f"{model}@{champion} has no signature, so its logged vectors cannot be read")
+    challenger = registry.get_version(model, version)
     try:
         loss = replayed_loss(
             lambda since, until: outcomes(
                 used.store, model, since, until, labelled_only=False, columns=(*_COLUMNS, *_VECTORS)
             ),
-            load_version(registry, registry.get_version(model, version)),
+            load_version(registry, challenger),
             judged,
             champion=champion,
             logged=logged,
             start=now - timedelta(days=days),
             now=now,
         )
+    except TrainingError as error:  # of a file with which this process cannot score
+        raise RolloutError(f"{model}@{version} cannot be planned: {_reason(challenger, error)}") from error
     except EvaluationError as error:
         raise RolloutError(f"{model}@{version} cannot be planned from the log: {error}") from error
     wanted = effect if effect is not None else _DEFAULT_EFFECT * loss.champion_loss / max(loss.labels, 1)
@@ -178,6 +184,16 @@ def plan_rollout(
     cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
     error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
     return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})
+
+
+def _reason(challenger: ModelVersion, error: Exception) -> str:
+    """Say why a version cannot score the log, and what to do."""
+    if challenger.signature is None or challenger.signature.kind != "chat":
+        return str(error)
+    return (
+        "a plan scores the logged requests in its own process, and this version answers by an engine alone; `toque rollout start` "
+        "begins with the shadow, which no user sees: its first cohorts show how far the answers differ"
+    )
 
 
 class _DiscardingStore:

@@ -81,7 +81,11 @@ def fine_tune(
     column: TextColumn = "messages",
     length: Annotated[
         int,
-        Field(ge=8, description="Tokens of a row; texts are packed end to end, and longer ones are cut."),
+        Field(
+            le=1_048_576,
+            ge=8,
+            description="Tokens of a row; texts are packed end to end, and longer ones are cut.",
+        ),
     ] = 1_024,
     lora: Adapters = Lora(),  # noqa: B008 - frozen
     preference: Preferred = None,

@@ -40,13 +40,17 @@ def serve_fine_tune(
     base: Annotated[
         int,
         Field(
+            ge=1,
+            le=1_000_000_000,
             description=(
                 "Version of `model` with the weights that the fine-tune began with, as GGUF or as a folder."
-            )
+            ),
         ),
     ],
     tuned: Annotated[str, Field(description="Name of the model that `fine_tune` registered.")],
-    tuned_version: Annotated[int, Field(description="Version of `tuned` that is taken.")],
+    tuned_version: Annotated[
+        int, Field(ge=1, le=1_000_000_000, description="Version of `tuned` that is taken.")
+    ],
     form: Annotated[
         Literal["adapter", "weights"],
         Field(

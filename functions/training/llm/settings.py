@@ -24,7 +24,9 @@ class Lora(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    rank: int = Field(default=8, ge=1, description="Size of the adapters: the rank of their matrices.")
+    rank: int = Field(
+        le=65_536, default=8, ge=1, description="Size of the adapters: the rank of their matrices."
+    )
     alpha: float = Field(
         default=16.0,
         gt=0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pyarrow as pa
 from pydantic import Field
@@ -35,6 +35,8 @@ _TASKS: dict[Outcome, Task] = {"binary": "binary", "multiclass": "multiclass", "
 _FEWEST_EPOCHS, _LEAST_PATIENCE = 6, 3
 _MIN_BATCH, _MIN_STEPS, _MIN_TOTAL_STEPS = 16, 32, 200
 
+Width = Annotated[int, Field(ge=1, le=1_048_576)]
+
 
 class TabularSettings(Trainer):
     """How the tabular network is built and trained; `TabularParams` trains by them."""
@@ -54,7 +56,7 @@ class TabularSettings(Trainer):
         default="binary",
         description="What the label is: 0 or 1, one of several classes (texts or integers), or a number.",
     )
-    hidden: tuple[int, ...] = Field(
+    hidden: tuple[Width, ...] = Field(
         default=(128, 64), description="Widths of the hidden layers, the first first."
     )
     dropout: float = Field(
@@ -63,11 +65,14 @@ class TabularSettings(Trainer):
         lt=1.0,
         description="Share of each hidden layer's outputs that a step drops, in [0, 1).",
     )
-    embedding_dim: int = Field(default=8, ge=1, description="Numbers that a category becomes.")
-    bins: int = Field(default=12, ge=1, description="Pieces of the piecewise linear code of a number.")
+    embedding_dim: int = Field(le=65_536, default=8, ge=1, description="Numbers that a category becomes.")
+    bins: int = Field(
+        le=100_000, default=12, ge=1, description="Pieces of the piecewise linear code of a number."
+    )
     lr: LearningRate = 3e-3
     weight_decay: WeightDecay = 5e-2
     batch_size: int = Field(
+        le=10_000_000,
         default=2048,
         ge=1,
         description=(
@@ -76,11 +81,13 @@ class TabularSettings(Trainer):
         ),
     )
     epochs: int | None = Field(
+        le=1_000_000,
         default=None,
         ge=1,
         description="Epochs, which are the length of the schedule; six unless given, more on a small set.",
     )
     patience: int | None = Field(
+        le=1_000_000,
         default=None,
         ge=1,
         description=(
@@ -100,6 +107,7 @@ class TabularSettings(Trainer):
         default=10, ge=1, description="Training rows that a category needs for an embedding of its own."
     )
     max_categories: int = Field(
+        le=100_000_000,
         default=10_000,
         ge=1,
         description="Most categories of a column with an embedding of their own, the frequent ones.",

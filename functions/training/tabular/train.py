@@ -67,10 +67,12 @@ def train_tabular(
     start_from: Annotated[
         int | None,
         Field(
+            ge=1,
+            le=1_000_000_000,
             description=(
                 "Version of the model with whose weights, preprocessing and target it begins; a lower lr "
                 "suits it."
-            )
+            ),
         ),
     ] = None,
     priority: Priority = 0,  # noqa: ARG001 - its demand reads it

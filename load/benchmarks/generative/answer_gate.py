@@ -131,7 +131,9 @@ async def fill(
                 continue
             seed = (run + (0 if name == GOOD_NAME else _SEEDS_OF_WORSE)) * len(rows)
             requests = [prepare(versions[name], row, seed) for row in rows]
-            said = await asyncio.gather(*(ask(versions[name], process, slots, each) for each in requests))
+            said = await asyncio.gather(
+                *(ask(versions[name], process, slots, request) for request in requests)
+            )
             answers[name].append([each.text for each in said])
             file.with_suffix(".part").write_text(json.dumps(answers))
             file.with_suffix(".part").replace(file)
@@ -147,7 +149,7 @@ def _jobs(names: Iterable[str], runs: int) -> Iterator[tuple[str, int]]:
 
 def blocked(candidate: Sequence[str], champion: Sequence[str], expected: Sequence[str]) -> bool:
     """Whether the gate refuses a candidate; the rows are in a random order by their making."""
-    return not all(each.passed for each in judge_answers(GATE, candidate, champion, expected).checks)
+    return not all(check.passed for check in judge_answers(GATE, candidate, champion, expected).checks)
 
 
 def equal_pairs(runs: Sequence[Sequence[str]], count: int) -> Iterator[tuple[list[str], list[str]]]:

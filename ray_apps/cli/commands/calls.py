@@ -5,6 +5,7 @@ toque.functions.runtime would bring Ray, two seconds; its segments of a log are 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -26,8 +27,8 @@ from toque.ray_apps.cli.arguments import (
     read_json,
 )
 from toque.ray_apps.cli.client import Client, call
-from toque.ray_apps.cli.declared import parse_flags
-from toque.ray_apps.cli.errors import UsageError
+from toque.ray_apps.cli.declared import flags_help, parse_flags
+from toque.ray_apps.cli.errors import Failed, Unreachable, UsageError
 from toque.ray_apps.cli.output import (
     Column,
     chosen,
@@ -38,6 +39,7 @@ from toque.ray_apps.cli.output import (
     listing,
     message,
     newest_first,
+    note,
     say,
     see_page,
     value,
@@ -76,10 +78,33 @@ _GPU = arg("--gpu-hour PRICE", "price of a GPU for an hour (default: TOQUE_PRICE
 def register(commands: Commands) -> None:
     """Add the commands that call functions and steer invocations."""
     add(commands, "functions", _functions, _FULLY, limit(None))
-    add(commands, "run", _run, _FUNCTION, _ARGUMENTS, _HERE, _RUN_KEY, json_option=False)
-    add(commands, "submit", _submit, _FUNCTION, _ARGUMENTS, _SUBMIT_KEY, _WAIT, json_option=False)
+    help_of_function = arg(
+        "-h --help", "show this, or after a function's name its arguments", action=_ShowHelp, nargs=0
+    )
+    add(
+        commands,
+        "run",
+        _run,
+        _FUNCTION,
+        _ARGUMENTS,
+        _HERE,
+        _RUN_KEY,
+        json_option=False,
+        help_option=help_of_function,
+    )
+    add(
+        commands,
+        "submit",
+        _submit,
+        _FUNCTION,
+        _ARGUMENTS,
+        _SUBMIT_KEY,
+        _WAIT,
+        json_option=False,
+        help_option=help_of_function,
+    )
     for word in ("run", "submit"):
-        commands.choices[word].set_defaults(takes_flags=True)
+        commands.choices[word].set_defaults(takes_flags=True, here=False, wants_help=None)
     actions = group(
         commands,
         "invocations",
@@ -107,14 +132,29 @@ def _functions(given: Given) -> None:
         facts_and_table(given.output, _IN_FULL, found, _PARAMETERS, rows)
 
 
+class _ShowHelp(argparse.Action):
+    """Show a command's help, or have the command show that of the function that it names."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any, **__: Any
+    ) -> None:
+        if namespace.function is None:
+            parser.print_help()
+            parser.exit()
+        namespace.wants_help = parser
+
+
 def _run(given: Given) -> int:
     """Call a function and print its result."""
+    if given.here:
+        find_project_here()
+        os.environ |= {"TOQUE_WORKSPACE": given.workspace} if given.workspace else {}
+    if given.wants_help:
+        return _show_help(given)
     arguments = _arguments(given)
     if given.here:
         from toque.functions.__main__ import main  # late: it imports every function
 
-        find_project_here()
-        os.environ |= {"TOQUE_WORKSPACE": given.workspace} if given.workspace else {}
         return main(["run", given.function, "--json", json.dumps(arguments)])
     value(_post(given, arguments))
     return 0
@@ -122,6 +162,8 @@ def _run(given: Given) -> int:
 
 def _submit(given: Given) -> int:
     """Record a durable invocation and print its ID."""
+    if given.wants_help:
+        return _show_help(given)
     accepted = _post(given, _arguments(given), Prefer="respond-async")
     if not given.wait:
         message(given.output, accepted["id"], accepted)
@@ -135,12 +177,42 @@ def _submit(given: Given) -> int:
 def _arguments(given: Given) -> Any:
     """The arguments of the function: the JSON object, and what flags say."""
     arguments = read_json(given.json)
-    if given.passed and not vars(given).get("here"):
-        schema = given.client.get(f"/functions/{given.function}")["input_schema"]
-        return arguments | parse_flags(given.function, schema, given.passed)
-    if given.passed:
-        raise UsageError(f"{given.passed[0]}: with --here, give the arguments by --json")
-    return arguments
+    if not given.passed:
+        return arguments
+    if not isinstance(arguments, dict):
+        raise UsageError(
+            f'--json holds {json.dumps(arguments)[:80]}; give an object of arguments by name, as in {{"model": "flights"}}'
+        )
+    return arguments | parse_flags(given.function, _described(given)["input_schema"], given.passed)
+
+
+def _described(given: Given) -> dict[str, Any]:
+    """What the platform says of the function, or this process with --here. Raises: Refused; Unreachable; Failed."""
+    if not given.here:
+        described: dict[str, Any] = given.client.get(f"/functions/{given.function}")
+        return described
+    from toque.functions.runtime import catalog  # late, as above
+    from toque.functions.runtime.context import context
+    from toque.functions.runtime.errors import UnknownFunction
+
+    catalog.discover(project=context().project)
+    try:
+        function = catalog.get(given.function)
+    except UnknownFunction as error:
+        raise Failed(str(error)) from error
+    return {"input_schema": function.input_schema, "doc": function.doc}
+
+
+def _show_help(given: Given) -> int:
+    """Show the arguments of a function as flags; where no platform can be asked, the help of the command."""
+    try:
+        described = _described(given)
+    except Unreachable as error:
+        given.wants_help.print_help()
+        note(f"the arguments of {given.function} are not known here: {error}")
+        return 0
+    say(flags_help(given.function, described["input_schema"], _summary(described)).rstrip())
+    return 0
 
 
 def _post(given: Given, arguments: Any, **headers: str) -> Any:

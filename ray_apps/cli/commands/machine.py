@@ -237,16 +237,21 @@ def _demo(given: Given) -> int:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (ImportError, SyntaxError):
+        from toque.functions.runtime.definitions import importing_project
+
+        with importing_project(module):
+            raise
     return 0
 
 
 def _require(module: str) -> None:
-    """Raises: UsageError if a project's module cannot be found from here."""
+    """Raises: UsageError if a project's module cannot be found from here; ProjectError if the package around it fails."""
+    from toque.functions.runtime.definitions import importing_project
+
     find_project_here()
-    try:
+    with importing_project(module):
         there = find_spec(module)
-    except ModuleNotFoundError as error:
-        raise UsageError(f"no module {module!r} can be imported from {Path.cwd()}: {error}") from error
     if there is None:
         raise UsageError(f"no module {module!r} in {Path.cwd()} or on PYTHONPATH: is the name right?")
 

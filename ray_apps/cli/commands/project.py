@@ -247,17 +247,14 @@ def _has_key_of(settings: Settings, url: str) -> bool:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turn what is wrong with a project, its rows or its training into the command's error."""
+    """Turn what is wrong with a project's rows or its training into the command's error."""
     from toque.featurestore import FeatureStoreError
     from toque.functions.evaluation import EvaluationError
-    from toque.functions.runtime.definitions import ProjectError
     from toque.functions.training import TrainingError
     from toque.registry import RegistryError
 
     try:
         yield
-    except ProjectError as error:
-        raise UsageError(str(error)) from error
     except (FeatureStoreError, EvaluationError, TrainingError, RegistryError) as error:
         raise Failed(str(error)) from error
     except OSError as error:

@@ -29,8 +29,8 @@ async def list_tokens(page: Admin) -> Response:
     """List the tokens within the viewer's reach: live ones first, then those that ended."""
     tokens = await page.api.get("/tokens")
     now = page.now.isoformat()
-    live = [each for each in tokens if _is_live(each, now)]
-    ended = [each for each in tokens if not _is_live(each, now)]
+    live = [token for token in tokens if _is_live(token, now)]
+    ended = [token for token in tokens if not _is_live(token, now)]
     newest = sorted(live, key=lambda each: str(each["created_at"]), reverse=True)
     return await page.render("tokens.html", valid=newest, ended=ended)
 
@@ -65,7 +65,7 @@ async def show_audit(
         limit=ROWS,
     )
     last = entries[-1]["at"] if len(entries) == ROWS else None
-    shown = sum(each["at"] == last for each in entries) + ((seen or 0) if last == until else 0)
+    shown = sum(entry["at"] == last for entry in entries) + ((seen or 0) if last == until else 0)
     return await page.render(
         "audit.html",
         entries_found=entries,

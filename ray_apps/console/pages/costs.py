@@ -32,14 +32,14 @@ async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
     admissions, quotas, budgets = await asyncio.gather(
         page.api.call("admissions"), page.api.call("quotas"), page.api.call("budgets")
     )
-    running = [each for each in admissions if each["waits_for"] is None]
+    running = [admission for admission in admissions if admission["waits_for"] is None]
     return await page.render(
         "queue.html",
         live=("invocations/*", "quotas"),
         running=running,
-        waiting=[each for each in admissions if each["waits_for"] is not None],
+        waiting=[admission for admission in admissions if admission["waits_for"] is not None],
         teams=_teams(quotas, running),
-        budgets=[each | {"left": max(0.0, each["limit"] - each["spent"])} for each in budgets],
+        budgets=[budget | {"left": max(0.0, budget["limit"] - budget["spent"])} for budget in budgets],
     )
 
 
@@ -98,8 +98,8 @@ def _teams(quotas: dict[str, Any], running: list[dict[str, Any]]) -> list[dict[s
 
 def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
     """Sum rows by a column: days in their order, others by what they cost most."""
-    names = dict.fromkeys(each[by] for each in rows)
-    found = [_sum(name, [each for each in rows if each[by] == name]) for name in names]
+    names = dict.fromkeys(row[by] for row in rows)
+    found = [_sum(name, [row for row in rows if row[by] == name]) for name in names]
     if by == "day":
         return sorted(found, key=lambda each: str(each["name"]))
     return sorted(found, key=lambda each: (each["money"] or 0.0, each["cpu_s"]), reverse=True)
@@ -107,7 +107,7 @@ def _grouped(rows: list[dict[str, Any]], by: str) -> list[dict[str, Any]]:
 
 def _sum(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
     sums = {
-        field: None if rows and rows[0][field] is None else sum(each[field] for each in rows)
+        field: None if rows and rows[0][field] is None else sum(row[field] for row in rows)
         for field in _SUMMED
     }
     return {"name": name} | sums

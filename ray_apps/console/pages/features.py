@@ -38,7 +38,7 @@ async def list_features(
     views, sources = await asyncio.gather(
         page.api.call("feature_catalog", words=words.split()), page.api.call("source_status", loads=1)
     )
-    left = [each | {"stale": _is_stale(each, page.now)} for each in views if each["name"] > after]
+    left = [view | {"stale": _is_stale(view, page.now)} for view in views if view["name"] > after]
     return await page.render(
         "features.html",
         live=LIVE,
@@ -83,8 +83,8 @@ async def show_view(
         health=health,
         refusal=refusal,
         figures=figures,
-        bars={each["name"]: _bars(each) for each in figures},
-        courses={each["name"]: _course(each["name"], course) for each in figures},
+        bars={figure["name"]: _bars(figure) for figure in figures},
+        courses={figure["name"]: _course(figure["name"], course) for figure in figures},
         alarms=alarms if isinstance(alarms, str) else _of_view(alarms, entry),
         fill=_over_time(history, "fill"),
         freshness=_over_time(history, "freshness_s"),
@@ -129,7 +129,7 @@ def _of_view(alarms: list[dict[str, Any]], view: dict[str, Any]) -> list[dict[st
         read = {alarm["subject"], *alarm["columns"]}  # a service may put a prefix before a feature's name
         return any(each in names or each.rpartition("__")[2] in names for each in read)
 
-    return [each for each in alarms if each["model"] in models and concerns(each)]
+    return [alarm for alarm in alarms if alarm["model"] in models and concerns(alarm)]
 
 
 def _course(name: str, parts: list[dict[str, Any]]) -> Markup:

@@ -71,7 +71,7 @@ async def _alarms(page: Page) -> list[dict[str, Any]]:
     """List the standing alarms that no broken feed explains, with who looks after each."""
     found = [each for each in await page.api.call("open_alarms") if not each["explained_by"]]
     models = list(dict.fromkeys(each["model"] for each in found[:_ROWS]))
-    told = await asyncio.gather(*(page.api.call("alert_status", model=each) for each in models))
+    told = await asyncio.gather(*(page.api.call("alert_status", model=model) for model in models))
     standing = {name: alerts["standing"] for name, alerts in zip(models, told, strict=True)}
     return [each | {"by": _looked_after(each, standing.get(each["model"], {}))} for each in found]
 

@@ -220,7 +220,7 @@ def _sources(version: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(versions: list[dict[str, Any]], of: Any) -> list[dict[str, Any]]:
     """Line up what each version has under the same name; `differs` where they do not agree."""
-    columns = [of(each) for each in versions]
+    columns = [of(version) for version in versions]
     names = dict.fromkeys(name for column in columns for name in column)
     rows = [(name, [column.get(name) for column in columns]) for name in names]
     return [

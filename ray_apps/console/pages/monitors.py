@@ -62,7 +62,7 @@ async def find_predictions(
     return await page.render(
         "predictions.html",
         live=("tables/predictions",) if model and not before else (),
-        models=[each["name"] for each in models],
+        models=[model["name"] for model in models],
         model=model,
         entity=entity,
         before=before,
@@ -105,7 +105,7 @@ async def show_prediction(
             "prediction_none.html", HTTPStatus.NOT_FOUND, prediction=prediction, why=error.detail, days=days
         )
     rows = found["predictions"]
-    row = next((each for each in rows if not each["shadow"]), rows[0])
+    row = next((row for row in rows if not row["shadow"]), rows[0])
     asked = {name: row[name] for name in ("model", "prediction_id", "predicted_at")}
     may = page.may("operator", row["model"])
     inputs = await page.told(page.api.call("prediction_inputs", **asked)) if may else None
@@ -165,11 +165,11 @@ async def show_monitors(
         page.api.call("alarm_history", model=model, before=before, limit=ROWS),
         page.api.call("live_scores", model=model),
     )
-    chosen = monitor or next((each["monitor"] for each in monitors), None)
+    chosen = monitor or next((monitor["monitor"] for monitor in monitors), None)
     findings = []
     if chosen is not None:
         findings = await page.api.call("monitor_findings", model=model, monitor=chosen)
-    subjects = list(dict.fromkeys(each["subject"] for each in findings))
+    subjects = list(dict.fromkeys(finding["subject"] for finding in findings))
     shown = subject if subject in subjects else _most_suspect(findings)
     return await page.render(
         "monitor.html",
@@ -183,7 +183,7 @@ async def show_monitors(
         monitor=chosen,
         subjects=subjects,
         subject=shown,
-        chart=_chart([each for each in findings if each["subject"] == shown]),
+        chart=_chart([finding for finding in findings if finding["subject"] == shown]),
         newest=_newest(findings),
         history=history,
         before=before,
@@ -260,19 +260,19 @@ def _most_suspect(findings: list[dict[str, Any]]) -> str | None:
 
 def _newest(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """List the last finding on each subject."""
-    return list({each["subject"]: each for each in findings}.values())
+    return list({finding["subject"]: finding for finding in findings}.values())
 
 
 def _chart(findings: list[dict[str, Any]]) -> Markup:
     """Draw what a monitor measured on one subject, beside its reference or limit."""
-    key = "statistic" if any(each["statistic"] is not None for each in findings) else "value"
+    key = "statistic" if any(finding["statistic"] is not None for finding in findings) else "value"
     limit = "threshold" if key == "statistic" else "reference"
     points = [
-        Point(datetime.fromisoformat(each["end"]), each[key], note=_note(each, key))
-        for each in findings
-        if each[key] is not None
+        Point(datetime.fromisoformat(finding["end"]), finding[key], note=_note(finding, key))
+        for finding in findings
+        if finding[key] is not None
     ]
-    held = next((each[limit] for each in reversed(findings) if each[limit] is not None), None)
+    held = next((finding[limit] for finding in reversed(findings) if finding[limit] is not None), None)
     levels = [] if held is None else [Level(held, "limit" if limit == "threshold" else "reference", "floor")]
     subject = findings[-1]["subject"] if findings else ""
     return draw_lines([Series(subject, points)], label=f"{subject}: {key} of each cohort", levels=levels)

@@ -161,9 +161,7 @@ async def register(page: Operator, run: str, form: Annotated[Form, CHANGE]) -> R
 def _comparison(page: Page, runs: list[str]) -> str:
     """Make the address of the comparison of runs; empty if there is nothing to compare."""
     return (
-        f"{page.link('runs', 'compare')}?{urlencode([('run', each) for each in runs])}"
-        if len(runs) > 1
-        else ""
+        f"{page.link('runs', 'compare')}?{urlencode([('run', run) for run in runs])}" if len(runs) > 1 else ""
     )
 
 
@@ -241,9 +239,9 @@ def _rows(runs: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     rows = []
     for name in _names(runs, kind):
         values = [run[kind].get(name) for run in runs]
-        numbers = [each for each in values if isinstance(each, int | float)]
+        numbers = [value for value in values if isinstance(value, int | float)]
         least, most = (min(numbers), max(numbers)) if numbers else (None, None)
-        differs = any(each != values[0] for each in values)
+        differs = any(value != values[0] for value in values)
         rows.append({"name": name, "values": values, "differs": differs, "least": least, "most": most})
     return sorted(rows, key=lambda row: not row["differs"])
 

@@ -93,7 +93,7 @@ async def list_traffic(page: Viewer, after: Annotated[str | None, Query(max_leng
     """List the models that have a champion, with their splits."""
     models = await page.api.get("/models", limit=ROWS, after=after)
     following = models[-1]["name"] if len(models) == ROWS else None
-    served = [each for each in models if each["traffic"]]
+    served = [model for model in models if model["traffic"]]
     return await page.render("traffic_list.html", live=("models/*",), models=served, following=following)
 
 
@@ -201,7 +201,7 @@ def _rates(live: dict[str, Any]) -> Markup:
     minutes = live["history"][:-1]
     names = dict.fromkeys(["champion", *(name for each in minutes for name in each["requests"])])
     series = [
-        Series(name, [Point(datetime.fromisoformat(each["start"]), each["requests"].get(name, 0) / 60) for each in minutes])
+        Series(name, [Point(datetime.fromisoformat(minute["start"]), minute["requests"].get(name, 0) / 60) for minute in minutes])
         for name in names
     ]  # fmt: skip
     return draw_lines(series, label="Requests a second of each arm over the last half hour")

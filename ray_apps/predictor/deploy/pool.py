@@ -310,10 +310,10 @@ def connect(endpoint: ModelEndpoint) -> None:
     found.follow(live.LOADS, _reader(engine, "failed_loads"), "failed")
     found.follow(live.LOAD_SECONDS, _reader(engine, "load_s"))
     found.show(live.LOADED, lambda: len(engine.loaded))
-    found.follow(live.BATCHES, lambda: sum(each.batches for each in _batchers(predictor)))
-    found.follow(live.BATCH_ROWS, lambda: sum(each.rows for each in _batchers(predictor)))
-    found.follow(live.BATCH_WAIT, lambda: sum(each.waited_s for each in _batchers(predictor)))
-    found.show(live.QUEUED, lambda: sum(each.waiting for each in _batchers(predictor)))
+    found.follow(live.BATCHES, lambda: sum(batcher.batches for batcher in _batchers(predictor)))
+    found.follow(live.BATCH_ROWS, lambda: sum(batcher.rows for batcher in _batchers(predictor)))
+    found.follow(live.BATCH_WAIT, lambda: sum(batcher.waited_s for batcher in _batchers(predictor)))
+    found.show(live.QUEUED, lambda: sum(batcher.waiting for batcher in _batchers(predictor)))
 
 
 def connect_door(endpoint: Endpoint, found: ModelSeries | None) -> None:
@@ -345,7 +345,7 @@ class PoolSeries:
 def _batchers(predictor: Predictor) -> list[Batcher]:
     """List what makes batches for the loaded versions of a model."""
     versions = [predictor.engine.find(number) for number in predictor.engine.loaded]
-    return [each.batcher for each in versions if each is not None and each.batcher is not None]
+    return [version.batcher for version in versions if version is not None and version.batcher is not None]
 
 
 def _reader(owner: object, name: str) -> Callable[[], float]:

@@ -112,7 +112,7 @@ def _page(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the messages of a response from a file as HAProxy reads it."""
     head, _, body = (Path(clusters.__file__).parent / name).read_bytes().partition(b"\r\n\r\n")
     line, *fields = head.split(b"\r\n")
-    headers = [(key.lower(), value) for key, _, value in (each.partition(b": ") for each in fields)]
+    headers = [(key.lower(), value) for key, _, value in (field.partition(b": ") for field in fields)]
     headers.append((b"content-length", b"%d" % len(body)))
     start = {"type": "http.response.start", "status": int(line.split()[1]), "headers": headers}
     return start, {"type": "http.response.body", "body": body}

@@ -240,7 +240,7 @@ async def _refuse_unknown(
                         f"{where}.{name}: features are looked up or computed by it; give the keys as parameters.entities"
                     )
                 versions = [await services.names(other) for other in others]
-                if not any(name in known.known or name in known.renamed for known in versions):
+                if not any(name in version.known or name in version.renamed for version in versions):
                     raise names.refuse(name, where)
 
 

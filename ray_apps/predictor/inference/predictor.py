@@ -156,7 +156,7 @@ class Predictor:
     def pinned(self, arm: str) -> int:
         """The version of an arm that a request names, past the split. Raises: NotFound."""
         traffic = self.engine.routes.traffic
-        arms = {each.name: each.version for each in traffic.arms} if traffic is not None else {}
+        arms = {arm.name: arm.version for arm in traffic.arms} if traffic is not None else {}
         if arm not in arms:
             raise NotFound(
                 f"X-Toque-Arm: {self.engine.model!r} has no arm {arm[:80]!r} now; it has {[*arms]}"

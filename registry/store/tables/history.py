@@ -119,7 +119,7 @@ class _Log:
         if self._is_cut:
             summed_up = sorted(_number(key) for key in self._logs if key.endswith(".checkpoint.parquet"))
             self._first = next((each for each in summed_up if each >= numbers[0]), 0)
-            numbers = [self._first, *(each for each in numbers if each > self._first)]
+            numbers = [self._first, *(number for number in numbers if number > self._first)]
         else:
             self._first = 0
         if numbers != list(range(self._first, self._first + len(numbers))) or not numbers:
@@ -141,7 +141,7 @@ class _Log:
         else:
             lines = self._store.get(self._key(number)).decode().splitlines()
             actions = [json.loads(line) for line in lines if line]
-        if any((each.get("add") or {}).get("deletionVector") for each in actions):
+        if any((action.get("add") or {}).get("deletionVector") for action in actions):
             raise InvalidInput(
                 f"table {self._table.name} has deletion vectors; rewrite its rows with overwrite first"
             )
@@ -179,8 +179,8 @@ class _Log:
         """Yield the ranges of versions that a file is part of."""
         begun: int | None = None
         for number, actions in enumerate(self.commits, self._first):
-            added = any(each["add"]["path"] == path for each in actions if "add" in each)
-            removed = any(each["remove"]["path"] == path for each in actions if "remove" in each)
+            added = any(action["add"]["path"] == path for action in actions if "add" in action)
+            removed = any(action["remove"]["path"] == path for action in actions if "remove" in action)
             if begun is not None and removed and not added:
                 yield begun, number - 1
                 begun = None
@@ -215,9 +215,9 @@ class _Log:
     def rewrite(self, matches: Sequence[HistoryMatch], choice: Choice) -> None:
         """Replace the files of `matches` in all versions. Raises: AlreadyExists if another commit came first."""
         adds = self._adds()
-        replaced = {each.path: self._replacement(adds[each.path], choice) for each in matches}
+        replaced = {match.path: self._replacement(adds[match.path], choice) for match in matches}
         newest = self._newest
-        live = [each.path for each in matches if each.versions[-1][1] == newest]
+        live = [match.path for match in matches if match.versions[-1][1] == newest]
         if live:
             actions = [commit_info(), *(removal_of(adds[path]) for path in live)]
             actions += [{"add": new} for path in live if (new := replaced[path]) is not None]
@@ -253,7 +253,7 @@ class _Log:
         for key in self._logs:
             if key[len(_LOG) :][:1].isdigit() and _number(key) < opened.version():
                 self._store.delete(self._root + key)
-        gone = {each for each in self._adds() if each not in named} | self._removed()
+        gone = {add for add in self._adds() if add not in named} | self._removed()
         self.commits = [[{"add": each} for path, each in self._adds().items() if path in named]]
         self.commits[0] += [{"remove": {"path": each}} for each in sorted(gone)]
         self.delete_dead()
@@ -328,7 +328,9 @@ def _partition_of(key: str) -> dict[str, str | None]:
 
 def lines(actions: Iterable[Action]) -> bytes:
     """Encode the actions of one commit as its file's bytes."""
-    return "\n".join(json.dumps(each, separators=(",", ":"), ensure_ascii=False) for each in actions).encode()
+    return "\n".join(
+        json.dumps(action, separators=(",", ":"), ensure_ascii=False) for action in actions
+    ).encode()
 
 
 def actions_of(rows: Iterable[Mapping[str, Any]]) -> list[Action]:
@@ -374,7 +376,7 @@ def removal_of(add: Action) -> Action:
 
 def with_removals(actions: list[Action], replaced: Mapping[str, Action | None]) -> list[Action]:
     """Remove, beside each replaced file, the one that replaces it; not where this commit adds that one."""
-    added = {each["add"]["path"] for each in actions if "add" in each}
+    added = {action["add"]["path"] for action in actions if "add" in action}
     found = list(actions)
     for each in actions:
         new = replaced.get(each["remove"]["path"]) if "remove" in each else None

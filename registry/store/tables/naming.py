@@ -41,7 +41,7 @@ class TableSnapshot(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str = Field(description="Name of the table, such as `training/churn`.")
-    version: int = Field(ge=0, description="Version of the table, counted from 0.")
+    version: int = Field(ge=0, le=1_000_000_000_000, description="Version of the table, counted from 0.")
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"

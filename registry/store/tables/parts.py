@@ -180,8 +180,8 @@ def replace_with_parts(
 def _actions(parts: Sequence[Part]) -> list[AddAction | RemoveAction]:
     now = int(time.time() * 1000)
     return [
-        AddAction(each.path, each.size_bytes, dict(each.partition), now, data_change=True, stats=_stats(each))
-        for each in parts
+        AddAction(part.path, part.size_bytes, dict(part.partition), now, data_change=True, stats=_stats(part))
+        for part in parts
     ]
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from tests.functions.prediction_log.logbook import T0, record
 from toque.functions import Context, use_context
-from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.log_replay import ReplayResult, compare, replay_predictions
 from toque.functions.prediction_log.frames import Frame
 from toque.functions.prediction_log.reading.exact import ExactRow
 from toque.functions.prediction_log.records import BatchPlace, LoggedTensor
 from toque.functions.prediction_log.writing.drain import add_records
+from toque.functions.runtime.errors import InvalidArguments
 from toque.registry import Signature, TensorSpec, open_store
 
 SIGNATURE = Signature(
@@ -196,5 +196,5 @@ def test_a_version_of_the_registry_replays_what_was_logged(context: Context, tmp
     found = replay(context, version=1)
     assert (found.version, found.rows, found.equal, found.different) == (1, 6, 6, 0)
     assert replay(context, version=1, limit=2).rows >= 2
-    with pytest.raises(EvaluationError, match="limit=0"):
+    with pytest.raises(InvalidArguments, match="limit: Input should be greater"):
         replay(context, version=1, limit=0)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 
 from toque.featurestore import Entity, FeatureView, Field, Float64
 from toque.functions import Context, function, use_context
@@ -27,6 +26,7 @@ from toque.functions.maintenance.retention import (
 from toque.functions.prediction_log.records import LABELS, PREDICTIONS
 from toque.functions.runtime import catalog
 from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.errors import InvalidArguments
 from toque.registry import InvalidInput, Table, open_store
 from toque.registry.store.tables.upkeep import vacuum_table
 
@@ -199,7 +199,7 @@ def test_every_hour_the_many_files_of_open_days_are_merged_and_others_left(
 
 
 def test_a_retention_below_a_day_is_refused(here: Context):
-    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+    with pytest.raises(InvalidArguments, match="predictions: Input should be greater than or equal to 1"):
         set_retention(predictions=0.5)
 
 

@@ -221,3 +221,11 @@ def test_a_plan_refuses_the_loss_that_a_rollout_refuses(
         with use_context(chat), pytest.raises(RolloutError, match=rf"policy\.loss='{loss}': late@2 is"):
             asked(MODEL, 2, RolloutPolicy(loss=loss))
     assert judged == []
+
+
+def test_a_version_that_an_engine_alone_runs_is_no_traceback_to_plan(chat: Context):
+    with (
+        use_context(chat),
+        pytest.raises(RolloutError, match=r"late@2 cannot be planned: .* answers by an engine alone; `toque"),
+    ):
+        plan_rollout(MODEL, 2)

@@ -229,3 +229,35 @@ def test_a_project_without_a_demo_is_told(project: Path, home: Path, capsys: Any
     assert "no module 'larder.demo' can be imported" in run(capsys, "demo", "--project", "larder")[2]
     code, _, err = run(capsys, "demo")
     assert (code, "TOQUE_PROJECT" in err) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("train",), ("demo",), ("run", "cook", "--here")], ids=" ".join)
+@pytest.mark.parametrize(
+    ("code", "where"),
+    [
+        ("FEATURES = [\n", "__init__.py, line 1: SyntaxError"),
+        ("import json\nimport kitc\n", "__init__.py, line 2: ModuleNotFoundError"),
+        ("1 / 0\n", "__init__.py, line 1: ZeroDivisionError"),
+    ],
+)
+def test_a_project_that_cannot_be_imported_is_one_line(
+    words: tuple[str, ...], code: str, where: str, project: Path, home: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TOQUE_PROJECT", "kitchen")
+    monkeypatch.setenv("TOQUE_STORE", f"file://{home}/store")
+    (project / "__init__.py").write_text(code)
+    ended, out, err = run(capsys, "--home", str(home), *words)
+    assert (ended, out) == (1, "")
+    assert len(err.splitlines()) == 1, err
+    assert f"{project}/{where}" in err
+
+
+@pytest.mark.parametrize("code", ["import kitc\n", "def (\n"], ids=["import", "syntax"])
+def test_a_demo_that_cannot_be_imported_is_one_line(
+    code: str, project: Path, home: Path, capsys: Any
+) -> None:
+    (project / "demo.py").write_text(code)
+    ended, _, err = run(capsys, "--home", str(home), "demo", "--project", "kitchen")
+    assert ended == 1
+    assert len(err.splitlines()) == 1, err
+    assert f"{project}/demo.py, line 1" in err

@@ -50,6 +50,18 @@ def cli_serve(
     return {"command": command, "workspace": workspace, "output": output}
 
 
+@function(http=True, command="weigh X")
+def cli_weigh(
+    x: Annotated[float, Field(description="Weight, in grams.")],
+    n: Annotated[int, Field(description="Number of pieces, 100 % of them.")] = 3,
+    tags: Annotated[list[str], Field(description="Words that describe it.")] = [],  # noqa: B006  # as above
+    sizes: Annotated[list[float] | None, Field(description="Sizes, in cm.")] = None,
+    by: Annotated[dict[str, float] | None, Field(description="Weights by part.")] = None,
+) -> dict[str, object]:
+    """Weigh something."""
+    return {"x": x, "n": n, "tags": tags, "sizes": sizes, "by": by}
+
+
 @function(http=True)
 def cli_dish(name: str, minutes: float = 3.0) -> Dish:
     """Make a dish."""
@@ -156,3 +168,123 @@ def test_a_view_that_names_what_is_not_there_is_refused_at_import() -> None:
         def cli_misspelt(name: str) -> str:
             """Say a name."""
             return name
+
+
+NUMBERS = ["5", "-5", "-.5", "-5.", "-1e3", "-1E+3", "-2.5e-7", "1e308", "-0"]
+WAYS = {
+    "a flag of run": ("run", "cli_weigh", "--x", "{}"),
+    "a flag of run, joined": ("run", "cli_weigh", "--x={}"),
+    "a list": ("run", "cli_weigh", "--x", "1", "--sizes", "{}", "{}"),
+    "a position": ("weigh", "{}", "-o", "json"),
+    "a list of a command": ("weigh", "1", "-o", "json", "--sizes", "{}", "--sizes", "{}"),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_number_may_be_negative_and_have_an_exponent(
+    platform: Any, capsys: Any, way: str, number: str
+) -> None:
+    code, out, err = run(capsys, *(word.format(number) for word in WAYS[way]))
+    assert code == 0, err
+    got = json.loads(out)
+    assert (got["sizes"] or [got["x"]] * 2) == [float(number)] * 2
+
+
+@pytest.mark.parametrize("number", ["nan", "NaN", "inf", "-inf", "-Infinity", "-nan", "1e999", "-1e999"])
+@pytest.mark.parametrize("way", WAYS)
+def test_a_number_that_is_not_finite_is_refused_by_its_argument(
+    platform: Any, capsys: Any, way: str, number: str
+) -> None:
+    code, out, err = run(capsys, *(word.format(number) for word in WAYS[way]))
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
+    assert re.match(r"(x|sizes\.0) is -?(nan|inf), which JSON cannot carry; give a finite number", err), err
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('{"x": NaN}', "x is nan"),
+        ('{"x": 1, "by": {"a": [1, -1e999]}}', "by.a.1 is -inf"),
+        ('{"x": ' + "9" * 5000 + "}", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ('{"x"', "not JSON"),
+        ("[1]", "--json holds [1]; give an object"),
+        ("3", "--json holds 3; give an object"),
+    ],
+    ids=lambda each: each[:20],
+)
+def test_what_is_no_object_of_finite_values_is_refused(
+    platform: Any, capsys: Any, text: str, wrong: str
+) -> None:
+    code, out, err = run(capsys, "run", "cli_weigh", "--json", text, "--n", "1")
+    assert (code, out) == (2, "")
+    assert wrong in err
+    assert len(err.splitlines()) == 1
+
+
+def test_bytes_that_are_no_text_are_refused(platform: Any, tmp_path: Any, capsys: Any) -> None:
+    (tmp_path / "bytes.json").write_bytes(b'{"x": "\xff"}')
+    code, _, err = run(capsys, "run", "cli_weigh", "--json", f"@{tmp_path}/bytes.json")
+    assert (code, "is not UTF-8" in err) == (2, True), err
+    code, _, err = run(capsys, "run", "cli_weigh", "--x", "1", "--tags", "\udcff")
+    assert (code, "is not valid UTF-8" in err) == (2, True), err
+
+
+@pytest.mark.parametrize(
+    "command", [("run", "cli_weigh", "--x", "1"), ("weigh", "1", "-o", "json")], ids=" ".join
+)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--tags", "a", "b", "c"),
+        ("--tags", "a", "--tags", "b", "c"),
+        ("--tags", "a", "--tags", "b", "--tags=c"),
+    ],
+    ids=" ".join,
+)
+def test_a_list_collects_all_that_is_said(
+    platform: Any, capsys: Any, command: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    code, out, err = run(capsys, *command, *words)
+    assert code == 0, err
+    assert json.loads(out)["tags"] == ["a", "b", "c"]
+
+
+def test_a_value_that_begins_as_an_option_says_how_it_is_written(platform: Any, capsys: Any) -> None:
+    code, _, err = run(capsys, "run", "cli_weigh", "--x", "1", "--n", "-abc")
+    assert (code, "a value that begins with - is written --n=VALUE" in err) == (2, True), err
+
+
+@pytest.mark.parametrize("verb", ["run", "submit"])
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_a_function_has_its_arguments(platform: Any, capsys: Any, verb: str, option: str) -> None:
+    code, out, err = run(capsys, verb, "cli_weigh", option)
+    text = " ".join(out.split())
+    assert code == 0, err
+    assert "Weigh something." in text
+    for shown in (
+        "--x X number, required: Weight, in grams",
+        "--n N integer: Number of pieces, 100 % of them (default: 3)",
+        "--tags [TAGS ...] list of string: Words that describe it",
+        "--sizes [X ...] list of number or null: Sizes, in cm",
+        "--by JSON object or null: Weights by part",
+    ):
+        assert shown in text
+    code, out, _ = run(capsys, verb, option)
+    assert (code, "--key" in out, "Weigh" in out) == (0, True, False)
+    code, _, err = run(capsys, verb, "cli_weight", option)
+    assert (code, "cli_weigh" in err) == (1, True)
+
+
+def test_help_of_a_function_needs_no_platform_where_it_runs_here(
+    home: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("TOQUE_STORE", f"file://{home}/store")
+    code, out, err = run(capsys, "run", "cli_weigh", "--here", "--help")
+    assert (code, "Weight, in grams" in out) == (0, True), err
+    code, out, err = run(capsys, "run", "cli_weigh", "--here", "--x", "-1e3", "--tags", "a")
+    assert (code, json.loads(out)["x"]) == (0, -1000.0), err
+    code, out, err = run(capsys, "--home", str(home), "run", "cli_weigh", "--help")
+    assert (code, "--key" in out, "nothing runs in" in err) == (0, True, True)

@@ -177,7 +177,7 @@ def test_the_catalog_finds_by_name_and_by_reference() -> None:
     assert catalog.get("total") is total
     assert catalog.get(total.reference) is total
     assert catalog.find("nothing_of_the_kind") is None
-    with pytest.raises(UnknownFunction, match="declared are"):
+    with pytest.raises(UnknownFunction, match="there is no function"):
         catalog.get("nothing_of_the_kind")
 
 
