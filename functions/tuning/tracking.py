@@ -113,7 +113,7 @@ class TrialTracker(tune.Callback):
         for number in trial.config[LEG].trials:
             self.begin_trial(number)
 
-    def on_step_end(self, **_: Any) -> None:
+    def on_step_end(self, **_: Any) -> None:  # type: ignore[override]  # the same
         """Write what has come, since the actors of the trials train again."""
         self.flush()
 
