@@ -19,7 +19,10 @@ from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.stacked import stack_key
 from toque.functions.tuning.trial_states import FINISHED, METRIC, Leg, name_of
 
-LEG, RESULTS = "leg", "results"  # of a Tune trial: its setting, and the metrics of each of its trials after an epoch
+LEG, RESULTS = (
+    "leg",
+    "results",
+)  # of a Tune trial: its setting, and the metrics of each of its trials after an epoch
 _MOST_LOSSES = 3  # processes that a leg may lose before it ends an epoch
 Result = dict[str, Any] | str
 """Metrics of a trial's epoch, with what it used; or why it failed."""

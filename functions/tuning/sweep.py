@@ -118,16 +118,16 @@ class SweepRun:
         )
         ended = False
         try:
-            run_on_tune(
-                training, searcher, resources, callbacks=[tracker], stopper=BudgetStopper(tracker)
-            )
+            run_on_tune(training, searcher, resources, callbacks=[tracker], stopper=BudgetStopper(tracker))
             ended = True
         finally:
             tracker.close(ended=ended)
         return tracker
 
     def _asha(
-        self, prepared: Prepared, done: Mapping[int, Trial]  # noqa: ARG002 - as a population has it
+        self,
+        prepared: Prepared,  # noqa: ARG002 - a population asks for its rows
+        done: Mapping[int, Trial],
     ) -> tuple[LegSearcher, TrialStates, TrialTracker]:
         search, points = self.spec.search, dict(enumerate(self.spec.points))
         count = len(points)

@@ -145,9 +145,7 @@ def run_on_tune(
         with interruptible():
             results = tuner.fit()
         trials = [results[number] for number in range(len(results))]
-        return [
-            (trial.config or {}, _last_line(trial.error)) for trial in trials if trial.error is not None
-        ]
+        return [(trial.config or {}, _last_line(trial.error)) for trial in trials if trial.error is not None]
 
 
 def _last_line(error: BaseException) -> str:
@@ -235,7 +233,7 @@ class SingleTrainer:
         return self.numbers if self._trainer.finished else []
 
     def run_epoch(self) -> dict[int, Epoch | str]:
-        """Train one epoch. Raises: TrainingDiverged."""
+        """Train the trial for one epoch. Raises: TrainingDiverged."""
         return {self._number: self._trainer.run_epoch()}
 
     def keep(self, numbers: Sequence[int]) -> None:

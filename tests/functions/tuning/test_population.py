@@ -93,7 +93,9 @@ def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the
         assert settings.epochs == BASE.epochs
         rates.add(settings.lr)
     assert {1e-2, 9.9e-3 * 0.8} < rates
-    assert [explored(good, SPACE, random.Random(1)) for _ in range(2)] == [explored(good, SPACE, random.Random(1))] * 2
+    assert [explored(good, SPACE, random.Random(1)) for _ in range(2)] == [
+        explored(good, SPACE, random.Random(1))
+    ] * 2
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
