@@ -29,7 +29,6 @@ from toque.functions.tuning.stacked import StackedTrainer
 from toque.functions.tuning.trial_states import FINISHED, Leg, Snapshot, TrialStates, metrics_of
 
 _STARTED_IN = "TUNE_ORIG_WORKING_DIR"  # Tune changes into a folder of the trial
-_NO_LOG_FILES = "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"  # a run of the registry has what they would hold
 
 
 class Training(Protocol):
@@ -121,7 +120,6 @@ def run_on_tune(
 
     Returns: settings of the trials whose processes were lost, and why, the last one last.
     """
-    os.environ.setdefault(_NO_LOG_FILES, "1")
     with cluster(), tempfile.TemporaryDirectory(prefix="toque-sweep-") as folder:
         resources.wait_for_room()
         tuner = tune.Tuner(
