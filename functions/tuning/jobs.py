@@ -193,12 +193,12 @@ def tune_tabular(
     best, under settings near theirs. Its default space is the part of DEFAULT_SPACE that can change in training.
     `limit_s` kills a submitted call with its trials; `limits` end it with what it has.
     An interrupted sweep repeats no epoch when it is called again with the same arguments.
-    Raises: TrainingDataError for a space or data that cannot be used; TrainingError if no Ray runs or every trial fails.
+    Raises: TrainingDataError for a space or data that cannot be used; TrainingError if every trial fails.
     """
     # late, all: torch and Ray Tune are needed to sweep only
     from toque.functions.training.cost import metered
     from toque.functions.tuning.sweep import SearchSpec, SweepRun, SweepSpec
-    from toque.functions.tuning.trials import TrialResources
+    from toque.functions.tuning.trainable import TrialResources
 
     refuse_grid_samples(search, num_samples, default=_SAMPLES)
     _check(params, limits, search, copy_every)
@@ -225,7 +225,7 @@ def tune_tabular(
         tracker = sweep.train(TrialResources(concurrency, cpus_per_trial, gpus_per_trial))
         meter.other_processes = tracker.used()
         best = _best(run, tracker, time.perf_counter() - began, population=search == "pbt")
-        sweep.saved.drop()
+        sweep.drop()
         return best
 
 
@@ -259,10 +259,6 @@ def _points(
 
 
 def _check(params: TabularParams, limits: Limits, search: Search, copy_every: int | None) -> None:
-    import ray  # late: needed to sweep only
-
-    if not ray.is_initialized():
-        raise TrainingError("a sweep needs a Ray cluster: call ray.init() first, or train with train_tabular")
     if copy_every is not None and (search != "pbt" or copy_every < 1):
         raise TrainingDataError(
             f"copy_every={copy_every} with search={search!r}: it is of a population (search='pbt'), and 1 at least"

@@ -31,9 +31,9 @@ from toque.functions.training.errors import TrainingError
 from toque.functions.training.frame import run_training
 from toque.functions.training.model import PARAMETERS_TAG, TrainableModel, job_of
 from toque.functions.training.params import digest_of, run_params
-from toque.functions.training.request import LOSS, TrialStopped, Workers
+from toque.functions.training.request import LOSS, Workers
 from toque.functions.training.trainer import Trainer
-from toque.functions.tuning.asha import FACTOR, rung_after
+from toque.functions.tuning.rungs import Rungs, RungWatch
 from toque.functions.tuning.space import (
     Limits,
     Space,
@@ -43,7 +43,7 @@ from toque.functions.tuning.space import (
     refuse_grid_samples,
     require_tunable,
 )
-from toque.registry import ObjectStore, Run, RunRecord, TableSnapshot
+from toque.registry import Run, RunRecord, TableSnapshot
 
 Direction = Literal["min", "max"]
 ModelSearch = Literal["random", "grid", "optuna"]
@@ -451,47 +451,3 @@ def sign(direction: Direction) -> float:
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether one is at least as good in all objectives and better in one."""
     return all(a <= b for a, b in zip(one, other, strict=True)) and list(one) != list(other)
-
-
-@dataclass(frozen=True, slots=True)
-class Rungs:
-    """Losses of one sweep's trials at its rungs, below `folder` in `store`."""
-
-    store: ObjectStore
-    folder: str
-
-    def reach(self, trial: int, rung: int, loss: float) -> str:
-        """Record a trial's loss at a rung; returns why it ends there, or nothing if it goes on."""
-        place = f"{self.folder}{rung:06d}/"
-        self.store.put(f"{place}{trial:06d}", repr(loss).encode())
-        others = [float(self.store.get(key)) for key in self.store.list(place)]
-        better = sum(each < loss for each in others)
-        if not math.isfinite(loss) or (better >= max(1, len(others) // FACTOR) and len(others) >= FACTOR):
-            return f"rung {rung}: {better} of {len(others)} trials did better than {loss:.6g}"
-        return ""
-
-    def drop(self) -> None:
-        """Delete what the trials wrote, once the sweep has ended."""
-        for key in list(self.store.list(self.folder)):
-            self.store.delete(key)
-
-
-@dataclass(frozen=True, slots=True)
-class RungWatch:
-    """Watch of one trial, as `TrainingRequest.report` calls it. The first trial, of the declared parameters, never ends early.
-
-    first: epochs or rounds before which no trial is compared.
-    """
-
-    rungs: Rungs
-    trial: int
-    first: int = 1
-
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Compare the trial with the others if this step is a rung. Raises: TrialStopped."""
-        done = step + 1
-        if done < self.first or rung_after(step) != done or LOSS not in metrics:
-            return
-        reason = self.rungs.reach(self.trial, done, metrics[LOSS])
-        if reason and self.trial:
-            raise TrialStopped(reason)

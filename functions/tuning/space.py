@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from toque.functions.runtime.receipt import Prices
 from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingDataError, TrainingError
+from toque.functions.training.request import LOSS
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Trainer
 
@@ -281,20 +282,20 @@ class TpeSampler(Generic[AnyTrainer]):
 
     def propose(self, number: int, tried: Iterable[tuple[AnyTrainer, float]]) -> AnyTrainer:
         """Propose settings for a trial, from settings that were tried and their lowest losses."""
+        from ray.tune.search.optuna import OptunaSearch  # late: the same
+
         if number == 0:
             return self._base
         generator = np.random.SeedSequence([self._seed, number]).generate_state(1)
         sampler = self._optuna.samplers.TPESampler(seed=int(generator[0]), n_startup_trials=self._startup)
-        study = self._optuna.create_study(direction="minimize", sampler=sampler)
+        search = OptunaSearch(self._distributions, metric=LOSS, mode="min", sampler=sampler)
         for params, loss in tried:
             if params != self._base and math.isfinite(loss):  # the base settings need not lie in the space
-                study.add_trial(self._learnt(params, loss))
-        drawn = study.ask(self._distributions).params
+                codes = {name: self._code(name, params.parameters[name]) for name in self._space}
+                search.add_evaluated_point(codes, loss)
+        drawn = search.suggest(str(number))
+        assert isinstance(drawn, dict)  # noqa: S101 - a space without a limit always has more
         return _validated(self._base, {name: self._value(name, code) for name, code in drawn.items()})
-
-    def _learnt(self, params: AnyTrainer, loss: float) -> Any:
-        codes = {name: self._code(name, params.parameters[name]) for name in self._space}
-        return self._optuna.trial.create_trial(params=codes, distributions=self._distributions, value=loss)
 
     def _distribution(self, source: Any) -> Any:
         distributions = self._optuna.distributions

@@ -12,13 +12,13 @@ from toque.functions.training.params import digest_of
 from toque.functions.training.tabular.fitting import Prepared, prepare
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.settings import Columns
-from toque.functions.tuning.ray_tune import AshaSearcher, TrialStates, resume_population
+from toque.functions.tuning.asha import AshaScheduler
+from toque.functions.tuning.population import Population, resume_population
+from toque.functions.tuning.search import LegSearcher
 from toque.functions.tuning.space import Limits, Search, Space, TpeSampler, Trial
-from toque.functions.tuning.stacked.pool import run_stacked
-from toque.functions.tuning.stacked.worker import StackStates
-from toque.functions.tuning.tracking import TrialTracker, finished_trials, losses_of
-from toque.functions.tuning.trial_states import Member, TrialFiles
-from toque.functions.tuning.trials import TrialResources, run_asha, run_pbt
+from toque.functions.tuning.tracking import BudgetStopper, TrialTracker, finished_trials, losses_of
+from toque.functions.tuning.trainable import TabularTraining, TrialResources, run_on_tune
+from toque.functions.tuning.trial_states import METRIC, Member, TrialStates
 from toque.registry import Registry, Run, Table, TableSnapshot
 
 _DECISIONS = 4  # of a population, unless copy_every is given
@@ -92,9 +92,14 @@ class SweepRun:
     prices: Prices | None
 
     @property
-    def saved(self) -> TrialFiles:
-        """State that its trials save, from which an interrupted sweep resumes."""
-        return TrialFiles(self.registry.store, f"checkpoints/{self.spec.key(self.code)}/")
+    def folder(self) -> str:
+        """Place in the store of the states of its trials, from which an interrupted sweep resumes."""
+        return f"checkpoints/{self.spec.key(self.code)}/"
+
+    def drop(self) -> None:
+        """Delete the states of its trials."""
+        for key in list(self.registry.store.list(self.folder)):
+            self.registry.store.delete(key)
 
     def train(self, resources: TrialResources) -> TrialTracker:
         """Prepare the data and run the trials that have not ended; returns the tracker of all trials."""
@@ -102,47 +107,60 @@ class SweepRun:
         table = Table(self.registry.store, spec.training_set.name)
         prepared = prepare(spec.columns.read(table, spec.training_set), spec.columns, spec.base)
         done = finished_trials(self.registry, self.run.experiment, spec.key(self.code))
-        if spec.search.algorithm == "pbt":
-            return self._run_pbt(prepared, done, resources)
-        return self._run_asha(prepared, done, resources)
+        begin = self._population if spec.search.algorithm == "pbt" else self._asha
+        searcher, states, tracker = begin(prepared, done)
+        training = TabularTraining(
+            prepared,
+            states,
+            max(1, int(resources.cpus_per_trial)),
+            resources.gpus_per_trial,
+            stacked=spec.search.stack > 1,
+        )
+        ended = False
+        try:
+            run_on_tune(training, searcher, resources, callbacks=[tracker], stopper=BudgetStopper(tracker))
+            ended = True
+        finally:
+            tracker.close(ended=ended)
+        return tracker
 
-    def _run_asha(
-        self, prepared: Prepared, done: Mapping[int, Trial], resources: TrialResources
-    ) -> TrialTracker:
+    def _asha(
+        self,
+        prepared: Prepared,  # noqa: ARG002 - a population asks for its rows
+        done: Mapping[int, Trial],
+    ) -> tuple[LegSearcher, TrialStates, TrialTracker]:
         search, points = self.spec.search, dict(enumerate(self.spec.points))
-        count, sampler = len(points), None
-        states = (StackStates if search.stack > 1 else TrialStates)(self.registry.store, self.saved.folder)
+        count = len(points)
+        states = TrialStates(self.registry.store, self.folder)
         members = {number: member for number, member in states.members().items() if number not in done}
+        sampler = None
         if search.algorithm == "optuna":
             sampler = TpeSampler(search.space, self.spec.base, count=count, seed=search.seed)
             points = {number: trial.params for number, trial in done.items()}
             points |= {number: member.settings for number, member in members.items()}
-        tracker = self._tracker(points, done, members)
-        searcher = AshaSearcher(
-            count,
-            points,
-            sampler=sampler,
-            members=members,
-            done=losses_of(self.registry, done),
-            close_trial=tracker.beat_trial if search.stack > 1 else tracker.close_trial,
-        )
-        if isinstance(states, StackStates):
-            run_stacked(prepared, searcher, states, tracker, resources, size=search.stack)
-        else:
-            run_asha(prepared, searcher, states, tracker, resources)
-        return tracker
+        paused = {number: [epoch[METRIC] for epoch in member.metrics] for number, member in members.items()}
+        rule = AshaScheduler(count, paused | losses_of(self.registry, done), over=done)
 
-    def _run_pbt(
-        self, prepared: Prepared, done: Mapping[int, Trial], resources: TrialResources
-    ) -> TrialTracker:
+        def propose(number: int) -> TabularParams:
+            assert sampler is not None  # noqa: S101 - else all points are known
+            return sampler.propose(number, [(points[tried], loss) for tried, loss in rule.best.items()])
+
+        tracker = self._tracker(points, done, members)
+        searcher = LegSearcher(rule, points, tracker, states.newest, size=search.stack, propose=propose)
+        return searcher, states, tracker
+
+    def _population(
+        self, prepared: Prepared, done: Mapping[int, Trial]
+    ) -> tuple[LegSearcher, TrialStates, TrialTracker]:
         search, points = self.spec.search, self.spec.population(len(prepared.train))
         interval = search.interval(points[0].epochs_and_patience[0])
-        resumed = resume_population(self.registry.store, self.saved.folder, interval, points, done)
-        over = {**resumed.failed, **done}
-        tracker = self._tracker(dict(enumerate(self.spec.points)), over, resumed.members)
-        scheduler = resumed.scheduler(search.space, search.seed, resources.concurrency, tracker)
-        run_pbt(prepared, scheduler, len(points), tracker, resources)
-        return tracker
+        states = TrialStates(self.registry.store, self.folder, 2 * interval)  # of the decision before, too
+        resumed = resume_population(states, interval, points, done)
+        tracker = self._tracker(
+            dict(enumerate(self.spec.points)), {**resumed.failed, **done}, resumed.members
+        )
+        population = Population(search.space, resumed, seed=search.seed, runs=tracker)
+        return LegSearcher(population, population.points, tracker, states.newest), states, tracker
 
     def _tracker(
         self, points: Mapping[int, TabularParams], done: Mapping[int, Trial], members: Mapping[int, Member]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,9 @@ from toque.functions.runtime.receipt import Prices
 from toque.functions.training.cost import ResourceUse, log_cost
 from toque.functions.training.params import run_params
 from toque.functions.training.tabular.params import TabularParams
+from toque.functions.tuning.search import LEG
 from toque.functions.tuning.space import MID_TRAINING, Exploit, Limits, Trial
-from toque.functions.tuning.trial_states import FINISHED, METRIC, Member
+from toque.functions.tuning.trial_states import METRIC, Member
 from toque.registry import Registry, Run, TableSnapshot
 
 _EXPLOITS = TypeAdapter(tuple[Exploit, ...])
@@ -74,7 +76,7 @@ def losses_of(registry: Registry, trials: Mapping[int, Trial]) -> dict[int, list
 
 
 class TrialTracker(tune.Callback):
-    """Tune callback that keeps one run of the registry for each trial.
+    """Keeps one run of the registry for each trial; writes to it while Tune's trials train, after each of Tune's steps.
 
     done: trials that need not be run again, by number; members: state of the trials that an interrupted sweep left;
     stopped: the limit that ended the sweep, in words.
@@ -100,85 +102,79 @@ class TrialTracker(tune.Callback):
         self._began: float | None = None  # when the first trial had room on the cluster
         self._registry, self._experiment, self._parent = registry, experiment, parent
         self._points, self._dataset, self._code = points, dataset, code
-        self._failed: dict[int, str] = {}
+        self._failed: dict[int, str] = {}  # and why
         self._members = members or {}
         self._tracked: dict[int, _TrackedTrial] = {}
-        self._beaten: list[int] = []
+        self._used = ResourceUse()
+        self._later: deque[Callable[[], object]] = deque()
 
     def on_trial_start(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """Start the run of a trial, once, and with the first one the sweep's clock."""
-        self.begin_trial(trial.config["point"])
+        """Start the runs of a leg's trials, once, and with the first one the sweep's clock."""
+        for number in trial.config[LEG].trials:
+            self.begin_trial(number)
+
+    def on_step_end(self, **_: Any) -> None:  # type: ignore[override]  # the same
+        """Write what has come, since the actors of the trials train again."""
+        self.flush()
+
+    def flush(self) -> None:
+        """Write all that is to be written to the runs."""
+        while self._later:
+            self._later.popleft()()
 
     def begin_trial(self, number: int) -> None:
         """Start the run of a trial, once, and with the first one the sweep's clock."""
         self._began = time.monotonic() if self._began is None else self._began
-        self._of(number)
+        self._later.append(lambda: self._of(number))
+
+    def log_epoch(self, number: int, result: Mapping[str, Any]) -> None:
+        """Log an epoch to the trial's run."""
+        used = ResourceUse(result["cpu_s"], result["gpu_s"], result["energy_j"])
+        self._used += used
+
+        def log() -> None:
+            tracked = self._of(number)
+            self._log(tracked, {name: float(result[name]) for name in _METRICS})
+            tracked.used += used
+
+        self._later.append(log)
 
     def record_exploit(self, number: int, exploit: Exploit) -> None:
         """Record on a member's run whose weights it took over, and its settings from then on as a series."""
-        tracked = self._tracked[number]
-        tracked.exploits.append(exploit)
-        tracked.run.set_tags({"exploits": _EXPLOITS.dump_json(tuple(tracked.exploits)).decode()})
-        settings = {name: getattr(exploit.params, name) for name in MID_TRAINING}
-        known = {name: value for name, value in settings.items() if value is not None}
-        tracked.run.log_metrics(known, step=exploit.epoch)
+        self.flush()
+        self._exploited(self._of(number), exploit)
 
     def history(self, number: int) -> tuple[list[dict[str, float]], list[Exploit]]:
         """Metrics of each epoch that a trial has reported, and its exploits."""
+        self.flush()
         return list(self._tracked[number].metrics), list(self._tracked[number].exploits)
 
     def failed_runs(self) -> dict[int, str]:
         """Runs of trials that have failed, by number."""
+        self.flush()
         before = {number: trial.run_id for number, trial in self.done.items() if trial.failed}
-        return before | self._failed
-
-    def on_trial_error(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """Remember the run of a trial that failed; its error is recorded when the sweep ends."""
-        self.fail_trial(trial.config["point"])
-
-    def fail_trial(self, number: int) -> None:
-        """Remember the run of a trial that failed; its error is recorded when the sweep ends."""
-        if number in self._tracked:
-            self._failed[number] = self._tracked[number].run.id
-
-    def on_trial_result(self, *, trial: Any, result: dict[str, Any], **_: Any) -> None:  # type: ignore[override]  # the same
-        """Log an epoch to the trial's run."""
-        self.log_epoch(trial.config["point"], result)
-
-    def log_epoch(self, number: int, result: Mapping[str, Any]) -> None:
-        """Log an epoch to the trial's run."""
-        tracked = self._tracked[number]
-        self._log(tracked, {name: float(result[name]) for name in _METRICS})
-        tracked.used += ResourceUse(result["cpu_s"], result["gpu_s"], result["energy_j"])
-
-    def on_trial_complete(self, *, trial: Any, **_: Any) -> None:  # type: ignore[override]  # called by name
-        """End the run of a trial that has trained to its end."""
-        if trial.last_result[FINISHED]:
-            self.close_trial(trial.config["point"])
+        return before | {
+            number: self._tracked[number].run.id for number in self._failed if number in self._tracked
+        }
 
     def close_trial(self, number: int) -> None:
         """End the run of a trial that will not train again."""
-        self._close(self._of(number), error="")
+        self._later.append(lambda: self._close(self._of(number), error=""))
 
-    def beat_trial(self, number: int) -> None:
-        """Remember that a paused trial will not be resumed, until there is time to end its run."""
-        self._beaten.append(number)
+    def fail_trial(self, number: int, reason: str) -> None:
+        """Remember why a trial failed, which is recorded when the sweep ends."""
+        self._failed[number] = reason
 
-    def close_beaten(self) -> None:
-        """End the runs of the paused trials that will not be resumed."""
-        while self._beaten:
-            self.close_trial(self._beaten.pop())
-
-    def close(self, errors: Mapping[int, str], *, ended: bool) -> None:
-        """End the runs still open after a sweep that ended or was interrupted; errors: of failed trials, by number."""
-        self.close_beaten()
+    def close(self, *, ended: bool) -> None:
+        """End the runs still open after a sweep that ended or was interrupted."""
+        self.flush()
         if ended:  # paused trials of an interrupted sweep that were never resumed
-            for number in [each for each, member in self._members.items() if member.metrics]:
+            for number in [number for number, member in self._members.items() if member.metrics]:
                 self._of(number)
         for number, tracked in self._tracked.items():
             if tracked.open:
-                error = errors.get(number, self.stopped or "the sweep was interrupted")
-                well = ended and tracked.losses and number not in errors
+                error = self._failed.get(number, self.stopped or "the sweep was interrupted")
+                well = ended and tracked.losses and number not in self._failed
                 self._close(tracked, error="" if well else error)
 
     def limit_reached(self) -> bool:
@@ -189,6 +185,7 @@ class TrialTracker(tune.Callback):
 
     def trials(self) -> dict[int, Trial]:
         """Collect all trials, by number in ascending order."""
+        self.flush()
         ran = {
             number: Trial(
                 run_id=tracked.run.id,
@@ -206,7 +203,7 @@ class TrialTracker(tune.Callback):
 
     def used(self) -> ResourceUse:
         """Sum the resources that the trials of this sweep used."""
-        return sum((tracked.used for tracked in self._tracked.values()), ResourceUse())
+        return self._used
 
     def _of(self, number: int) -> _TrackedTrial:
         """Find or start a trial's run, which begins with the metrics that an interrupted sweep had of it."""
@@ -232,8 +229,16 @@ class TrialTracker(tune.Callback):
             for epoch in self._members[number].metrics:
                 self._log(tracked, epoch)
             for exploit in self._members[number].exploits:
-                self.record_exploit(number, exploit)
+                self._exploited(tracked, exploit)
         return tracked
+
+    @staticmethod
+    def _exploited(tracked: _TrackedTrial, exploit: Exploit) -> None:
+        tracked.exploits.append(exploit)
+        tracked.run.set_tags({"exploits": _EXPLOITS.dump_json(tuple(tracked.exploits)).decode()})
+        settings = {name: getattr(exploit.params, name) for name in MID_TRAINING}
+        known = {name: value for name, value in settings.items() if value is not None}
+        tracked.run.log_metrics(known, step=exploit.epoch)
 
     def _log(self, tracked: _TrackedTrial, epoch: dict[str, float]) -> None:
         tracked.run.log_metrics(epoch, step=len(tracked.metrics))
@@ -248,3 +253,18 @@ class TrialTracker(tune.Callback):
         if error:
             tracked.run.set_tags({"error": error[:1000]})
         tracked.run.finish("FAILED" if error else "FINISHED")
+
+
+class BudgetStopper(tune.Stopper):
+    """Stopper that ends a sweep once it has reached one of its limits."""
+
+    def __init__(self, tracker: TrialTracker) -> None:
+        self._tracker = tracker
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:  # noqa: ARG002 - as Tune calls it
+        """Return False: limits end the sweep, never a single trial."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end all trials, and begin no others."""
+        return self._tracker.limit_reached()

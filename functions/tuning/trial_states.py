@@ -1,8 +1,6 @@
-"""Saved states of trials, from which a sweep or a population resumes: weights after each epoch, decisions, and metrics.
+"""Saved states of a sweep's trials: after each epoch the weights, from which they resume in any process.
 
-Every so many epochs all members of a population wait for each other, and one decision says with whose weights and which
-settings each continues. A member saves its weights before that, so a population can resume from any decision whose weights
-are all saved; later epochs are trained again, from the same weights, settings and random numbers.
+One object holds the trials that train together after an epoch; of those that train alone, one trial.
 """
 
 from __future__ import annotations
@@ -11,8 +9,8 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
@@ -25,7 +23,6 @@ from toque.functions.training.trainer import Epoch
 from toque.functions.tuning.space import Exploit
 from toque.registry import ObjectStore
 
-_DECISION_NAME = re.compile(r"decision-(\d{6})\.json")
 METRIC = "valid_loss"  # these three are names in Tune, in a run and in the saved state
 EPOCHS = "epochs"  # number of epochs trained so far
 FINISHED = "finished"  # whether the trial has trained to its end
@@ -36,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Member(BaseModel):
-    """Member of a population after a decision.
+    """Trial of an interrupted sweep.
 
     weights: number of the trial whose weights it continues with; metrics: of each of its epochs, stored as `told`.
     """
@@ -51,67 +48,27 @@ class Member(BaseModel):
     exploits: list[Exploit]
 
 
-class Decision(BaseModel):
-    """Decision on a population after `epoch` epochs. members: by number; lost: runs of failed members, by number."""
-
-    model_config = ConfigDict(frozen=True)
-
-    epoch: int
-    members: dict[int, Member]
-    lost: dict[int, str]
-
-
 @dataclass(frozen=True, slots=True)
-class PbtState:
-    """Saves and loads weights and decisions of one sweep, below `folder` in `store`, `interval` epochs apart."""
+class Leg:
+    """Stretch of training that one trial of Tune does: one of our trials, or a stack of them, up to a rung or a decision.
 
-    store: ObjectStore
-    folder: str
-    interval: int
+    name: of the states that it saves; trials: settings by number; since, until: epochs that all have, and train to; sources: names
+    of the states after `since` epochs that it begins with.
+    """
 
-    def save(self, number: int, epochs: int, snapshot: Snapshot) -> None:
-        """Save a member's weights after so many epochs, beside the weights of the decision before."""
-        self._weights(number).save(epochs - 1, snapshot)
+    name: str
+    trials: Mapping[int, TabularParams]
+    since: int
+    until: int
+    sources: tuple[str, ...] = ()
 
-    def load(self, number: int, epochs: int) -> Snapshot:
-        """Load a member's weights after so many epochs. Raises: TrainingError if they are absent or damaged."""
-        return saved_state(self._weights(number), number, epochs)
-
-    def decide(self, decision: Decision) -> None:
-        """Record a decision in the store."""
-        self.store.put(self._key(decision.epoch), decision.model_dump_json().encode())
-
-    def last(self) -> Decision | None:
-        """Find the newest decision whose weights are all saved, or None; later ones are deleted."""
-        for epoch in sorted(self._decided(), reverse=True):
-            decision = Decision.model_validate_json(self.store.get(self._key(epoch)))
-            if all(self._weights(each.weights).at(epoch - 1) for each in decision.members.values()):
-                return decision
-            self.store.delete(self._key(epoch))
-        return None
-
-    def _decided(self) -> Iterator[int]:
-        for key in list(self.store.list(self.folder)):
-            name = _DECISION_NAME.fullmatch(key.removeprefix(self.folder))
-            if name:
-                yield int(name.group(1))
-
-    def _key(self, epoch: int) -> str:
-        return f"{self.folder}decision-{epoch:06d}.json"
-
-    def _weights(self, number: int) -> TrialFiles:
-        return TrialFiles(self.store, f"{self.folder}{number:04d}/", 2 * self.interval)
+    def __str__(self) -> str:
+        return self.name  # in the folder's name that Tune gives the trial
 
 
-def saved_state(saved: TrialFiles, number: int, epochs: int) -> Snapshot:
-    """Load what a trial saved after so many epochs. Raises: TrainingError if it is absent or damaged."""
-    found = saved.at(epochs - 1)
-    if found is None:
-        raise TrainingError(
-            f"the weights of trial {number} after {epochs} epochs are gone from {saved.folder} or damaged: "
-            f"start the sweep again, it resumes from what is complete"
-        )
-    return found
+def name_of(number: int) -> str:
+    """Name of the states of a trial that trains alone."""
+    return f"{number:04d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +77,62 @@ class Snapshot:
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStates:
+    """States of a sweep's trials, below `folder` in `store`.
+
+    last: how many are kept of a trial or stack; newest: name of what saved each trial's newest state, by number.
+    """
+
+    store: ObjectStore
+    folder: str
+    last: int = 2
+    newest: dict[int, str] = field(default_factory=dict)
+
+    def save(self, leg: Leg, epochs: int, state: Snapshot) -> None:
+        """Save the state of a leg's trials after so many epochs; its fact "trials" has number and epochs of each."""
+        trials = [
+            {**facts, "settings": leg.trials[facts["number"]].model_dump(mode="json")}
+            for facts in state.facts["trials"]
+        ]
+        self._of(leg.name).save(epochs - 1, Snapshot(state.tensors, {**state.facts, "trials": trials}))
+
+    def load(self, names: Iterable[str], epochs: int) -> list[Snapshot]:
+        """Load what was saved after so many epochs. Raises: TrainingError if it is absent or damaged."""
+        states = []
+        for name in names:
+            state = self._of(name).at(epochs - 1)
+            if state is None:
+                raise TrainingError(
+                    f"the state {name} of trials after {epochs} epochs is gone from {self.folder} or damaged: start the "
+                    "sweep again, it resumes from what is complete"
+                )
+            states.append(state)
+        return states
+
+    def has(self, name: str, epochs: int) -> bool:
+        """Whether a whole state was saved after so many epochs."""
+        return self._of(name).at(epochs - 1) is not None
+
+    def members(self) -> dict[int, Member]:
+        """Read the metrics and settings of all saved trials, by number, and remember where their newest states are."""
+        members: dict[int, Member] = {}
+        keys = list(self.store.list(self.folder))
+        for name in sorted({key.removeprefix(self.folder).partition("/")[0] for key in keys}):
+            state = self._of(name).latest()
+            for facts in [] if state is None else state.facts["trials"]:
+                number, before = facts["number"], members.get(facts["number"])
+                if before is None or len(before.metrics) < len(facts["epochs"]):
+                    metrics = [metrics_of(Epoch(**epoch)) for epoch in facts["epochs"]]
+                    settings = TabularParams.model_validate(facts["settings"])
+                    members[number] = Member(settings=settings, weights=number, metrics=metrics, exploits=[])
+                    self.newest[number] = name
+        return members
+
+    def _of(self, name: str) -> TrialFiles:
+        return TrialFiles(self.store, f"{self.folder}{name}/", self.last)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.settings import Columns
 from toque.functions.tuning.jobs import tune_tabular
 from toque.functions.tuning.space import DEFAULT_SPACE, Space, draw_points
-from toque.functions.tuning.stacked.trainer import OWN, StackedTrainer
+from toque.functions.tuning.stacked import OWN, StackedTrainer
 from toque.load.benchmarks.harness import Stopwatch, bound, in_turns, main, say, temporary
 from toque.load.benchmarks.training.fixtures import COLUMNS, LEARNT_MONTHS, flight_columns, synthetic_table
 from toque.registry import Table, open_store

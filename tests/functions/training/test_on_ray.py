@@ -1,10 +1,12 @@
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -17,12 +19,12 @@ from toque.functions.training import train_tabular
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.tuning import tune_model
+from toque.functions.tuning.asha import AshaScheduler
 from toque.functions.tuning.jobs import Choice, Exploit, Limits, Range, tune_tabular
-from toque.functions.tuning.ray_tune import TrialStates
-from toque.functions.tuning.stacked.pool import RayPool, WorkerLost
-from toque.functions.tuning.stacked.worker import Stack, StackStates
-from toque.functions.tuning.trial_states import Decision
-from toque.functions.tuning.trials import TrialResources
+from toque.functions.tuning.population import Decision
+from toque.functions.tuning.search import LEG, LegSearcher
+from toque.functions.tuning.trainable import TabularTraining, TrialResources, run_on_tune
+from toque.functions.tuning.trial_states import TrialStates
 from toque.registry import Table
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("cluster")]
@@ -122,23 +124,52 @@ def test_a_stacked_sweep_ends_as_one_by_one_and_refuses_what_cannot_be_stacked(c
         tune_tabular("late", training_set, **NAMES, **POPULATION, stack=2)
 
 
-def test_a_stack_goes_on_in_another_process_when_its_worker_is_killed(context):
-    prepared, states = prepare(examples(500), COLUMNS, FAST), StackStates(context.store, "stacks/")
-    pool = RayPool(prepared, states, TrialResources(1, 1.0))
-    stack = Stack("ab", {0: FAST, 1: FAST.model_copy(update={"lr": 1e-3})}, since=0, until=4)
-    pool.start(stack)
-    _, first = pool.wait()
-    pool.start(replace(stack, since=1, sources=("ab",)))
-    ray.kill(pool._busy[0].actor)
-    lost, error = pool.wait()
-    assert isinstance(error, WorkerLost)
-    assert pool.wait() is None  # the new worker has begun
-    pool.start(lost)
-    _, second = pool.wait()
-    pool.close()
+@dataclass(frozen=True, slots=True)
+class Deadly(TabularTraining):
+    """Kills its process when it has saved the second epoch of a leg and not reported it, once."""
+
+    mark: Path = Path()
+
+    def results(self, config):
+        reports = TabularTraining.results(self, config)
+        for epoch, report in enumerate(reports, start=config[LEG].since):
+            if epoch == 2 and not self.mark.exists():
+                self.mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield report
+
+
+class Reported:
+    """Losses that trials reported, and why they failed."""
+
+    def __init__(self) -> None:
+        self.losses, self.failed = {}, {}
+
+    def log_epoch(self, number, result):
+        self.losses.setdefault(number, []).append(result["valid_loss"])
+
+    def close_trial(self, number):
+        """End no run."""
+
+    def fail_trial(self, number, reason):
+        self.failed[number] = reason
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_leg_goes_on_in_another_process_when_its_own_is_killed(context, tmp_path, size):
+    prepared, states = prepare(examples(500), COLUMNS, FAST), TrialStates(context.store, "states/")
+    training = Deadly(prepared, states, 1, 0.0, stacked=size > 1, mark=tmp_path / "killed")
+    points = {0: FAST, 1: FAST.model_copy(update={"lr": 1e-3})}
+    reported = Reported()
+    searcher = LegSearcher(AshaScheduler(2, {}, ()), points, reported, states.newest, size=size)
+    lost = run_on_tune(training, searcher, TrialResources(1, 1.0))
+    assert training.mark.exists()
+    assert len(lost) == 1
+    assert not reported.failed
     trainer = new_trainer(prepared, FAST)
-    alone = [trainer.run_epoch().valid_loss for _ in range(2)]
-    assert [first[0]["valid_loss"], second[0]["valid_loss"]] == pytest.approx(alone, rel=1e-5)
+    alone = [trainer.run_epoch().valid_loss for _ in range(4)]
+    assert reported.losses[0] == pytest.approx(alone, rel=1e-5)  # each epoch once
+    assert len(reported.losses[1]) == 1
 
 
 def first_decision(store):

@@ -16,7 +16,7 @@ from toque.functions.tuning.jobs import tune_tabular
 pytestmark = [pytest.mark.ray, pytest.mark.proof]
 TRAINING = {  # what the actors that compute are called in Ray; Tune wraps a trial twice
     "workers": ("RayTrainWorker",),
-    "trials": ("ResourceTrainable", "_Inner", "RestingTrial"),
+    "trials": ("ResourceTrainable", "_Inner", "SweepTrial"),
     "the pool of a batch inference": ("MapWorker",),
 }
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from tests.functions.training.tabular_setup import FAST
 from toque.functions.tuning.space import Exploit
 from toque.functions.tuning.tracking import TrialTracker, finished_trials
-from toque.functions.tuning.trial_states import Member
+from toque.functions.tuning.trial_states import Leg, Member
 
 PAST = {"valid_loss": 0.6, "train_loss": 0.7, "epoch_s": 1.5, "rows_per_s": 100.0}
 
@@ -24,12 +24,13 @@ def test_a_resumed_member_has_its_earlier_epochs_in_its_new_run(context, trainin
         done={},
         members={0: Member(settings=slow, weights=2, metrics=[PAST], exploits=[exploit])},
     )
-    trial = SimpleNamespace(config={"point": 0}, last_result={"finished": True})
+    trial = SimpleNamespace(config={"leg": Leg("0000", {0: slow}, since=1, until=3)})
     for _ in range(2):  # it is put aside once
         tracker.on_trial_start(trial=trial)
         used = {"cpu_s": 3600.0, "gpu_s": 0.0, "energy_j": 0.0}
-        tracker.on_trial_result(trial=trial, result=PAST | {"valid_loss": 0.5} | used)
-    tracker.on_trial_complete(trial=trial)
+        tracker.log_epoch(0, PAST | {"valid_loss": 0.5} | used)
+    tracker.close_trial(0)
+    tracker.on_step_end(iteration=1, trials=[trial])
     (known,) = tracker.trials().values()
     assert (known.epochs, known.valid_loss, known.best_epoch, known.exploits) == (3, 0.5, 1, (exploit,))
     assert known.params == FAST
@@ -61,10 +62,10 @@ def test_a_paused_trial_that_never_resumes_has_a_run_that_ends_with_the_sweep(co
 
     ended, interrupted = tracker(), tracker()
     ended.close_trial(2)
-    ended.close({}, ended=True)
+    ended.close(ended=True)
     assert {number: (each.failed, each.epochs) for number, each in ended.trials().items()} == {
         1: (False, 1),
         2: (False, 2),
     }
-    interrupted.close({}, ended=False)
+    interrupted.close(ended=False)
     assert interrupted.trials() == {}

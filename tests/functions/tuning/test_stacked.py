@@ -7,7 +7,7 @@ from tests.functions.training.tabular_setup import CATEGORICAL, COLUMNS, NUMERIC
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.tabular.settings import Columns
-from toque.functions.tuning.stacked.trainer import StackedTrainer
+from toque.functions.tuning.stacked import StackedTrainer
 
 BASE = TabularParams(hidden=(16, 8), batch_size=32, epochs=3, patience=3, split="random")
 OTHERS = [{}, {"lr": 1e-2, "dropout": 0.0}, {"dropout": 0.4, "weight_decay": 0.3}, {"clip": 0.05}]

@@ -1,9 +1,8 @@
 import math
-from types import SimpleNamespace
+import random
 
 import pytest
 import torch
-from ray.train._internal.session import _FutureTrainingResult
 
 from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 from toque.functions.training.errors import TrainingDataError, TrainingError
@@ -11,7 +10,7 @@ from toque.functions.training.loop.updates import one_cycle
 from toque.functions.training.tabular.fitting import new_trainer, prepare
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.tuning.jobs import Stretch, lineage
-from toque.functions.tuning.ray_tune import resume_population, tune_checkpoint
+from toque.functions.tuning.population import Decision, Population, explored, resume_population
 from toque.functions.tuning.space import (
     DEFAULT_SPACE,
     Choice,
@@ -21,7 +20,7 @@ from toque.functions.tuning.space import (
     population_points,
     population_space,
 )
-from toque.functions.tuning.trial_states import Decision, Member, PbtState, Snapshot, TrialFiles
+from toque.functions.tuning.trial_states import Leg, Member, Snapshot, TrialStates
 
 SPACE = {"lr": Range(low=1e-3, high=1e-2, log=True), "batch_size": Choice(choices=[128, 256, 512])}
 BASE = TabularParams(lr=2e-3, batch_size=512, epochs=6, patience=6)
@@ -80,36 +79,32 @@ def test_a_setting_that_needs_another_network_is_refused_by_name():
     assert population_space(None).keys() == {"lr", "dropout", "weight_decay"} < DEFAULT_SPACE.keys()
 
 
-class NoRuns:
-    """Runs of members in which nothing may be recorded."""
-
-    def record_exploit(self, number, exploit):
-        raise AssertionError(number, exploit)
-
-    history, failed_runs = record_exploit, record_exploit
-
-
 def member(settings=BASE, weights=0, metrics=()):
     return Member(settings=settings, weights=weights, metrics=list(metrics), exploits=[])
 
 
-def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the_seed(context):
-    resumed = resume_population(context.store, "p/", 2, [BASE] * 4, {})
-    population = resumed.scheduler(SPACE, 0, 2, NoRuns())
-    poor, good = (
-        SimpleNamespace(config={"point": number, "settings": BASE.model_dump(mode="json") | {"lr": lr}})
-        for number, lr in enumerate([1e-3, 9.9e-3])
-    )
+def test_new_settings_are_near_the_copied_ones_within_the_space_and_drawn_by_the_seed():
+    good, generator = BASE.model_copy(update={"lr": 9.9e-3}), random.Random(0)
     rates = set()
     for _ in range(50):
-        config, _operations = population._get_new_config(poor, good)
-        settings = TabularParams.model_validate(config["settings"])
-        assert config["point"] == 0
+        settings = explored(good, SPACE, generator)
         assert 1e-3 <= settings.lr <= 1e-2
         assert settings.batch_size in {128, 256, 512}
         assert settings.epochs == BASE.epochs
         rates.add(settings.lr)
     assert {1e-2, 9.9e-3 * 0.8} < rates
+    assert [explored(good, SPACE, random.Random(1)) for _ in range(2)] == [
+        explored(good, SPACE, random.Random(1))
+    ] * 2
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_a_setting_that_is_off_and_a_whole_number_are_explored_too(clip):
+    space = {"clip": Range(low=0.5, high=2.0), "batch_size": Range(low=100, high=600)}
+    for seed in range(20):
+        settings = explored(BASE.model_copy(update={"clip": clip}), space, random.Random(seed))
+        assert 0.5 <= settings.clip <= 2.0
+        assert isinstance(settings.batch_size, int)
 
 
 def trial(params=BASE, best_epoch=5, exploits=()):
@@ -141,108 +136,46 @@ def test_the_winners_weights_are_followed_back_to_their_first_epoch():
 
 
 def test_an_interrupted_population_resumes_from_the_last_complete_decision(context, prepared):
-    pbt_state = PbtState(context.store, "p/", 2)
+    states = TrialStates(context.store, "p/", 4)  # of two decisions
     points = [BASE, BASE.model_copy(update={"lr": 5e-3})]
-    snapshot = Snapshot(*new_trainer(prepared, FAST).state())
-    for epochs in (2, 4, 6):
+    tensors, facts = new_trainer(prepared, FAST).state()
+
+    def decide(epoch, members, lost):
+        decision = Decision(epoch=epoch, members=members, lost=lost)
+        context.store.put(f"p/decision-{epoch:06d}.json", decision.model_dump_json().encode())
+
+    for epochs in range(1, 7):
         for number in range(2):
-            pbt_state.save(number, epochs, snapshot)
+            leg = Leg(f"{number:04d}", {number: BASE}, since=epochs - 1, until=epochs)
+            state = Snapshot(tensors, facts | {"trials": [{"number": number, "epochs": []}]})
+            states.save(leg, epochs, state)
         members = {0: member(weights=1, metrics=[{"valid_loss": 0.5}]), 1: member()}
-        pbt_state.decide(Decision(epoch=epochs, members=members, lost={}))
-    assert resume_population(context.store, "p/", 2, points, {}).epoch == 6
+        if epochs % 2 == 0:
+            decide(epochs, members, {})
+    assert resume_population(states, 2, points, {}).epoch == 6
     context.store.delete("p/0001/000005.safetensors")  # the last was saved no more
-    resumed = resume_population(context.store, "p/", 2, points, {})
+    resumed = resume_population(states, 2, points, {})
     assert (resumed.epoch, resumed.members[0].weights) == (4, 1)
     assert "p/decision-000006.json" not in set(context.store.list("p/"))
-    with pytest.raises(TrainingError, match="trial 1 after 2 epochs are gone"):
-        pbt_state.load(1, 2)  # two decisions back
+    with pytest.raises(TrainingError, match="state 0001 of trials after 2 epochs is gone"):
+        states.load(["0001"], 2)  # two decisions back
     three = [*points, BASE]
-    anew = resume_population(context.store, "p/", 2, three, {})
+    anew = resume_population(states, 2, three, {})
     assert (anew.epoch, [each.metrics for each in anew.members.values()]) == (0, [[], [], []])
-    pbt_state.decide(Decision(epoch=4, members=members, lost={2: "run"}))
+    decide(4, members, {2: "run"})
     assert (
-        resume_population(context.store, "p/", 2, three, {}).failed[2].error
+        resume_population(states, 2, three, {}).failed[2].error
         == "it had failed before the sweep was interrupted"
     )
-    TrialFiles(pbt_state.store, pbt_state.folder).drop()
-    assert list(context.store.list("p/")) == []
 
 
-class FakeTrial:
-    """A trial as Tune's schedulers see it, without Tune."""
+class Played:
+    """Members that train in turns of an epoch, with losses by their learning rate, and their runs."""
 
-    def __init__(self, number) -> None:
-        self.config, self.status, self.experiment_tag, self.trial_id = (
-            {"point": number},
-            "PENDING",
-            "t",
-            str(number),
-        )
-        self.is_saving, self.epochs, self.last_result, self.evaluated_params = False, 0, {}, {}
-        manager = SimpleNamespace(
-            _latest_checkpoint_result=None, checkpoint_config=SimpleNamespace(num_to_keep=None)
-        )
-        self.run_metadata = SimpleNamespace(checkpoint_manager=manager)
-        self.temporary_state = SimpleNamespace(saving_to=None)
-
-    @property
-    def checkpoint(self):
-        return self.run_metadata.checkpoint_manager._latest_checkpoint_result.checkpoint
-
-    def set_config(self, config):
-        self.config = config
-
-    def set_status(self, status):
-        self.status = status
-
-    def set_experiment_tag(self, tag):
-        self.experiment_tag = tag
-
-    def init_local_path(self):
-        """Make no folder, since this trial writes no files."""
-
-    def is_finished(self):
-        return self.status in {"TERMINATED", "ERROR"}
-
-
-class Saving(_FutureTrainingResult):
-    """A save that takes no time."""
-
-    def resolve(self, **_: object):
-        return self.future
-
-
-class FakeTune:
-    """Tune's controller and all trials' actors, one epoch at a time, and the runs of the members."""
-
-    search_alg = None
-
-    def __init__(self, scheduler_of, count, *, ends, fails=()) -> None:
-        self.scheduler = scheduler_of(self)
-        self.trials = [FakeTrial(number) for number in range(count)]
-        self.living, self.ends, self.fails = set(self.trials), ends, dict(fails)
-        self.logged = {number: ([], []) for number in range(count)}
-        self.most = 0
-        self.scheduler.set_search_properties("valid_loss", "min")
-        for trial in self.trials:
-            self.scheduler.on_trial_add(self, trial)
-
-    def get_trials(self):
-        return self.trials
-
-    def get_live_trials(self):
-        return self.living
-
-    def pause_trial(self, trial, should_checkpoint):
-        trial.status = "PAUSED"
-        if should_checkpoint:
-            saved = tune_checkpoint(trial.config["point"], trial.epochs, dict(trial.last_result))
-            trial.run_metadata.checkpoint_manager._latest_checkpoint_result = saved
-
-    def _schedule_trial_save(self, trial, **_: object):
-        self.pause_trial(trial, should_checkpoint=True)
-        trial.status = "RUNNING"
-        return Saving(trial.run_metadata.checkpoint_manager._latest_checkpoint_result)
+    def __init__(self, resumed, *, ends, fails=()) -> None:
+        self.logged = {number: ([], []) for number in resumed.members}
+        self.lost, self.ends, self.fails = {}, ends, dict(fails)
+        self.population = Population(SPACE, resumed, seed=7, runs=self)
 
     def record_exploit(self, number, exploit):
         self.logged[number][1].append(exploit)
@@ -251,48 +184,44 @@ class FakeTune:
         return self.logged[number]
 
     def failed_runs(self):
-        return {trial.config["point"]: "run" for trial in self.trials if trial.status == "ERROR"}
+        return self.lost
 
-    def run(self):
-        while self.living:
-            chosen = self.scheduler.choose_trial_to_run(self)
-            if chosen is not None:
-                chosen.status = "RUNNING"
-            running = [trial for trial in self.trials if trial.status == "RUNNING"]
-            self.most = max(self.most, len(running))
-            assert running, "all wait for each other"
-            self.step(running[-1])
-
-    def step(self, trial):
-        number, trial.epochs = trial.config["point"], trial.epochs + 1
-        loss = abs(math.log(trial.config["settings"]["lr"] / 3e-3)) + 1 / trial.epochs
-        trial.last_result = {"valid_loss": loss, "epochs": trial.epochs}
-        if self.fails.get(number) == trial.epochs:
-            self.scheduler.on_trial_error(self, trial)
-            trial.status = "ERROR"
-        elif trial.epochs == self.ends:
-            trial.status = "TERMINATED"
-            self.living.discard(trial)
-            self.logged[number][0].append(trial.last_result)
-        else:
-            answer = self.scheduler.on_trial_result(self, trial, trial.last_result)
-            self.logged[number][0].append(trial.last_result)
-            if answer == "PAUSE":
-                self.pause_trial(trial, should_checkpoint=True)
+    def run(self, *, workers=2, speed=None):
+        speed, running = speed or random.Random(0), []
+        while True:
+            while len(running) < workers and (chosen := self.population.next()) is not None:
+                running.append(chosen)
+            if not running:
+                return
+            number, epochs, until = running.pop(speed.randrange(len(running)))
+            epochs += 1
+            if self.fails.get(number) == epochs:
+                self.lost[number] = "run"
+                self.population.fail(number)
+                continue
+            loss = abs(math.log(self.population.points[number].lr / 3e-3)) + 1 / epochs
+            self.logged[number][0].append({"valid_loss": loss})
+            self.population.report(number, loss)
+            if epochs == self.ends:
+                self.population.complete(number)
+            elif epochs == until:
+                self.population.pause(number)
+            else:
+                running.append((number, epochs, until))
 
 
-def run_population(store, folder, *, fails=()):
+def run_population(store, folder, *, fails=(), workers=2, seed=0):
     points = [BASE.model_copy(update={"lr": lr}) for lr in (1e-3, 8e-3, 2e-3, 4e-3)]
-    resumed = resume_population(store, folder, 2, points, {})
-    fake = FakeTune(lambda runs: resumed.scheduler(SPACE, 7, 2, runs), 4, ends=7, fails=fails)
-    fake.run()
-    return fake
+    played = Played(resume_population(TrialStates(store, folder, 4), 2, points, {}), ends=7, fails=fails)
+    played.run(workers=workers, speed=random.Random(seed))
+    return played
 
 
 def test_the_worst_copies_the_best_at_each_decision_and_the_seed_decides_how(context):
-    first, second = (run_population(context.store, folder) for folder in ("a/", "b/"))
-    assert first.logged == second.logged
-    assert first.most == 2
+    first = run_population(context.store, "a/")
+    for workers, seed in [(1, 0), (2, 1), (3, 2), (4, 3)]:  # whoever is quick
+        other = run_population(context.store, f"{workers}/", workers=workers, seed=seed)
+        assert other.logged == first.logged
     exploits = [each for _, taken in first.logged.values() for each in taken]
     assert sorted(each.epoch for each in exploits) == [2, 4, 6]
     copied = first.logged[0][1][0]
