@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel
 from redis import RedisError
 
+from toque.functions.arguments import Name
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.durable.costs import CostRow, KnownCosts, costs_of, costs_since, known_costs
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
@@ -25,7 +26,7 @@ from toque.functions.runtime.run.log import Progress, Segment, find_progress
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.problems import Problem, status_of
 from toque.ray_apps.gateway.services import Services, context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Name, json_of
+from toque.ray_apps.gateway.wire import Json, json_of
 from toque.registry import DEFAULT_WORKSPACE, Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["invocations"])

@@ -14,10 +14,11 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
+from toque.functions.arguments import Name
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Name
+from toque.ray_apps.gateway.wire import Json
 from toque.ray_apps.mlflow.versions import NeedsAcceptance, register_source
 from toque.ray_apps.mlflow.wire import DELETED
 from toque.registry import Principal, Registry, Role, RunRecord

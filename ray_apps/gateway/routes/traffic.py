@@ -7,6 +7,7 @@ from typing import Annotated, Any, Self
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from toque.functions.arguments import Name
 from toque.functions.live_counts import LiveFigures, read_figures
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.gateway.routes.models import (
@@ -18,7 +19,7 @@ from toque.ray_apps.gateway.routes.models import (
     require_may_override,
 )
 from toque.ray_apps.gateway.services import context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Name
+from toque.ray_apps.gateway.wire import Json
 from toque.registry import LayerShare, Registry, Traffic, TrafficRule, Unavailable
 from toque.registry.models.traffic import Move, moves
 
