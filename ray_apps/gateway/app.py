@@ -29,7 +29,6 @@ from toque.ray_apps.gateway.routes import (
     reports,
     resources,
     runs,
-    traffic,
 )
 from toque.ray_apps.gateway.services import Services, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
@@ -46,14 +45,12 @@ _ROUTERS = (
     invocations.router,
     models.router,
     resources.router,
-    traffic.layers_router,
     feedback.router,
     features.router,
     operations.router,
     access.router,
     reports.router,
     runs.router,
-    traffic.router,
 )
 
 

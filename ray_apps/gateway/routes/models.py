@@ -7,10 +7,10 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from toque.functions.arguments import Name
-from toque.ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
 from toque.ray_apps.gateway.wire import Json
@@ -25,17 +25,7 @@ from toque.registry import (
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 Viewer = Annotated[Principal, allowed(Role.viewer)]
-Operator = Annotated[Principal, allowed(Role.operator)]
 Admin = Annotated[Principal, allowed(Role.admin)]
-Number = Annotated[int, Field(ge=1, le=2**31)]
-
-
-class ChangeRequest(BaseModel):
-    """A change to a model, with the reason that its journal keeps."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(default="", max_length=2000)
 
 
 class ModelSummary(BaseModel):
@@ -137,17 +127,6 @@ async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json
         return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
     return Json(await services_of(request).run(done))
-
-
-def require_may_override(request: Request, model: str, override: str) -> None:
-    """Check that only an admin goes against the policy. Raises: NotAdmitted 403."""
-    admitted = admitted_of(request)
-    if override and not admitted.may(Role.admin, model=model):
-        principal = admitted.principal
-        raise NotAdmitted(
-            403,
-            f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
-        )
 
 
 def _summary(state: ModelState, served: bool | None = None) -> ModelSummary:  # noqa: FBT001  # as the field is

@@ -105,6 +105,11 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "set_retention",
     }
     assert roles["viewer"] == {
+        "get_layer",
+        "get_traffic",
+        "list_layers",
+        "live_figures",
+        "preview_traffic",
         "get_alias",
         "get_signature",
         "get_version",
