@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
+from toque.functions.resources.invocations import InvocationState, state_of, state_of_record
 from toque.functions.runtime.context import Context, use_context
 from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.declaration.route import Route
@@ -16,7 +17,6 @@ from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
 from toque.ray_apps.gateway.openapi import get_http, list_http
 from toque.ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
-from toque.ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
 from toque.ray_apps.gateway.routes.resources import require_admin
 from toque.ray_apps.gateway.services import Services, context_of, services_of
 from toque.ray_apps.gateway.wire import Json, json_of

@@ -105,6 +105,12 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "set_retention",
     }
     assert roles["viewer"] == {
+        "get_invocation",
+        "get_prices",
+        "invocation_logs",
+        "known_costs_of_days",
+        "list_costs",
+        "list_invocations",
         "get_layer",
         "get_traffic",
         "list_layers",
