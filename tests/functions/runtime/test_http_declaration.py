@@ -105,6 +105,10 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "set_retention",
     }
     assert roles["viewer"] == {
+        "get_run",
+        "list_experiments",
+        "run_series",
+        "search_runs",
         "get_invocation",
         "get_prices",
         "invocation_logs",
