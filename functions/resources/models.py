@@ -14,7 +14,8 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.registry import Damaged, ModelState, ModelVersion, NotFound, Registry
-from toque.registry.models.decisions import CHAMPION, UNCHECKED
+from toque.registry.models.decisions import UNCHECKED
+from toque.registry.models.traffic import CHAMPION
 
 Alias = Annotated[Name, Field(description="Name of an alias of the model, such as champion.")]
 NumberOrAlias = Annotated[Name, Field(description="Number of a version, or an alias that points to one.")]
