@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import (
+    AwareDatetime,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 
 from toque.functions.runtime.environments import Environment
-from toque.registry import TableSnapshot
+from toque.registry import InvalidInput, TableSnapshot
+from toque.registry.times import as_utc
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
+_NUMBER = re.compile(
+    r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
+)  # pydantic takes it for seconds since 1970
+_TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
+
+
+def parse_time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
+    """Parse a time to UTC; where the value is not one, say how one is written, and not which type of ours refused it."""
+    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
+        raise _not_a_time(value, "is not a time")
+    try:
+        return as_utc(parse(value))
+    except InvalidInput as error:
+        raise _not_a_time(value, "is before the year 1 or after 9999 in UTC") from error
+    except ValidationError as error:
+        naive = any(each["type"] == "timezone_aware" for each in error.errors())
+        raise _not_a_time(value, "has no timezone" if naive else "is not a time") from error
+
+
+def _not_a_time(value: object, why: str) -> PydanticCustomError:
+    return PydanticCustomError(
+        "time", "{value} {why}; " + _TIME_FORM, {"value": repr(value)[:100], "why": why}
+    )
+
+
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+Number = Annotated[int, Field(ge=1, le=2**31)]
+Time = Annotated[AwareDatetime, WrapValidator(parse_time)]
+ModelName = Annotated[Name, Field(description="Name of a registered model.")]
+VersionNumber = Annotated[Number, Field(description="Number of a version of the model.")]
+GivenReason = Annotated[
+    str, Field(max_length=2000, description="Why this is done, for those who read the history.")
+]
 Model = Annotated[str, Field(description="Name of a registered model.")]
 Version = Annotated[int, Field(ge=1, le=1_000_000_000, description="Number of a version of the model.")]
 View = Annotated[str, Field(description="Name of a feature view.")]

@@ -98,12 +98,13 @@ def _read(kind: Kind, text: str) -> Any:
 
 
 def command_table(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Reduce a function's description to what a command line needs of it: commands, view, role, arguments, what it does."""
+    """Reduce a function's description to what a command line needs of it: commands, view, route, arguments, what it does."""
     return {
         "function": description["name"],
         "summary": description["doc"].partition("\n")[0].partition(" Raises:")[0],
         "commands": description["commands"],
         "view": description["view"],
+        "route": description["route"],
         "options": [asdict(option) for option in options(description["input_schema"])],
     }
 

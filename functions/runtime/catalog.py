@@ -11,7 +11,12 @@ from toque.functions.runtime.errors import UnknownFunction
 from toque.functions.runtime.reference import current_reference, resolve
 from toque.functions.runtime.run.declared import DeclaredFunction
 
+RESOURCES = tuple(
+    f"toque.functions.resources.{name}" for name in ("invocations", "models", "runs", "traffic")
+)
+"""Modules of functions that declare routes, which a gateway imports at once."""
 PLATFORM = (
+    *RESOURCES,
     "toque.functions.features.jobs",
     "toque.functions.generative.jobs",
     "toque.functions.maintenance.compaction",

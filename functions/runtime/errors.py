@@ -78,6 +78,10 @@ class KeyConflict(FunctionError, ValueError):
     """Raised if an idempotency key was used before with other arguments."""
 
 
+class NotDead(FunctionError):
+    """Raised if an invocation is redriven or purged that is not among the dead letters."""
+
+
 class InvocationFailed(FunctionError):
     """Raised if a durable invocation ended dead; the message holds its error and traceback."""
 

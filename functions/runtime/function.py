@@ -21,7 +21,13 @@ from toque.functions.runtime.context import Context, context, unpacked
 from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
 from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.declaration.digest import digests_of
-from toque.functions.runtime.declaration.options import check_http_types, checked_commands, checked_options
+from toque.functions.runtime.declaration.options import (
+    check_http_types,
+    checked_commands,
+    checked_options,
+    checked_route,
+)
+from toque.functions.runtime.declaration.route import Route
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.durable.ledger import Origin
 from toque.functions.runtime.durable.values import cached_result
@@ -52,7 +58,7 @@ class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
     reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
-    secrets, warm, in_thread, demand, http, role, command, view: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    secrets, warm, in_thread, demand, http, role, command, view, route, admin_for: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -77,6 +83,8 @@ class Function(Generic[P, R]):
         role: Role = Role.operator,
         command: Sequence[Command] = (),
         view: View | None = None,
+        route: Route | None = None,
+        admin_for: Mapping[str, str] | None = None,
     ) -> None:
         functools.update_wrapper(self, body)
         self.body = body
@@ -100,6 +108,8 @@ class Function(Generic[P, R]):
         self.role = role
         self.command = tuple(command)
         self.view = view
+        self.route = route
+        self.admin_for = dict(admin_for or {})
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run in this thread on validated arguments. Raises: InvalidArguments, and what the body raises."""
@@ -264,6 +274,8 @@ class Function(Generic[P, R]):
             "role",
             "command",
             "view",
+            "route",
+            "admin_for",
         )
         own = {"signature": self.signature, "named": self.reference, "digest": self.digest}
         return {name: getattr(self, name) for name in names} | own
@@ -325,6 +337,8 @@ def function(
     role: Role | str = ...,
     command: str | Sequence[str] = ...,
     view: View = ...,
+    route: str = ...,
+    admin_for: Mapping[str, str] = ...,
 ) -> _Decorator: ...
 
 
@@ -342,6 +356,9 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may
     call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin. command: words
     of the command line that call it, one or several, as in "rollout end MODEL ACTION". view: how `toque` shows its result.
+    route: resource that calls it by HTTP, with the status of its answer if it is not 200, as in "GET /models/{model}/traffic" or
+    "POST /tokens 201"; it is then callable by HTTP and answers from a thread. admin_for: arguments that only an admin may
+    give, each with what it does in words, as in {"override": "an override of {model}'s policy"}.
 
     Raises: DeclarationError, at import, for invalid options or types.
     """
@@ -380,11 +397,15 @@ def _declare(
     options = checked_options(body.__name__, declared)
     if options.get("in_thread") and not body.__module__.startswith("toque.functions."):
         raise DeclarationError(
-            f"{body.__name__}: in_thread=True is for the platform's own functions; use warm=1 for a start within milliseconds"
+            f"{body.__name__}: in_thread=True and route=… are for the platform's own functions; use warm=1 for a start within "
+            "milliseconds"
         )
     if options.get("http"):
         check_http_types(signature)
-    options["command"] = checked_commands(signature, options)
+    options |= {
+        "command": checked_commands(signature, options),
+        "route": checked_route(signature, options),
+    }
     instance: Function[..., Any] = kind(body, signature=signature, **options)
     catalog.declare(instance)
     return instance

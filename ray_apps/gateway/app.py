@@ -27,9 +27,8 @@ from toque.ray_apps.gateway.routes import (
     models,
     operations,
     reports,
+    resources,
     runs,
-    traffic,
-    versions,
 )
 from toque.ray_apps.gateway.services import Services, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
@@ -45,16 +44,13 @@ _ROUTERS = (
     functions.router,
     invocations.router,
     models.router,
-    versions.router,
-    traffic.layers_router,
+    resources.router,
     feedback.router,
     features.router,
     operations.router,
     access.router,
     reports.router,
-    versions.reviews_router,
     runs.router,
-    traffic.router,
 )
 
 

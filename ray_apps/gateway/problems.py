@@ -77,6 +77,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (runtime.DeclarationError, 422),  # JSON cannot carry its types
     (runtime.KeyConflict, 409),
     (runtime.Cancelled, 409),
+    (runtime.NotDead, 409),
     (runtime.WorkerLost, 503),
     (TimeoutError, 504),
     (OnlineStoreUnavailable, 503),

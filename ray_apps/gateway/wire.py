@@ -21,27 +21,16 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import (
     AwareDatetime,
     BaseModel,
-    StringConstraints,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
-from pydantic_core import PydanticCustomError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
+from toque.functions.arguments import parse_time
 from toque.ray_apps.admission.guarded_route import MAX_BODY_BYTES, check_json_values
-from toque.registry import InvalidInput
-from toque.registry.times import as_utc
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
-
-Name = Annotated[str, StringConstraints(pattern=NAME)]
-
-_NUMBER = re.compile(
-    r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
-)  # pydantic takes it for seconds since 1970
-_TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
 MAX_ROWS: Final = 100_000
 MAX_ROW_CHARACTERS: Final = 64 << 10
 _FIRST_CHARACTERS = 2 << 10  # most rows are shorter, and copying is the cost of a longer look
@@ -54,30 +43,10 @@ Row = TypeVar("Row", bound=BaseModel)
 Members = Mapping[str, Any]
 
 
-def _time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    """Parse a time to UTC; where the value is not one, say how one is written, and not which type of ours refused it."""
-    if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
-        raise _not_a_time(value, "is not a time")
-    try:
-        return as_utc(parse(value))
-    except InvalidInput as error:
-        raise _not_a_time(value, "is before the year 1 or after 9999 in UTC") from error
-    except ValidationError as error:
-        naive = any(each["type"] == "timezone_aware" for each in error.errors())
-        raise _not_a_time(value, "has no timezone" if naive else "is not a time") from error
-
-
 def _time_or_never(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    return value if value == "never" else _time(value, parse)
+    return value if value == "never" else parse_time(value, parse)
 
 
-def _not_a_time(value: object, why: str) -> PydanticCustomError:
-    return PydanticCustomError(
-        "time", "{value} {why}; " + _TIME_FORM, {"value": repr(value)[:100], "why": why}
-    )
-
-
-Time = Annotated[AwareDatetime, WrapValidator(_time)]
 Expiry = Annotated[AwareDatetime | Literal["never"], WrapValidator(_time_or_never)]
 
 

@@ -15,7 +15,7 @@ from toque.ray_apps.mlflow.runs import logged_model_log, logged_model_record
 from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, ViewerRegistry
 from toque.ray_apps.mlflow.wire import Body, Json, Tag, page
 from toque.registry import InvalidInput, NotFound, RunLog, RunRecord, Segment
-from toque.registry.runs.record import Status
+from toque.registry.runs.record import DELETED, Status
 
 router = APIRouter(prefix="/2.0/mlflow/logged-models", route_class=GuardedRoute)
 
@@ -109,9 +109,7 @@ def search(body: LoggedModelSearch, registry: ViewerRegistry) -> Json:
     order = [_order(each) for each in body.order_by] or ["attributes.start_time DESC"]
     every = registry.search_runs(LOGGED_MODELS, body.filter, order_by=order, limit=_ENDLESS)
     wanted = set(body.experiment_ids)
-    matching = [
-        each for each in every if each.tags.get(EXPERIMENT) in wanted and wire.DELETED not in each.tags
-    ]
+    matching = [each for each in every if each.tags.get(EXPERIMENT) in wanted and DELETED not in each.tags]
     found, more = page(matching, size=body.max_results, token=body.page_token)
     return {"models": [_model(each) for each in found], **more}
 
@@ -120,7 +118,7 @@ def search(body: LoggedModelSearch, registry: ViewerRegistry) -> Json:
 def get(model_id: str, registry: ViewerRegistry, allow_deleted: bool = False) -> Json:  # noqa: FBT001, FBT002 - a query
     """Get one logged model by its id."""
     record = logged_model_record(registry, model_id)
-    if wire.DELETED in record.tags and not allow_deleted:
+    if DELETED in record.tags and not allow_deleted:
         raise NotFound(f"logged model {model_id} was deleted")
     return {"model": _model(record)}
 
@@ -134,7 +132,7 @@ def finalize(model_id: str, body: FinalizeLoggedModel, registry: OperatorRegistr
 @router.delete("/{model_id}")
 def delete(model_id: str, registry: OperatorRegistry, logs: Logs) -> Json:
     """Hide a logged model; its files stay."""
-    logged_model_log(logs, registry, model_id).write(Segment(tags={wire.DELETED: "true"}))
+    logged_model_log(logs, registry, model_id).write(Segment(tags={DELETED: "true"}))
     return {}
 
 

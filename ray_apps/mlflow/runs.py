@@ -19,6 +19,7 @@ from toque.ray_apps.mlflow.experiments import LOGGED_MODELS, active_experiment, 
 from toque.ray_apps.mlflow.services import Logs, OperatorRegistry, RunLogs, ViewerRegistry
 from toque.ray_apps.mlflow.wire import Body, Json, Tag, page, runs_column
 from toque.registry import InvalidInput, NotFound, Point, Registry, RunLog, RunRecord, Segment
+from toque.registry.runs.record import DELETED
 
 router = APIRouter(prefix="/2.0/mlflow", route_class=GuardedRoute)
 
@@ -148,14 +149,14 @@ def update(body: UpdateRun, registry: OperatorRegistry, logs: Logs) -> Json:
 @router.post("/runs/delete")
 def delete(body: RunId, registry: OperatorRegistry, logs: Logs) -> Json:
     """Hide a run from searches; what it logged stays."""
-    logs.of(registry, body.run_id).write(Segment(tags={wire.DELETED: "true"}))
+    logs.of(registry, body.run_id).write(Segment(tags={DELETED: "true"}))
     return {}
 
 
 @router.post("/runs/restore")
 def restore(body: RunId, registry: OperatorRegistry, logs: Logs) -> Json:
     """Restore a run that was deleted."""
-    logs.of(registry, body.run_id).write(Segment(tags={wire.DELETED: None}))
+    logs.of(registry, body.run_id).write(Segment(tags={DELETED: None}))
     return {}
 
 
@@ -237,7 +238,7 @@ def search(body: RunSearch, registry: ViewerRegistry) -> Json:
     names = [name for name in body.experiment_ids if name != LOGGED_MODELS]
     order = body.order_by or ["attributes.start_time DESC"]
     found = registry.search_runs(names, body.filter, order_by=order, limit=_ENDLESS, columns=runs_column)
-    matching = [run for run in found if is_in_view(body.run_view_type, deleted=wire.DELETED in run.tags)]
+    matching = [run for run in found if is_in_view(body.run_view_type, deleted=DELETED in run.tags)]
     runs, more = page(matching, size=body.max_results, token=body.page_token)
     return {"runs": [wire.run(run) for run in runs], **more}
 

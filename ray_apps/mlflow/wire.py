@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from toque.registry import Experiment, InvalidInput, ModelState, ModelVersion, RunRecord
 from toque.registry.models.decisions import LONGEST_DESCRIPTION
+from toque.registry.runs.record import DELETED
 from toque.registry.runs.search import AnyOf, Comparable, Predicate, parse_column, parse_where
 
 RESERVED = "toque.mlflow."  # prefix of tags that hold fields of MLflow which the registry does not have
-DELETED = f"{RESERVED}deleted"
 INPUTS, OUTPUTS = f"{RESERVED}inputs", f"{RESERVED}outputs"
 SOURCE, MODEL_ID, RUN_LINK = f"{RESERVED}source", f"{RESERVED}model_id", f"{RESERVED}run_link"
 DEFAULT_ID, DEFAULT_TITLE = "0", "Default"

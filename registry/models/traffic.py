@@ -41,17 +41,17 @@ Ranges = tuple[tuple[int, int], ...]  # half-open, sorted, apart
 
 
 class Condition(BaseModel):
-    """Condition on one attribute of a request; a request without the attribute does not meet it.
-
-    op: "in" (equal to one of `values`), "prefix" (begins with one of them), or "<", "<=", ">", ">=" (a number, compared
-    with the only value; an attribute that is not a number does not meet it).
-    """
+    """Condition on one attribute of a request; a request without the attribute does not meet it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    attribute: Named
-    op: Literal["in", "prefix", "<", "<=", ">", ">="]
-    values: tuple[Text, ...] = Field(min_length=1, max_length=1_000)
+    attribute: Named = Field(description="Name of the attribute.")
+    op: Literal["in", "prefix", "<", "<=", ">", ">="] = Field(
+        description="`in`: equal to one of the values; `prefix`: begins with one; else a number, compared with the only value."
+    )
+    values: tuple[Text, ...] = Field(
+        min_length=1, max_length=1_000, description="What the attribute is compared with."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,17 +86,17 @@ class Condition(BaseModel):
 
 
 class TrafficRule(BaseModel):
-    """Send requests that meet all conditions of `when` to one version, whatever their unit.
-
-    to: the version's number, or "champion" for the current one. When a rule is set it may name any arm, which stands for
-    the version that the arm has at that time.
-    """
+    """Send requests that meet all conditions of `when` to one version, whatever their unit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Named
-    when: tuple[Condition, ...] = Field(min_length=1, max_length=16)
-    to: Annotated[int, Field(ge=1, le=2**31)] | Named
+    name: Named = Field(description="Name of the rule.")
+    when: tuple[Condition, ...] = Field(
+        min_length=1, max_length=16, description="Conditions, all of which a request meets."
+    )
+    to: Annotated[int, Field(ge=1, le=2**31)] | Named = Field(
+        description="Number of a version, `champion`, or an arm, which stands for the version that it has when the rule is set."
+    )
 
     @property
     def arm(self) -> str:

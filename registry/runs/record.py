@@ -27,6 +27,7 @@ from toque.registry.times import Clock, from_text, to_text, utc_now
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]
 SCHEMA = "1"
+DELETED = "toque.mlflow.deleted"  # tag of what a client of MLflow's protocol deleted
 _READ_AT_ONCE = 16  # segments
 LOST_AFTER = timedelta(seconds=60)  # without a heartbeat, which comes every ten
 

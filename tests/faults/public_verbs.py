@@ -187,9 +187,9 @@ def writing_methods() -> set[str]:
 
 
 def writing_functions() -> set[str]:
-    """The platform's functions, but those that a viewer may call, which by that read."""
+    """The platform's functions, but those that a viewer may call, which by that read, and those of routes, which `ROUTES` lists."""
     declared = [item for item in catalog.discover() if item.reference.startswith("toque.functions.")]
-    return {item.name for item in declared if not (item.http and item.role is Role.viewer)}
+    return {item.name for item in declared if not (item.route or (item.http and item.role is Role.viewer))}
 
 
 def writing_routes() -> set[str]:

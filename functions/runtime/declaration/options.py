@@ -10,6 +10,7 @@ from typing import Any
 
 from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retries
 from toque.functions.runtime.declaration.command import Command, View
+from toque.functions.runtime.declaration.route import Route
 from toque.functions.runtime.errors import DeclarationError
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role
@@ -32,6 +33,8 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "role": (Role,),
     "command": (tuple,),
     "view": (View,),
+    "route": (str,),
+    "admin_for": (dict,),
 }
 _MEMBERS: dict[str, type] = {"secrets": str, "schedule": Cron, "on": OnEvent, "command": str}
 CALLER_ROLES = (Role.viewer, Role.operator, Role.approver, Role.admin)
@@ -44,9 +47,11 @@ _REACHING = frozenset(
 def checked_options(name: str, declared: Mapping[str, Any]) -> dict[str, Any]:
     """Validate the options of the function `name`; schedule, on and command become tuples, role a Role.
 
+    A function with a route is callable by HTTP, and answers from a thread of the gateway.
     Raises: DeclarationError.
     """
     options = {each: value for each, value in declared.items() if not (value is None and each != "timeout_s")}
+    options |= {"http": True, "in_thread": True} if "route" in options else {}
     if "role" in options:
         options["role"] = _checked_role(name, options)
     for each, member in _MEMBERS.items():
@@ -105,6 +110,15 @@ def checked_commands(signature: Signature, options: Mapping[str, Any]) -> tuple[
                 f"{signature.name}: view names {unknown} in {text!r}; there are {', '.join(sorted(known))}"
             )
     return tuple(Command.parse(text, function=signature.name, arguments=arguments) for text in commands)
+
+
+def checked_route(signature: Signature, options: Mapping[str, Any]) -> Route | None:
+    """Read the route that a function declares. Raises: DeclarationError if it, or `admin_for`, names what is no argument."""
+    arguments = signature.signature.parameters
+    if unknown := sorted({*options.get("admin_for", ())} - {*arguments}):
+        raise DeclarationError(f"{signature.name}: admin_for names the arguments {unknown}, which it has not")
+    text = options.get("route")
+    return Route.parse(text, function=signature.name, arguments=arguments) if text else None
 
 
 def check_http_types(signature: Signature) -> None:

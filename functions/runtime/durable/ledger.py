@@ -30,7 +30,7 @@ from toque.functions.runtime.durable.queue import (
 from toque.functions.runtime.durable.record import ENDED, Record, Status, fold_entry, initial_record
 from toque.functions.runtime.durable.store_requests import all_at_once
 from toque.functions.runtime.durable.values import get_value, put_value
-from toque.functions.runtime.errors import FunctionError, KeyConflict, UnknownInvocation
+from toque.functions.runtime.errors import KeyConflict, NotDead, UnknownInvocation
 from toque.functions.runtime.receipt import Total, totals
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.registry.journal import Conflict, Entry, Fold
@@ -160,12 +160,12 @@ class Ledger:
     def redrive(self, invocation: str) -> Record:
         """Queue a dead or cancelled invocation again, its finished steps kept; one that was just redriven stays queued.
 
-        Raises: FunctionError if it is neither.
+        Raises: NotDead if it is neither.
         """
         followed = self.follow(invocation)
         status = followed.record.status
         if status not in {"dead", "cancelled"} and not (status == "queued" and self._is_redriven(followed)):
-            raise FunctionError(f"{invocation} is {status}; only dead or cancelled ones are redriven")
+            raise NotDead(f"{invocation} is {status}; only dead or cancelled ones are redriven")
         self._command(followed, lambda record: {"kind": "redriven"} if record.ended else None)
         self.dead_letters.remove(invocation, reason="redriven")
         return followed.record
@@ -195,11 +195,11 @@ class Ledger:
     def purge(self, invocation: str) -> Record:
         """Remove an invocation from the dead letters; its record stays.
 
-        Raises: UnknownInvocation; FunctionError if it is not among the dead letters.
+        Raises: UnknownInvocation; NotDead if it is not among the dead letters.
         """
         record = self.read(invocation)
         if not self.dead_letters.remove(invocation, reason="purged"):
-            raise FunctionError(
+            raise NotDead(
                 f"{invocation} is {record.status} and not among the dead letters; only dead letters are purged"
             )
         return record

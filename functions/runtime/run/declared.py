@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
 from toque.functions.runtime.declaration.command import Command, View
+from toque.functions.runtime.declaration.route import Route
 from toque.functions.runtime.run.execution import Outcome
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role
@@ -41,6 +42,8 @@ class DeclaredFunction(Protocol):
     role: Role
     command: tuple[Command, ...]
     view: View | None
+    route: Route | None
+    admin_for: dict[str, str]
 
     @property
     def digest(self) -> str:

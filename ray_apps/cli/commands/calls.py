@@ -112,9 +112,6 @@ def register(commands: Commands) -> None:
     )
     add(actions, "list", _list, _STATE, limit())
     add(actions, "show", _show, INVOCATION)
-    add(actions, "cancel", _cancel, INVOCATION)
-    add(actions, "redrive", _redrive, INVOCATION)
-    add(actions, "purge", _purge, INVOCATION)
     add(actions, "signal", _signal, INVOCATION, _SIGNAL, _VALUE, json_option=False)
     add(actions, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
     add(actions, "queue", _queue, limit(100))
@@ -257,30 +254,11 @@ def _show(given: Given) -> None:
     see_page(given.output, given.client.page("invocations", given.invocation))
 
 
-def _cancel(given: Given) -> None:
-    """End one that has not ended."""
-    _change(given, "DELETE", "")
-
-
-def _redrive(given: Given) -> None:
-    """Queue a dead or cancelled one again."""
-    _change(given, "POST", "/redrive")
-
-
-def _purge(given: Given) -> None:
-    """Take one out of the dead letters."""
-    _change(given, "POST", "/purge", text="purged")
-
-
 def _signal(given: Given) -> None:
     """Give a waiting one its signal: an approval, say."""
-    _change(given, "POST", f"/signals/{given.name}", body=read_json(given.json))
-
-
-def _change(given: Given, method: str, path: str, *, body: Any = None, text: str | None = None) -> None:
-    """Change an invocation, and print the state it is in then."""
-    changed = given.client.send(method, f"/invocations/{given.invocation}{path}", body=body).json()
-    message(given.output, text or changed["status"], changed)
+    path = f"/invocations/{given.invocation}/signals/{given.name}"
+    changed = given.client.send("POST", path, body=read_json(given.json)).json()
+    message(given.output, changed["status"], changed)
 
 
 def _names(function: dict[str, Any]) -> str:

@@ -12,12 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toque.ray_apps.cli.arguments import (
-    EXPECTED_CHAMPION,
     MODEL,
-    OVERRIDE,
-    REASON,
     VERSION,
-    VERSION_OR_ALIAS,
     Commands,
     Given,
     add,
@@ -26,7 +22,6 @@ from toque.ray_apps.cli.arguments import (
     limit,
     read_file,
     read_json,
-    repeatable,
 )
 from toque.ray_apps.cli.client import Client, call
 from toque.ray_apps.cli.commands import model_files
@@ -50,8 +45,6 @@ if TYPE_CHECKING:
     from toque.registry.access.signing import Binding
 
 
-_ACCEPT_CODE = repeatable("--accept-code PATH", "a file that can execute code, which you read and accept")
-_COMMENT = arg("--comment", "what you found; it stands beside your name", default="")
 _KEY = arg("--key FILE", "PEM file of an elliptic-curve private key", required=True)
 _PASSWORD = arg("--password-file FILE", "file with the key's password")
 _PUBLIC = arg("--public-key FILE", "PEM file of the signer's public key", required=True)
@@ -73,12 +66,9 @@ def register(commands: Commands) -> None:
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
     add(models, "history", _history, MODEL, limit())
-    add(models, "approve", _approve, MODEL, VERSION, _COMMENT, _ACCEPT_CODE)
-    add(models, "reject", _reject, MODEL, VERSION, _COMMENT)
     model_files.register(models)
     register_record(models)
     register_signing(models)
-    add(models, "promote", _promote, MODEL, VERSION, REASON, EXPECTED_CHAMPION, OVERRIDE)
 
 
 def _list(given: Given) -> None:
@@ -103,30 +93,6 @@ def _history(given: Given) -> None:
     entries = given.client.get(f"/models/{given.model}/history", limit=given.limit + 1)[::-1]
     empty = f"nothing was changed of {given.model}"
     listing(given.output, _HISTORY, entries, empty=empty, limit=given.limit)
-
-
-def _approve(given: Given) -> None:
-    """Approve a version in your own name."""
-    _review(given, "approve", "approved", accept_code=given.accept_code)
-
-
-def _reject(given: Given) -> None:
-    """Reject a version in your own name."""
-    _review(given, "reject", "rejected")
-
-
-def _review(given: Given, verb: str, done: str, **more: list[str]) -> None:
-    path = f"/models/{given.model}/versions/{given.version}/{verb}"
-    version = given.client.send("POST", path, body={"comment": given.comment, **more}).json()
-    message(given.output, f"{given.model}@{given.version}: {done}", version)
-
-
-def _promote(given: Given) -> None:
-    """Make a version the champion, and end its canary and shadow."""
-    body = {"version": given.version, "reason": given.reason, "override": given.override}
-    body |= {} if given.expected is None else {"expected": given.expected}
-    version = given.client.send("POST", f"/models/{given.model}/promote", body=body).json()
-    message(given.output, f"{given.model}@{given.version} is the champion", version)
 
 
 def _gates(version: dict[str, Any]) -> list[str]:
@@ -225,7 +191,6 @@ def _digests(version: dict[str, Any]) -> dict[str, str]:
 def register_record(models: Commands) -> None:
     """Add the commands on what is recorded to the group of models."""
     add(models, "policy", _policy, MODEL, _SET)
-    add(models, "card", _card, MODEL, VERSION_OR_ALIAS)
     add(models, "audit", _audit, MODEL)
     add(models, "made-from", _made_from, _SOURCE, limit(100))
     add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
@@ -247,12 +212,6 @@ def _policy(given: Given) -> None:
     else:
         policy = given.client.send("PUT", path, body=read_json(given.set)).json()
     facts(given.output, [Column(name.replace("_", " "), name, text=True) for name in policy], policy)
-
-
-def _card(given: Given) -> None:
-    """Print a version's model card, in Markdown."""
-    card = given.client.get(f"/models/{given.model}/versions/{given.version}/card")
-    message(given.output, card["card"], card)
 
 
 def _audit(given: Given) -> None:

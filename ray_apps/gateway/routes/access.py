@@ -14,11 +14,12 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
+from toque.functions.arguments import Name, Time
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
 from toque.ray_apps.admission.guarded_route import header
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import services_of
-from toque.ray_apps.gateway.wire import Expiry, Json, Name, Time
+from toque.ray_apps.gateway.wire import Expiry, Json
 from toque.ray_apps.token_cache import bearer_token
 from toque.registry import Access, NotFound, Principal, Role
 from toque.registry.access import EVERY_WORKSPACE, UNLIMITED, Grant, Limits, QueueShare, Workspace

@@ -15,11 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from toque.featurestore import Metric, Neighbours, OnlineFeatures
 from toque.featurestore.definitions.casting import column_of_values
 from toque.featurestore.vectors import MOST
+from toque.functions.arguments import Time
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.metrics import observe
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Time, rows_schema, take_rows
+from toque.ray_apps.gateway.wire import Json, rows_schema, take_rows
 from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])

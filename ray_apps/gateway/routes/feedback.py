@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
 from toque.clusters.telemetry.metrics import observe_all
+from toque.functions.arguments import Name, Time
 from toque.functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.metrics import LABEL_DELAY, LABELS
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Name, Time, rows_schema, take_rows
+from toque.ray_apps.gateway.wire import Json, rows_schema, take_rows
 from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])

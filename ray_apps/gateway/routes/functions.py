@@ -8,14 +8,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
+from toque.functions.resources.invocations import InvocationState, state_of, state_of_record
 from toque.functions.runtime.context import Context, use_context
 from toque.functions.runtime.declaration.command import Command, View
+from toque.functions.runtime.declaration.route import Route
 from toque.functions.runtime.durable.invocation import Invocation
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
 from toque.ray_apps.gateway.openapi import get_http, list_http
 from toque.ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
-from toque.ray_apps.gateway.routes.invocations import InvocationState, state_of, state_of_record
+from toque.ray_apps.gateway.routes.resources import require_admin
 from toque.ray_apps.gateway.services import Services, context_of, services_of
 from toque.ray_apps.gateway.wire import Json, json_of
 from toque.registry import Principal, Role
@@ -37,6 +39,7 @@ class FunctionSummary(BaseModel):
     events: list[str]
     commands: list[Command]
     view: View | None
+    route: Route | None
 
 
 class FunctionDescription(FunctionSummary):
@@ -101,6 +104,7 @@ async def call_function(
     if later or idempotency_key is not None:  # it writes a record
         admitted.require(Role.operator)
     arguments = await _arguments(request)
+    require_admin(function, arguments, admitted)
     if idempotency_key is None and not later:
         return await _call(services, function, arguments, context)
     invocation = await services.run(_submit, function, arguments, idempotency_key, context)
@@ -121,6 +125,7 @@ def summarise(function: DeclaredFunction) -> FunctionSummary:
         events=[subscription.text for subscription in function.on],
         commands=list(function.command),
         view=function.view,
+        route=function.route,
     )
 
 

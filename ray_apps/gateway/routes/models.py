@@ -1,7 +1,4 @@
-"""Routes of models: list, policy, audit, history, and aliases with promotion and rollback.
-
-Roles, fields and calls of the registry in the caller's name are here for all routes of models.
-"""
+"""Routes of models that are not functions: the list, one with what serves it, and the policy with its ETag."""
 
 from __future__ import annotations
 
@@ -9,18 +6,17 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from fastapi import APIRouter, Header, Query, Request
+from pydantic import BaseModel, ValidationError
 
-from toque.ray_apps.admission import GuardedRoute, NotAdmitted, admitted_of, allowed
+from toque.functions.arguments import Name
+from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import context_of, services_of
-from toque.ray_apps.gateway.wire import Json, Name, Time
+from toque.ray_apps.gateway.wire import Json
 from toque.registry import (
-    Damaged,
     ModelPolicy,
     ModelState,
-    ModelVersion,
     Principal,
     Registry,
     Role,
@@ -29,19 +25,7 @@ from toque.registry import (
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
 Viewer = Annotated[Principal, allowed(Role.viewer)]
-Operator = Annotated[Principal, allowed(Role.operator)]
-Approver = Annotated[Principal, allowed(Role.approver)]
 Admin = Annotated[Principal, allowed(Role.admin)]
-Number = Annotated[int, Field(ge=1, le=2**31)]
-VersionNumber = Annotated[int, Path(ge=1, le=2**31)]
-
-
-class ChangeRequest(BaseModel):
-    """A change to a model, with the reason that its journal keeps."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(default="", max_length=2000)
 
 
 class ModelSummary(BaseModel):
@@ -55,29 +39,6 @@ class ModelSummary(BaseModel):
     versions: list[int]
     traffic: Traffic | None
     served: bool | None = None
-
-
-class AliasChange(ChangeRequest):
-    """The version that an alias shall point to; `expected`, if given, is the one it must point to now (null: no version)."""
-
-    version: Number
-    expected: Number | None = None
-    override: str = Field(default="", max_length=2000)
-
-
-class RollbackRequest(ChangeRequest):
-    """A way back for an alias; `expected`, if given, is the version it must point to now."""
-
-    expected: Number | None = None
-
-
-class AuditResult(BaseModel):
-    """How much of a model was read and found intact; `damaged` names the first thing that was not, if any."""
-
-    entries: int = 0
-    blobs: int = 0
-    size_bytes: int = 0
-    damaged: str | None = None
 
 
 @router.get("", response_model=list[ModelSummary])
@@ -157,73 +118,6 @@ async def _policy(request: Request, call: Callable[[Registry], ModelPolicy]) -> 
     return answer
 
 
-@router.post("/{model}/audit", response_model=AuditResult)
-async def audit(request: Request, model: Name, _: Operator) -> Json:
-    """Verify the model's hash chain and every file and signature, which reads all of them."""
-
-    def audited(registry: Registry) -> AuditResult:
-        try:
-            return AuditResult(**registry.verify(model).model_dump())
-        except Damaged as damage:
-            return AuditResult(damaged=str(damage))
-
-    return await by_registry(request, audited)
-
-
-@router.get("/{model}/history")
-async def get_history(
-    request: Request, model: Name, _: Viewer, limit: Annotated[int, Query(ge=1, le=10_000)] = 100
-) -> Json:
-    """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
-
-    def listed(registry: Registry) -> list[Any]:
-        return [entry.to_json() for entry in registry.history(model, last=limit)][-limit:]
-
-    return await by_registry(request, listed)
-
-
-@router.get("/{model}/aliases/{alias}")
-async def get_alias(request: Request, model: Name, alias: Name, _: Viewer, at: Time | None = None) -> Json:
-    """Get the version that an alias points to, now or at a past moment; null if it points to no version."""
-
-    def found(registry: Registry) -> Any:
-        aliases = (registry.model_at(model, at) if at else registry.get_model(model)).aliases
-        return {"model": model, "alias": alias, "version": aliases.get(alias)}
-
-    return await by_registry(request, found)
-
-
-@router.put("/{model}/aliases/{alias}", response_model=ModelVersion)
-async def set_alias(request: Request, model: Name, alias: Name, body: AliasChange, _: Operator) -> Json:
-    """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met.
-
-    An override of the policy needs the role admin.
-    """
-    require_may_override(request, model, body.override)
-    return await by_registry(
-        request, lambda registry: registry.set_alias(model, alias, **_alias_arguments(body))
-    )
-
-
-@router.post("/{model}/promote", response_model=ModelVersion)
-async def promote(request: Request, model: Name, body: AliasChange, _: Operator) -> Json:
-    """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change.
-
-    An override of the policy needs the role admin.
-    """
-    require_may_override(request, model, body.override)
-    return await by_registry(request, lambda registry: registry.promote(model, **_alias_arguments(body)))
-
-
-@router.post("/{model}/aliases/{alias}/rollback", response_model=ModelVersion)
-async def rollback(request: Request, model: Name, alias: Name, body: RollbackRequest, _: Operator) -> Json:
-    """Point an alias back to its previous version; 409 if it is not at the expected one."""
-    given = {"expected": body.expected} if "expected" in body.model_fields_set else {}
-    return await by_registry(
-        request, lambda registry: registry.rollback(model, alias, reason=body.reason, **given)
-    )
-
-
 async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json:
     """Run `work` on the registry of the request's workspace in the caller's name; returns its result as JSON."""
     context = await context_of(request)
@@ -233,27 +127,6 @@ async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json
         return result.model_dump(mode="json") if isinstance(result, BaseModel) else result
 
     return Json(await services_of(request).run(done))
-
-
-def number_or_alias(text: str) -> int | str:
-    """Parse a version in a path: a number, or else an alias."""
-    return int(text) if text.isascii() and text.isdigit() else text
-
-
-def require_may_override(request: Request, model: str, override: str) -> None:
-    """Check that only an admin goes against the policy. Raises: NotAdmitted 403."""
-    admitted = admitted_of(request)
-    if override and not admitted.may(Role.admin, model=model):
-        principal = admitted.principal
-        raise NotAdmitted(
-            403,
-            f"{principal.name} has {principal.roles}; an override of {model}'s policy needs admin: ask one",
-        )
-
-
-def _alias_arguments(body: AliasChange) -> dict[str, Any]:
-    given = {"version": body.version, "reason": body.reason, "override": body.override}
-    return given | ({"expected": body.expected} if "expected" in body.model_fields_set else {})
 
 
 def _summary(state: ModelState, served: bool | None = None) -> ModelSummary:  # noqa: FBT001  # as the field is

@@ -92,7 +92,8 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         role.name: {name for name, each in found.items() if each.http and each.role is role} for role in Role
     }
     assert by_python >= {"inspect_models", "retrain", "send_alert", "tell_people"}
-    assert {role for role, names in roles.items() if names} == {"viewer", "operator", "admin"}
+    assert {role for role, names in roles.items() if names} == {"viewer", "operator", "approver", "admin"}
+    assert roles["approver"] == {"approve_version", "reject_version"}
     assert roles["admin"] == {
         "apply_retention",
         "erase_subject",
@@ -104,6 +105,29 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "set_retention",
     }
     assert roles["viewer"] == {
+        "get_run",
+        "list_experiments",
+        "run_series",
+        "search_runs",
+        "get_invocation",
+        "get_prices",
+        "invocation_logs",
+        "known_costs_of_days",
+        "list_costs",
+        "list_invocations",
+        "get_layer",
+        "get_traffic",
+        "list_layers",
+        "live_figures",
+        "preview_traffic",
+        "get_alias",
+        "get_signature",
+        "get_version",
+        "list_versions",
+        "model_card",
+        "model_history",
+        "unmet_conditions",
+        "versions_to_approve",
         "admissions",
         "alarm_history",
         "alert_status",
@@ -140,3 +164,41 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "vector_indexes",
         "version_origins",
     }
+
+
+def test_a_route_says_that_a_function_is_callable_and_travels_with_it() -> None:
+    catalog.discover()
+    promote = catalog.get("promote_version")
+    assert (promote.http, promote.in_thread, promote.role) == (True, True, Role.operator)
+    assert (str(promote.route), promote.route.parameters) == ("POST /models/{model}/promote", ("model",))
+    assert promote.admin_for == {"override": "an override of {model}'s policy"}
+
+
+@pytest.mark.parametrize(
+    ("declared", "message"),
+    [
+        ({"route": "models/{model}"}, "is not a method and a path"),
+        ({"route": "FETCH /models/{model}"}, "is not a method and a path"),
+        ({"route": "POST /models/{model} 404"}, "is not a method and a path"),
+        (
+            {"route": "GET /models/{name}"},
+            r"names the arguments \['name'\], which it has not; there are model",
+        ),
+        ({"route": "GET /models/{model}", "admin_for": {"force": "x"}}, r"admin_for names .*'force'"),
+    ],
+)
+def test_a_route_that_cannot_be_is_refused_at_import(declared: dict[str, Any], message: str) -> None:
+    def body(model: str) -> str:
+        return model
+
+    body.__module__ = "toque.functions.elsewhere"
+    with pytest.raises(DeclarationError, match=message):
+        function(**declared)(body)
+
+
+def test_a_project_declares_no_route() -> None:
+    def body(model: str) -> str:
+        return model
+
+    with pytest.raises(DeclarationError, match=r"route=… are for the platform's own"):
+        function(route="GET /models/{model}")(body)

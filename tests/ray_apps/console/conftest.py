@@ -22,13 +22,13 @@ from tests.ray_apps.console.sample_work import FUNCTION, fill_work
 from tests.ray_apps.gateway.conftest import MemoryLabelLog
 from tests.redis_server import RedisServer, running_redis
 from toque.functions import Cron
+from toque.functions.resources import invocations
 from toque.functions.runtime.changes import announcer_of
 from toque.functions.runtime.clock import FixedClock
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.triggers import schedule
 from toque.ray_apps.console import live
 from toque.ray_apps.gateway.app import build_app
-from toque.ray_apps.gateway.routes import invocations
 from toque.ray_apps.gateway.services import Services
 from toque.ray_apps.oidc import OidcSettings
 from toque.registry import Access, open_store

@@ -5,10 +5,10 @@ import pytest
 from tests.ray_apps.console.conftest import Platform
 from toque.functions.maintenance.costs import sum_costs
 from toque.functions.quotas import set_quota
+from toque.functions.resources import invocations
 from toque.functions.runtime.context import use_context
 from toque.functions.runtime.receipt import Prices
 from toque.ray_apps.console.pages.costs import _money
-from toque.ray_apps.gateway.routes import invocations
 
 
 async def test_costs_are_summed_by_function_caller_and_day(platform: Platform) -> None:

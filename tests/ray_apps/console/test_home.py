@@ -73,7 +73,7 @@ async def test_versions_that_wait_are_paged_by_cursor_each_once(
             registry.create_version(model, tmp_path / "v")
     registry.as_actor("ada").approve("zeta", 2)
     monkeypatch.setattr("toque.ray_apps.console.pages.models.ROWS", 2)
-    monkeypatch.setattr("toque.ray_apps.gateway.routes.versions._AHEAD", 1)
+    monkeypatch.setattr("toque.functions.resources.models._AHEAD", 1)
     visitor, path = await platform.signed_in("viewer"), "/ui/approvals"
     seen: list[str] = []
     while path:

@@ -185,3 +185,17 @@ async def test_a_policys_limits_must_be_those_of_a_gate(gateway: Gateway, late: 
         assert (await send(gateway, role, "PUT", path, gates=[gate])).status_code == status
     read = (await send(gateway, "viewer", "GET", path)).json()
     assert read["gates"] == [{**gate, "data": None}]
+
+
+async def test_only_an_admin_overrides_a_policy_by_the_function_as_by_the_route(gateway: Gateway) -> None:
+    arguments = {"model": "late", "version": 1, "override": "an emergency"}
+    for path in ("/functions/promote_version", "/models/late/promote"):
+        body = arguments if path.startswith("/functions") else {"version": 1, "override": "an emergency"}
+        for role, refused in (("operator", True), ("admin", False)):
+            answer = await gateway.client.post(path, json=body, headers=gateway.headers(role))
+            assert (answer.status_code == 403) is refused, (path, role, answer.text)
+            assert ("an override of late's policy needs admin: ask one" in answer.text) is refused
+    durable = {"Prefer": "respond-async"} | gateway.headers("operator")
+    assert (
+        await gateway.client.post("/functions/promote_version", json=arguments, headers=durable)
+    ).status_code == 403
