@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.monitoring.alarms import alarm_journal, alarms_in
 from toque.functions.monitoring.drift.monitor import Decide
+from toque.functions.monitoring.history import models_with_alarms
 from toque.functions.monitoring.results import HasCohort
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.runtime.context import Context, context
@@ -59,6 +60,11 @@ class BudgetState(BaseModel):
     def rule(self) -> LordPlusPlus:
         """Rule that gives the level of the next test."""
         return LordPlusPlus(tests=self.tests, alarms=self.alarms)
+
+    def expected_a_month(self, today: date) -> float:
+        """Sum the levels of the last 30 days' tests: the most false alarms to expect, had nothing drifted."""
+        since = today - timedelta(days=_MONTH_DAYS)
+        return sum(spent for day, spent in self.by_day.items() if day > since)
 
     def decision(self, watched: str, series: str, cohort: int) -> tuple[str, ...] | None:
         """Return the columns that raised an alarm in a window; None if it was not tested."""
@@ -168,7 +174,6 @@ def false_alarm_budget() -> AlarmBudget:
     """Report what the drift tests of the workspace spent of their budget of false alarms, what is left, and what people called false."""
     state = budget_journal(context()).refresh()
     rule = state.rule
-    since = context().clock().date() - timedelta(days=_MONTH_DAYS)
     return AlarmBudget(
         share=rule.alpha,
         tests=state.tests,
@@ -176,7 +181,7 @@ def false_alarm_budget() -> AlarmBudget:
         spent=state.spent,
         left=max(0.0, rule.earned - state.spent),
         next_level=rule.level,
-        expected_a_month=sum(spent for day, spent in state.by_day.items() if day > since),
+        expected_a_month=state.expected_a_month(context().clock().date()),
         called_false=len(state.called_false),
     )
 
@@ -185,11 +190,11 @@ def false_alarm_budget() -> AlarmBudget:
     http=True,
     role="operator",
     timeout_s=60,
-    command="monitor false-alarm ALARM",
-    view=View(text="{alarm} is called false; {called_false} alarms are"),
+    command="monitor false-alarm ALARM_KEY",
+    view=View(text="{alarm_key} is called false; {called_false} alarms are"),
 )
 def call_false_alarm(
-    alarm: Annotated[
+    alarm_key: Annotated[
         str, Field(description="Key of the alarm, as `toque monitor incidents MODEL -o wide` shows it.")
     ],
 ) -> AlarmBudget:
@@ -198,19 +203,19 @@ def call_false_alarm(
     Raises: NotFound if no alarm has this key.
     """
     used = context()
-    if not _was_raised(alarm, used):
+    if not _was_raised(alarm_key, used):
         raise NotFound(
-            f"no alarm has the key {alarm!r}; `toque monitor incidents MODEL -o wide` shows the keys of those that stand"
+            f"no alarm has the key {alarm_key!r}; `toque monitor incidents MODEL -o wide` shows the keys of those that stand"
         )
-    body = {"event": "called false", "key": alarm}
-    budget_journal(used).transact(lambda state: None if alarm in state.called_false else body)
+    body = {"event": "called false", "key": alarm_key}
+    budget_journal(used).transact(lambda state: None if alarm_key in state.called_false else body)
     return false_alarm_budget()
 
 
 def _was_raised(key: str, used: Context) -> bool:
     store: ObjectStore = used.store
     model = key.partition("/")[0]
-    if next(store.list(f"alarms/{model}/"), None) is None or not model:
+    if model not in models_with_alarms(store):
         return False
     fold = alarm_journal(model, store=store, clock=used.clock, actor=used.actor)
     fold.refresh()

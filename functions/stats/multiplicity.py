@@ -102,5 +102,5 @@ class LordPlusPlus:
 
 
 def _part(age: int) -> float:
-    """Part of an amount that is spent `age` tests after it came; all parts sum to 1."""
+    """Part of an amount that is spent `age` tests after it came; all parts sum to less than 1."""
     return 0.07720838 * math.log(max(age, 2)) / (age * math.exp(math.sqrt(math.log(age))))
