@@ -150,7 +150,9 @@ class AlarmBudget(BaseModel):
     share: float = Field(description="Share of false ones among all alarms that is kept to, in the mean.")
     tests: int = Field(description="Windows that were tested.")
     alarms: int = Field(description="Tests that raised an alarm.")
-    spent: float = Field(description="Sum of the levels of all tests: the most false alarms to expect so far.")
+    spent: float = Field(
+        description="Sum of the levels of all tests: the most false alarms to expect so far."
+    )
     left: float = Field(description="Sum of the levels of all tests to come, should none raise an alarm.")
     next_level: float = Field(description="Level of the next test.")
     expected_a_month: float = Field(

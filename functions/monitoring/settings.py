@@ -39,7 +39,10 @@ MinNullChange = Annotated[
 ]
 WindowsDrifted = Annotated[
     int,
-    Field(ge=1, description="Windows, of the last `n` that share no cohort, that must have drifted before an alarm is raised."),
+    Field(
+        ge=1,
+        description="Windows, of the last `n` that share no cohort, that must have drifted before an alarm is raised.",
+    ),
 ]
 LastWindows = Annotated[
     int,

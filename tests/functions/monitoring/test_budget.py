@@ -37,7 +37,9 @@ def test_two_tickers_at_once_spend_a_level_once_and_decide_alike(served: ServedM
     q = [{"wind": 1e-9, "hour": 0.5}, {"wind": 1e-9, "hour": 0.4}]
 
     def run(ticker: int) -> list[Any]:
-        return [tuple(spend(folds[ticker], "late/drift", "1/86400", day, q[ticker], TODAY)) for day in range(20)]
+        return [
+            tuple(spend(folds[ticker], "late/drift", "1/86400", day, q[ticker], TODAY)) for day in range(20)
+        ]
 
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(run, range(2))
@@ -114,12 +116,14 @@ def windows_until(monitor: DriftMonitor, news: Callable[[int], float]) -> list[i
 
 
 def test_windows_that_overlap_do_not_confirm_each_other() -> None:
-    # Two shifted days are in seven windows, but in no two that share no day.
-    blip = lambda index: 3.0 if index in (20, 21) else 0.0  # noqa: E731
+    def blip(index: int) -> float:
+        """Shift of two days, which lie in six windows together, but in no two that share no day."""
+        return 3.0 if index in (20, 21) else 0.0
+
     assert windows_until(DriftMonitor(k=3, n=4), blip) == []
-    assert windows_until(DriftMonitor(), blip) == [20]
-    # A lasting shift from day 20 on: drifted in the windows that end on 20, 27 and 34.
-    assert windows_until(DriftMonitor(k=3, n=4), lambda index: 3.0 * (index >= 20)) == [34]
+    assert windows_until(DriftMonitor(), blip) == [21]
+    # A lasting shift from day 20 on reaches the floor in the windows that end on 21, 28 and 35.
+    assert windows_until(DriftMonitor(k=3, n=4), lambda index: 3.0 * (index >= 20)) == [35]
 
 
 def test_what_people_call_false_is_counted_once_and_must_have_been_raised(served: ServedModel) -> None:

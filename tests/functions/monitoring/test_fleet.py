@@ -34,7 +34,9 @@ def alarms_of_fleet(p: npt.NDArray[np.float64]) -> int:
     for day in p:
         standing &= day <= OLD_LEVEL
         open_monitors = np.flatnonzero(~standing)
-        if not rule.alarms:  # the levels of so many tests are those of the sequence: no test need be done one by one
+        if (
+            not rule.alarms
+        ):  # the levels of so many tests are those of the sequence: no test need be done one by one
             own = smallest[rule.tests : rule.tests + len(open_monitors)]
             if (day[open_monitors] > own).all():
                 rule = LordPlusPlus(tests=rule.tests + len(open_monitors))
@@ -50,10 +52,7 @@ def levels(tests: int) -> npt.NDArray[np.float64]:
     """Levels of a sequence without an alarm."""
     age = np.arange(1, tests + 1)
     return np.asarray(
-        LordPlusPlus().start
-        * 0.07720838
-        * np.log(np.maximum(age, 2))
-        / (age * np.exp(np.sqrt(np.log(age))))
+        LordPlusPlus().start * 0.07720838 * np.log(np.maximum(age, 2)) / (age * np.exp(np.sqrt(np.log(age))))
     )
 
 
@@ -90,7 +89,8 @@ def test_a_healthy_fleet_is_quiet(fleets: int, models: int, days: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "runs"), [(8.0, 100), (12.0, 100), *(pytest.param(z, 2_000, marks=pytest.mark.proof) for z in (8.0, 12.0))]
+    ("size", "runs"),
+    [(8.0, 100), (12.0, 100), *(pytest.param(z, 2_000, marks=pytest.mark.proof) for z in (8.0, 12.0))],
 )
 def test_a_shift_is_found_hardly_later_than_before(size: float, runs: int) -> None:
     # size: of the shift, in standard errors of a whole window. A fleet of 500 monitors in its 90th day without an alarm.
