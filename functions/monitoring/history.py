@@ -78,7 +78,7 @@ def open_alarms() -> list[Alarm]:
     used = context()
     folds = (
         alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
-        for model in _models(used.store)
+        for model in models_with_alarms(used.store)
     )
     found = [alarm for fold in folds for alarm in fold.refresh().standing.values()]
     return sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)
@@ -162,7 +162,7 @@ def performance_estimates(model: Model, days: CohortDays = 60) -> list[Performan
     return estimates
 
 
-def _models(store: ObjectStore) -> Iterator[str]:
+def models_with_alarms(store: ObjectStore) -> Iterator[str]:
     """Names of the models that ever had an alarm, one listing for each."""
     after = ""
     while (key := next(store.list("alarms/", after=after), None)) is not None:
