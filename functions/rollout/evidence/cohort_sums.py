@@ -28,6 +28,7 @@ from toque.functions.rollout.evidence.metrics import (
     exposure_cohort,
     metric_cohort,
 )
+from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss, UnitCounts
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState, Stage
@@ -39,7 +40,7 @@ from toque.registry.times import EPOCH, epoch_us
 SETTLE_US = 10_000_000
 MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then, and the test stays valid
 _logger = logging.getLogger(__name__)
-_LAYOUT = 3  # of the stored sums
+_LAYOUT = 4  # of the stored sums
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
@@ -102,7 +103,7 @@ class CohortSums(BaseModel):
     """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
-    another one are made anew. events: units that met one, by stage and event. metrics, metric_units: by guardrail, and its exposure.
+    another one are made anew. loss_units: difference and rows by unit. events: units that met one, by stage and event. metrics, metric_units: by guardrail, and its exposure.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,6 +111,7 @@ class CohortSums(BaseModel):
     next_cohort: int
     layout: int = 0
     loss: PairedLoss = PairedLoss()
+    loss_units: SlotSums = SlotSums()
     shadow: ArmCounts = ArmCounts()
     canary: ArmCounts = ArmCounts()
     events: dict[str, EventUnits] = {}
@@ -121,10 +123,13 @@ class CohortSums(BaseModel):
         """Add one more cohort, whose labels are due."""
         counted = self.counting(cohort, state)
         units = {name: self.metric_units.get(name, MetricUnits()).plus(new) for name, new in metrics.items()}
+        loss, loss_units = paired_loss(cohort, state)
+        loss_units = self.loss_units + loss_units
         return counted.model_copy(
             update={
                 "next_cohort": self.next_cohort + 1,
-                "loss": self.loss + paired_loss(cohort, state),
+                "loss": (self.loss + loss).model_copy(update={"by_returning_unit": loss_units.clusters()}),
+                "loss_units": loss_units,
                 "metric_units": units,
                 "metrics": {
                     name: units[name].on(self.metrics.get(name, MetricSums()) + new.sums())
@@ -263,8 +268,8 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     return cohorts
 
 
-def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
-    """Pair the losses of champion and shadow on the same labelled requests of one cohort."""
+def paired_loss(cohort: Scored, state: RolloutState) -> tuple[PairedLoss, SlotSums]:
+    """Pair the losses of champion and shadow on the same labelled requests of one cohort; and sum difference and rows by unit."""
     champion = cohort.where((cohort.version == state.champion) & ~cohort.shadow).first_by_id()
     challenger = cohort.where((cohort.version == state.challenger) & cohort.shadow).first_by_id()
     _, left, right = np.intersect1d(
@@ -280,12 +285,15 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
         pairs=int(both.sum()),
         requests=int(champion.answered.sum()),
     )
-    return loss.model_copy(
+    loss = loss.model_copy(
         update={
             "champion_unanswered": int((ours.answered & ~theirs.answered).sum()),
             "challenger_unanswered": int((theirs.answered & ~ours.answered).sum()),
         }
     )
+    pairs = theirs.where(labelled)
+    difference = pairs.loss - ours.loss[labelled]
+    return loss, SlotSums.of(_hashes(pairs), difference, np.ones(len(pairs)))
 
 
 def stage_arms(cohort: Scored, state: RolloutState) -> dict[Stage, tuple[Scored, Scored]]:

@@ -72,7 +72,7 @@ class Noise:
             )
         found = cls(
             cohort=cohorts.standard_error() * math.sqrt(cohorts.clusters),
-            unit=units.standard_error() * math.sqrt(units.rows),
+            unit=loss.unit_error * math.sqrt(units.rows),
             labels=units.rows / cohorts.clusters,
         )
         if not (math.isfinite(found.cohort + found.unit) and found.unit > 0):
@@ -175,7 +175,7 @@ def plan_rollout(
         found = plan(loss, judged, wanted)
     except ValueError as error:
         raise RolloutError(f"{model}: {error}") from error
-    cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
+    cohort, unit = loss.by_cohort.standard_error(), loss.unit_error
     error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
     return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})
 

@@ -156,7 +156,7 @@ def test_more_units_than_slots_have_the_same_variance(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(4)
     values, ids = rng.normal(size=20_000), rng.integers(2**62, size=20_000)
     whole = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
-    monkeypatch.setattr("toque.functions.rollout.evidence.metrics.SLOTS", 1 << 10)
+    monkeypatch.setattr("toque.functions.rollout.evidence.slots.SLOTS", 1 << 10)
     shared = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
     assert shared.units <= 1 << 10 < whole.units
     # 1,024 slots estimate a variance to 4.4 %; 3 s.e.
