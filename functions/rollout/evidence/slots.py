@@ -19,7 +19,7 @@ SLOTS = 1 << 17
 class SlotSums(BaseModel):
     """Sums of one or more columns by slot, a unit's being the last bits of its hash: a unit that comes back meets its own.
 
-    slots: sorted, uint32 little-endian. columns: of each slot, float64 little-endian.
+    slots: sorted, uint32 little-endian. columns: of each slot, float64 little-endian; without one, a set of units.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
@@ -49,6 +49,12 @@ class SlotSums(BaseModel):
 
     def __len__(self) -> int:
         return len(self.slots) // 4
+
+    def first(self, units: Hashes, *columns: Floats) -> Self:
+        """Add the units that are not in it yet, each by the first of its rows."""
+        slots, rows = np.unique((units & (SLOTS - 1)).astype("<u4"), return_index=True)
+        new = rows[~np.isin(slots, np.frombuffer(self.slots, dtype="<u4"))]
+        return self + self.of(units[new], *(column[new] for column in columns))
 
     def column(self, index: int) -> Floats:
         """Return one column of sums, (slots,)."""

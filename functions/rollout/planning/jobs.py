@@ -225,7 +225,8 @@ def replayed_loss(
         rows = rows.filter(mine)
         return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
 
-    return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
+    (sums,) = sum_cohorts(_DiscardingStore(), "replay", [state], with_shadow, now)
+    return sums.whole.loss
 
 
 def _logged_sides(signature: Signature) -> list[str]:

@@ -12,7 +12,7 @@ import pytest
 from tests.conditions.days import CORRELATED, INDEPENDENT, Days
 from tests.conditions.units import FEW, HEAVY_TAILED, ONCE, Units, level_of
 from toque.functions.evaluation.realised_loss import Scored
-from toque.functions.rollout.evidence.cohort_sums import CohortSums
+from toque.functions.rollout.evidence.cohort_sums import WholeSums
 from toque.functions.rollout.evidence.sums import PairedLoss
 from toque.functions.rollout.judge.interval import improvement
 from toque.functions.rollout.policy import RolloutPolicy
@@ -67,9 +67,9 @@ def verdicts(world: World, policy: RolloutPolicy, *, runs: int) -> tuple[float, 
     rng, state = np.random.default_rng(1), state_of(policy)
     better = worse = 0
     for run in range(runs):
-        sums, shown = CohortSums(next_cohort=0), set()
+        sums, shown = WholeSums(next_cohort=0), set()
         for day in world.season(rng, run):
-            sums = sums.plus(day, state, {})
+            sums = sums.plus(day, state)
             gain = improvement(sums.loss, policy)
             if gain is not None:
                 shown |= {"better"} if gain.lower > 0 else {"worse"} if gain.upper < 0 else set()
@@ -117,17 +117,17 @@ def test_a_better_version_is_found(callers: Units) -> None:
 
 def test_a_caller_that_comes_back_is_one_unit() -> None:
     rng, state = np.random.default_rng(2), state_of(RolloutPolicy())
-    sums = CohortSums(next_cohort=0)
+    sums = WholeSums(next_cohort=0)
     world = World(FEW, noise=0.0)
     for day in world.season(rng, run=3):
-        sums = sums.plus(day, state, {})
+        sums = sums.plus(day, state)
     units = sums.loss.by_returning_unit
     assert (units.clusters, units.rows, sums.loss.by_unit.clusters) == (8, DAYS * LABELS, 8 * DAYS)
     assert units.total == pytest.approx(sums.loss.by_unit.total)
     levels = 0.2 * level_of(np.arange(8), salt=3)
     by_hand = levels.std(ddof=1) / np.sqrt(8)  # all come about alike
     assert sums.loss.unit_error == pytest.approx(by_hand, rel=0.05)
-    assert CohortSums.model_validate_json(sums.model_dump_json()) == sums
+    assert WholeSums.model_validate_json(sums.model_dump_json()) == sums
 
 
 def test_one_caller_that_has_nearly_all_requests_is_hardly_more_than_one_observation() -> None:
