@@ -20,10 +20,12 @@ from redis import RedisError
 
 from toque.functions.rollout.evidence.cohort_sums import (
     ReadOutcomes,
+    Sums,
     SumsStore,
     cohort_due,
     randomised_rows,
     sum_cohorts,
+    unit_counts,
 )
 from toque.functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
 from toque.functions.rollout.evidence.metrics import ReadMetric
@@ -36,20 +38,6 @@ from toque.registry import ObjectStore
 from toque.registry.times import EPOCH
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _CachedRead:
-    """Reader that caches the last span, so that all challengers are judged on the same rows."""
-
-    read: ReadOutcomes
-    last: tuple[datetime, datetime] | None = None
-    table: pa.Table | None = None
-
-    def __call__(self, start: datetime, end: datetime) -> pa.Table:
-        if self.table is None or self.last != (start, end):
-            self.last, self.table = (start, end), self.read(start, end)
-        return self.table
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,28 +83,28 @@ class EvidenceReader:
         self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
     ) -> Evidence:
         """Read the evidence as of `now`. problems: by version, why a challenger cannot be served."""
-        cached = _CachedRead(self.read)
         slos = slo_sums(state.policy.slos, self.store, self.model, now, challenger=state.challenger)
+        states = [state, *(state.only(version) for version in state.rivals)]
+        sums = sum_cohorts(self.store, self.model, states, self.read, now, self.read_metric)
+        late = late_rows(self.store, self.model, state, self.read, now)
 
-        def fields(state: RolloutState) -> dict[str, object]:
-            sums = sum_cohorts(self.store, self.model, state, cached, now, self.read_metric)
+        def fields(state: RolloutState, sums: Sums) -> dict[str, Any]:
             return {
                 "champion": champion_of(traffic),
                 "challenger_problem": problems.get(state.challenger),
-                "loss": sums.loss,
-                "shadow": sums.shadow,
-                "canary": sums.canary,
-                "units": sums.units.counts,
+                "loss": sums.whole.loss,
+                "shadow": sums.whole.shadow,
+                "canary": sums.split.canary,
+                "units": unit_counts(sums.split.units),
                 "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
-                "metrics": sums.metrics,
+                "metrics": sums.split.metrics,
                 "slos": slos,
                 "live": self._live(state, traffic, now),
             }
 
-        own = fields(state)  # first: rivals are judged on the rows that it read
-        own["late"] = late_rows(self.store, self.model, state, self.read, now)
-        rivals = {version: Evidence(**fields(state.only(version))) for version in state.rivals}
-        return Evidence(**own, rivals=rivals)
+        own, *others = (fields(*pair) for pair in zip(states, sums, strict=True))
+        rivals = {version: Evidence(**one) for version, one in zip(state.rivals, others, strict=True)}
+        return Evidence(**own, late=late, rivals=rivals)
 
 
 class _Looks(BaseModel):

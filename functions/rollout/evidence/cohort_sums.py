@@ -6,9 +6,10 @@ Units are counted once over a split: those that met it, for the sample-ratio tes
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Protocol, Self
+from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,62 +29,20 @@ from toque.functions.rollout.evidence.metrics import (
     exposure_cohort,
     metric_cohort,
 )
+from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss, UnitCounts
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
-from toque.functions.rollout.state import RolloutState, Stage
+from toque.functions.rollout.state import RolloutState
 from toque.kernels.hashing import hash_strings
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
 from toque.registry.times import EPOCH, epoch_us
 
 # Until every replica has followed the traffic change, the split is not the declared one.
 SETTLE_US = 10_000_000
-MAX_UNITS = 200_000  # a split that is off by 1 % of itself is found by then, and the test stays valid
 _logger = logging.getLogger(__name__)
-_LAYOUT = 3  # of the stored sums
+_LAYOUT = 4  # of the stored sums
+_Kind = TypeVar("_Kind", "WholeSums", "SplitSums")
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
-
-
-class AssignedUnits(BaseModel):
-    """Units counted so far in each arm. begun: the challenger has answered. seen: sorted int64 hashes of the units that are counted, or not
-    to be; little-endian.
-    """
-
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-
-    counts: UnitCounts = UnitCounts()
-    begun: bool = False
-    seen: bytes = b""
-
-
-class EventUnits(BaseModel):
-    """Units that met an event, such as an error, in each arm of a split: one that comes back and meets it again counts once.
-
-    champion, challenger: sorted int64 hashes, little-endian. No more are counted once there are `MAX_UNITS`.
-    """
-
-    model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
-
-    champion: bytes = b""
-    challenger: bytes = b""
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """Number of units of the champion and of the challenger."""
-        return len(self.champion) // 8, len(self.challenger) // 8
-
-    def plus(self, champion: Scored, challenger: Scored) -> Self:
-        """Add the units of the rows that met the event."""
-        if sum(self.counts) >= MAX_UNITS or not len(champion) + len(challenger):
-            return self
-        return self.model_copy(
-            update={
-                name: np.union1d(np.frombuffer(before, dtype="<i8"), _hashes(rows)).astype("<i8").tobytes()
-                for name, before, rows in (
-                    ("champion", self.champion, champion),
-                    ("challenger", self.challenger, challenger),
-                )
-            }
-        )
 
 
 class SumsStore(Protocol):
@@ -98,11 +57,12 @@ class SumsStore(Protocol):
         ...
 
 
-class CohortSums(BaseModel):
-    """Sums of all cohorts before `next_cohort`; a cache that can be rebuilt from the log.
+class WholeSums(BaseModel):
+    """Sums of a whole rollout, over the cohorts before `next_cohort`; a cache that can be rebuilt from the log.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
-    another one are made anew. events: units that met one, by stage and event. metrics, metric_units: by guardrail, and its exposure.
+    another one are made anew. loss_units: difference and rows by unit. champion_errors, challenger_errors: units of the shadow's
+    requests that met an error.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -110,21 +70,69 @@ class CohortSums(BaseModel):
     next_cohort: int
     layout: int = 0
     loss: PairedLoss = PairedLoss()
+    loss_units: SlotSums = SlotSums()
     shadow: ArmCounts = ArmCounts()
+    champion_errors: SlotSums = SlotSums()
+    challenger_errors: SlotSums = SlotSums()
+
+    def plus(self, cohort: Scored, state: RolloutState) -> Self:
+        """Add one more cohort, whose labels are due."""
+        loss, units = paired_loss(cohort, state)
+        units = self.loss_units + units
+        return self.counting(cohort, state).model_copy(
+            update={
+                "next_cohort": self.next_cohort + 1,
+                "loss": (self.loss + loss).model_copy(update={"by_returning_unit": units.clusters()}),
+                "loss_units": units,
+            }
+        )
+
+    def counting(self, rows: Scored, state: RolloutState) -> Self:
+        """Add traffic of the shadow stage, without its losses."""
+        if state.canary_since is not None:
+            rows = rows.where(rows.at < epoch_us(state.canary_since))
+        arms = _arms(rows, state, challenger_is_shadow=True)
+        met = (self.champion_errors, self.challenger_errors)
+        errors = [
+            before.first(_hashes(arm.where(~arm.answered))) for before, arm in zip(met, arms, strict=True)
+        ]
+        shadow = self.shadow + _requests(arms)
+        return self.model_copy(
+            update={
+                "shadow": shadow.model_copy(
+                    update={"champion_errors": len(errors[0]), "challenger_errors": len(errors[1])}
+                ),
+                "champion_errors": errors[0],
+                "challenger_errors": errors[1],
+            }
+        )
+
+
+class SplitSums(BaseModel):
+    """Sums of a canary's present split, over the cohorts before `next_cohort`: those of other shares are never pooled.
+
+    next_cohort, layout: as of `WholeSums`. errors, slow, units: units that met an event, and the split, each once in the arm that
+    it met first: 1 the challenger's, -1 the champion's. metrics, metric_units: by guardrail, and its exposure.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    next_cohort: int
+    layout: int = 0
     canary: ArmCounts = ArmCounts()
-    events: dict[str, EventUnits] = {}
-    units: AssignedUnits = AssignedUnits()
+    errors: SlotSums = SlotSums()
+    slow: SlotSums = SlotSums()
+    units: SlotSums = SlotSums()
     metrics: dict[str, MetricSums] = {}
     metric_units: dict[str, MetricUnits] = {}
 
-    def plus(self, cohort: Scored, state: RolloutState, metrics: dict[str, MetricCohort]) -> Self:
+    def plus(self, cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> Self:
         """Add one more cohort, whose labels are due."""
-        counted = self.counting(cohort, state)
+        metrics = _metrics(cohort, state, tables)
         units = {name: self.metric_units.get(name, MetricUnits()).plus(new) for name, new in metrics.items()}
-        return counted.model_copy(
+        return self.counting(cohort, state).model_copy(
             update={
                 "next_cohort": self.next_cohort + 1,
-                "loss": self.loss + paired_loss(cohort, state),
                 "metric_units": units,
                 "metrics": {
                     name: units[name].on(self.metrics.get(name, MetricSums()) + new.sums())
@@ -133,20 +141,41 @@ class CohortSums(BaseModel):
             }
         )
 
-    def counting(self, cohort: Scored, state: RolloutState) -> Self:
-        """Add the traffic of one more cohort, without its losses."""
-        arms = stage_arms(cohort, state)
-        events = self.events | {
-            name: self.events.get(name, EventUnits()).plus(*met) for name, met in _events(arms, state).items()
-        }
+    def counting(self, rows: Scored, state: RolloutState) -> Self:
+        """Add traffic of the split, without its metrics."""
+        split = rows.where((rows.at >= epoch_us(state.split_since)) & ~rows.outside & ~rows.shadow)
+        arms = _arms(split, state, challenger_is_shadow=False)
+        limit = state.policy.slow_ms
+        errors = _first_met(self.errors, split.where(~split.answered), state)
+        slow = (
+            self.slow
+            if limit is None
+            else _first_met(self.slow, split.where(split.latency_ms > limit), state)
+        )
+        canary, erring, slowed = self.canary + _requests(arms), unit_counts(errors), unit_counts(slow)
         return self.model_copy(
             update={
-                "shadow": _with_events(self.shadow, arms["shadow"], events, "shadow"),
-                "canary": _with_events(self.canary, arms["canary"], events, "canary"),
-                "events": events,
-                "units": count_assigned(cohort, state, self.units),
+                "canary": canary.model_copy(
+                    update={
+                        "champion_errors": erring.champion,
+                        "challenger_errors": erring.challenger,
+                        "champion_slow": slowed.champion,
+                        "challenger_slow": slowed.challenger,
+                    }
+                ),
+                "errors": errors,
+                "slow": slow,
+                "units": count_assigned(rows, state, self.units),
             }
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums of one challenger: of the whole rollout, and of its present split, empty before the canary."""
+
+    whole: WholeSums
+    split: SplitSums
 
 
 def no_metrics(guardrail: Guardrail, since: datetime) -> MetricRows:
@@ -157,47 +186,105 @@ def no_metrics(guardrail: Guardrail, since: datetime) -> MetricRows:
 def sum_cohorts(
     store: SumsStore,
     model: str,
-    state: RolloutState,
+    states: Sequence[RolloutState],
     read: ReadOutcomes,
     now: datetime,
     read_metric: ReadMetric = no_metrics,
-) -> CohortSums:
+) -> list[Sums]:
     """Sum as of `now` the losses of the cohorts whose labels are due, and the counts of all traffic so far.
 
-    Rows are read only from the first cohort that is not summed yet; finished cohorts are kept in the store under
-    `rollouts/{model}/evidence/`. A row or label that comes later than `policy.label_delay` is not counted.
+    states: of one rollout, by challenger; all are summed in one reading of the log, a day at a time. Rows are read only from the
+    first cohort that is not summed yet; finished cohorts are kept in the store under `rollouts/{model}/evidence/`, where a reader
+    that was killed goes on. A row or label that comes later than `policy.label_delay` is not counted.
     """
-    policy = state.policy
+    policy, due = states[0].policy, cohort_due(now, states[0].policy)
+    wholes = [_Running.of(store, _key(model, state), state, WholeSums, state.started_at) for state in states]
+    splits = {
+        state.challenger: _Running.of(store, _split_key(model, state), state, SplitSums, state.split_since)
+        for state in states
+        if state.canary_since is not None
+    }
+    running: list[_Running[WholeSums] | _Running[SplitSums]] = [*wholes, *splits.values()]
+    first = min(one.sums.next_cohort for one in running)
+    tables: dict[str, MetricRows] = {}
+    for split in splits.values():  # one at most: rivals have no canary
+        if split.sums.next_cohort < due:
+            tables = _metric_tables(split.state, read_metric, _start(split.sums.next_cohort, policy))
+
+    def rows_of(since: datetime, until: datetime) -> Scored:
+        rows = randomised_rows(read(max(since, states[0].started_at), until))
+        return score(rows, loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
+
+    while first < due:
+        until = min(due, first + max(1, timedelta(days=1) // policy.cohort))
+        rows = rows_of(_start(first, policy), _start(until, policy))
+        for one in running:
+            one.close(store, rows, until, tables)
+        first = until
+    start = max(_start(first, policy), states[0].started_at)
+    if start < now:
+        rows = rows_of(start, now)
+        for one in running:
+            one.count_open(rows)
+    none = SplitSums(next_cohort=first)
+    return [
+        Sums(one.sums, splits[one.state.challenger].sums if one.state.challenger in splits else none)
+        for one in wholes
+    ]
+
+
+@dataclass
+class _Running(Generic[_Kind]):
+    """Sums of one kind that are summed on, and their key in the store."""
+
+    key: str
+    state: RolloutState
+    sums: _Kind
+
+    @classmethod
+    def of(
+        cls, store: SumsStore, key: str, state: RolloutState, kind: type[_Kind], since: datetime
+    ) -> _Running[_Kind]:
+        """Go on with what the store holds; sums begin with the cohort of `since` if there are none, or of another release."""
+        stored = store.find(key)
+        try:
+            sums = None if stored is None else kind.model_validate_json(stored)
+        except ValidationError as error:  # such as what no float holds
+            _logger.warning("%s is summed anew from the log: %s", key, error)
+            sums = None
+        if sums is None or sums.layout != _LAYOUT:
+            sums = kind(next_cohort=_index(since, state.policy), layout=_LAYOUT)
+        return _Running(key, state, sums)
+
+    def close(self, store: SumsStore, rows: Scored, until: int, tables: dict[str, MetricRows]) -> None:
+        """Add the cohorts before `until` that are not in the sums yet, and store them."""
+        if self.sums.next_cohort >= until:
+            return
+        while self.sums.next_cohort < until:
+            begin, end = (
+                epoch_us(_start(self.sums.next_cohort + more, self.state.policy)) for more in (0, 1)
+            )
+            cohort = rows.where((rows.at >= begin) & (rows.at < end))
+            if isinstance(self.sums, WholeSums):
+                self.sums = self.sums.plus(cohort, self.state)
+            else:
+                self.sums = self.sums.plus(cohort, self.state, tables)
+        store.put(self.key, self.sums.model_dump_json().encode())
+
+    def count_open(self, rows: Scored) -> None:
+        """Count the traffic of cohorts that still wait for labels, without their losses."""
+        begin = epoch_us(_start(self.sums.next_cohort, self.state.policy))
+        self.sums = self.sums.counting(rows.where(rows.at >= begin), self.state)
+
+
+def _key(model: str, state: RolloutState) -> str:
     own = "" if state.challenger == state.versions[0] else f"-{state.challenger}"
-    # Counts of different shares are never pooled.
-    step = f"-step{state.step}" if state.step else ""
+    return f"rollouts/{model}/evidence/{state.rollout:08d}{own}.json"
+
+
+def _split_key(model: str, state: RolloutState) -> str:
     by_hand = "" if state.split_entry is None else f"-split{state.split_entry}"
-    key = f"rollouts/{model}/evidence/{state.rollout:08d}{own}{step}{by_hand}.json"
-    sums = _stored_sums(store, key) or CohortSums(
-        next_cohort=_index(state.started_at, policy), layout=_LAYOUT
-    )
-    begun = sums.next_cohort
-    due = cohort_due(now, policy)
-    start = max(state.started_at, _start(sums.next_cohort, policy))
-    if start >= now:
-        return sums
-    rows = score(randomised_rows(read(start, now)), loss=policy.loss, clip=policy.clip, cap=policy.loss_cap)
-    tables = _metric_tables(state, read_metric, start) if sums.next_cohort < due else {}
-    sums, rows = _finish(sums, rows, state, due, tables)
-    if sums.next_cohort > begun:
-        store.put(key, sums.model_dump_json().encode())
-    return _with_open_cohorts(sums, rows, state)
-
-
-def _stored_sums(store: SumsStore, key: str) -> CohortSums | None:
-    """Read the sums under a key; None if there are none, or another release summed in another way or what no float holds."""
-    stored = store.find(key)
-    try:
-        sums = None if stored is None else CohortSums.model_validate_json(stored)
-    except ValidationError as error:
-        _logger.warning("%s is summed anew from the log: %s", key, error)
-        return None
-    return sums if sums is not None and sums.layout == _LAYOUT else None
+    return f"{_key(model, state).removesuffix('.json')}-step{state.step}{by_hand}.json"
 
 
 def cohort_due(now: datetime, policy: RolloutPolicy) -> int:
@@ -228,26 +315,6 @@ def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime
     return {guardrail.name: read_metric(guardrail, since) for guardrail in wanted}
 
 
-def _finish(
-    sums: CohortSums, rows: Scored, state: RolloutState, due: int, tables: dict[str, MetricRows]
-) -> tuple[CohortSums, Scored]:
-    """Add every cohort that is due; return the rows that are not."""
-    while sums.next_cohort < due:
-        end = epoch_us(_start(sums.next_cohort + 1, state.policy))
-        cohort, rows = rows.where(rows.at < end), rows.where(rows.at >= end)
-        sums = sums.plus(cohort, state, _metrics(cohort, state, tables))
-    return sums, rows
-
-
-def _with_open_cohorts(sums: CohortSums, rows: Scored, state: RolloutState) -> CohortSums:
-    """Count the traffic of cohorts that still wait for labels, without their losses."""
-    length = int(state.policy.cohort / timedelta(microseconds=1))
-    index = rows.at // length
-    for one in np.unique(index):
-        sums = sums.counting(rows.where(index == one), state)
-    return sums
-
-
 def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> dict[str, MetricCohort]:
     """Sum the business metrics of one cohort of a canary."""
     if state.canary_since is None:
@@ -263,8 +330,8 @@ def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows])
     return cohorts
 
 
-def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
-    """Pair the losses of champion and shadow on the same labelled requests of one cohort."""
+def paired_loss(cohort: Scored, state: RolloutState) -> tuple[PairedLoss, SlotSums]:
+    """Pair the losses of champion and shadow on the same labelled requests of one cohort; and sum difference and rows by unit."""
     champion = cohort.where((cohort.version == state.champion) & ~cohort.shadow).first_by_id()
     challenger = cohort.where((cohort.version == state.challenger) & cohort.shadow).first_by_id()
     _, left, right = np.intersect1d(
@@ -280,25 +347,15 @@ def paired_loss(cohort: Scored, state: RolloutState) -> PairedLoss:
         pairs=int(both.sum()),
         requests=int(champion.answered.sum()),
     )
-    return loss.model_copy(
+    loss = loss.model_copy(
         update={
             "champion_unanswered": int((ours.answered & ~theirs.answered).sum()),
             "challenger_unanswered": int((theirs.answered & ~ours.answered).sum()),
         }
     )
-
-
-def stage_arms(cohort: Scored, state: RolloutState) -> dict[Stage, tuple[Scored, Scored]]:
-    """Select the rows of one cohort that count in each stage, of the champion and of the challenger."""
-    nothing = cohort.where(np.zeros(len(cohort), dtype=bool))
-    shadow, canary = cohort, nothing
-    if state.canary_since is not None:
-        shadow = cohort.where(cohort.at < epoch_us(state.canary_since))
-        canary = cohort.where((cohort.at >= epoch_us(state.split_since)) & ~cohort.outside)
-    return {
-        "shadow": _arms(shadow, state, challenger_is_shadow=True),
-        "canary": _arms(canary, state, challenger_is_shadow=False),
-    }
+    pairs = theirs.where(labelled)
+    difference = pairs.loss - ours.loss[labelled]
+    return loss, SlotSums.of(_hashes(pairs), difference, np.ones(len(pairs)))
 
 
 def _arms(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) -> tuple[Scored, Scored]:
@@ -308,39 +365,31 @@ def _arms(rows: Scored, state: RolloutState, *, challenger_is_shadow: bool) -> t
     )
 
 
-def _events(
-    arms: dict[Stage, tuple[Scored, Scored]], state: RolloutState
-) -> dict[str, tuple[Scored, Scored]]:
-    """Select the rows that met an event, of both arms, by stage and event."""
-    limit = state.policy.slow_ms
-    found = {
-        f"{stage}/errors": (a.where(~a.answered), b.where(~b.answered)) for stage, (a, b) in arms.items()
-    }
-    if limit is not None:
-        a, b = arms["canary"]
-        found["canary/slow"] = (a.where(a.latency_ms > limit), b.where(b.latency_ms > limit))
-    return found
-
-
-def _with_events(
-    counts: ArmCounts, arms: tuple[Scored, Scored], events: dict[str, EventUnits], stage: Stage
-) -> ArmCounts:
-    """Add the requests of one cohort, and set how many units have met an event so far."""
-    errors, slow = (events.get(f"{stage}/{event}", EventUnits()).counts for event in ("errors", "slow"))
+def _requests(arms: tuple[Scored, Scored]) -> ArmCounts:
+    """Count the requests of each arm, and those that met an error."""
+    champion, challenger = arms
     return ArmCounts(
-        champion=counts.champion + len(arms[0]),
-        challenger=counts.challenger + len(arms[1]),
-        champion_errors=errors[0],
-        challenger_errors=errors[1],
-        champion_slow=slow[0],
-        challenger_slow=slow[1],
-        champion_unanswered=counts.champion_unanswered + int((~arms[0].answered).sum()),
-        challenger_unanswered=counts.challenger_unanswered + int((~arms[1].answered).sum()),
+        champion=len(champion),
+        challenger=len(challenger),
+        champion_unanswered=int((~champion.answered).sum()),
+        challenger_unanswered=int((~challenger.answered).sum()),
     )
 
 
-def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> AssignedUnits:
-    """Count the units of `rows` (in order of time) that were not counted before.
+def _first_met(before: SlotSums, rows: Scored, state: RolloutState) -> SlotSums:
+    """Add the units of `rows` of either arm, in order of time, that are not in `before`: in the arm of the first row."""
+    rows = rows.where((rows.version == state.champion) | (rows.version == state.challenger))
+    return before.first(_hashes(rows), np.where(rows.version == state.challenger, 1.0, -1.0))
+
+
+def unit_counts(units: SlotSums) -> UnitCounts:
+    """Count the units of each arm; those of neither, 0, are not counted."""
+    arm = units.column(0)
+    return UnitCounts(champion=int((arm < 0).sum()), challenger=int((arm > 0).sum()))
+
+
+def count_assigned(rows: Scored, state: RolloutState, before: SlotSums) -> SlotSums:
+    """Count the units of `rows` (in order of time) that were not counted before, as `SplitSums.units`.
 
     Counting begins right after the challenger's first answer that comes ten seconds into the canary or later: replicas take
     a moment to follow the traffic, and units that the champion alone answered meanwhile are no evidence on the split. That
@@ -348,24 +397,13 @@ def count_assigned(rows: Scored, state: RolloutState, before: AssignedUnits) -> 
     a unit were assigned together, and count once.
     """
     rows = _of_the_split(rows, state)
-    seen = np.frombuffer(before.seen, dtype="<i8")
-    if not before.begun:
-        answers = np.flatnonzero(rows.version == state.challenger)
-        if not len(answers):
-            return before
-        seen = _hashes(rows.where(answers[:1]))
-        rows = rows.where(np.arange(len(rows)) > answers[0])
-    units, first = np.unique(_hashes(rows), return_index=True)
-    new = ~np.isin(units, seen)
-    room = max(0, MAX_UNITS - before.counts.champion - before.counts.challenger)
-    index = np.sort(first[new])[:room]
-    challengers = int((rows.version[index] == state.challenger).sum())
-    counts = UnitCounts(
-        champion=before.counts.champion + len(index) - challengers,
-        challenger=before.counts.challenger + challengers,
-    )
-    known = np.union1d(seen, _hashes(rows.where(index))).astype("<i8")
-    return AssignedUnits(counts=counts, begun=True, seen=known.tobytes())
+    if len(before):
+        return _first_met(before, rows, state)
+    answers = np.flatnonzero(rows.version == state.challenger)
+    if not len(answers):
+        return before
+    begun = before.first(_hashes(rows.where(answers[:1])), np.zeros(1))
+    return _first_met(begun, rows.where(np.arange(len(rows)) > answers[0]), state)
 
 
 def _of_the_split(rows: Scored, state: RolloutState) -> Scored:

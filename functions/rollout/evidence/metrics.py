@@ -23,6 +23,7 @@ from toque.functions.evaluation.realised_loss import Scored
 from toque.functions.monitoring.language.scores import ScoreTable, rule_of
 from toque.functions.monitoring.language.settings import monitors_journal
 from toque.functions.prediction_log.records import is_sampled
+from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import MetricSums
 from toque.functions.rollout.policy import Guardrail
 from toque.functions.runtime.context import Context
@@ -43,9 +44,6 @@ FROM_TABLES = frozenset({"table", "score"})
 """Sources whose values stand in a table of their own."""
 Floats = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.int64]
-# Of an arm: where there are more units, some share one, which widens no variance and narrows none.
-SLOTS = 1 << 17
-_BYTES = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")
 _SCORE_COLUMNS = ("prediction_id", "shadow", "rule", "score")
 
 
@@ -219,14 +217,12 @@ class MetricCohort:
 class ArmUnits(BaseModel):
     """Units of one arm over the cohorts so far.
 
-    slots: sorted, uint32 little-endian, of the units' hashes; influence: of each, float64. made_up: influence of a unit that had
-    each bound in every cohort. rows, observations: summed over cohorts.
+    influence: by slot. made_up: influence of a unit that had each bound in every cohort. rows, observations: summed over cohorts.
     """
 
-    model_config = _BYTES
+    model_config = ConfigDict(frozen=True)
 
-    slots: bytes = b""
-    influence: bytes = b""
+    influence: SlotSums = SlotSums()
     made_up: tuple[float, ...] = ()
     rows: int = 0
     observations: int = 0
@@ -234,7 +230,7 @@ class ArmUnits(BaseModel):
     @property
     def units(self) -> int:
         """Number of units so far, at most `SLOTS`."""
-        return len(self.slots) // 4
+        return len(self.influence)
 
     def plus(self, arm: MetricArm, all_rows: float, bounds: tuple[float, ...]) -> Self:
         """Add a cohort, of `all_rows` rows in both arms."""
@@ -242,15 +238,11 @@ class ArmUnits(BaseModel):
         weight = all_rows / rows
         mean = exact_sum(arm.total) / rows
         added = weight * np.sqrt(count / (count - 1)) * (arm.total - arm.rows * mean)
-        slots = np.concatenate([self._slots(), (arm.unit & (SLOTS - 1)).astype("<u4")])
-        unit, index = np.unique(slots, return_inverse=True)
-        influence = np.bincount(index, weights=np.concatenate([self.of_units(), added]))
         typical = weight * rows / count
         before = self.made_up or (0.0,) * len(bounds)
         return self.model_copy(
             update={
-                "slots": unit.astype("<u4").tobytes(),
-                "influence": influence.astype("<f8").tobytes(),
+                "influence": self.influence + SlotSums.of(arm.unit, added),
                 "made_up": tuple(
                     sum_ + typical * (bound - mean) for sum_, bound in zip(before, bounds, strict=True)
                 ),
@@ -261,15 +253,12 @@ class ArmUnits(BaseModel):
 
     def of_units(self) -> Floats:
         """Influence of each unit, (units,)."""
-        return np.frombuffer(self.influence, dtype="<f8")
+        return self.influence.column(0)
 
     def made_up_noise(self, cohorts: int) -> float:
         """Variance that made-up units add: one at each bound, which comes as often as the units do."""
         often = self.observations / self.units / cohorts
         return exact_sum(np.square(np.array(self.made_up) * often))
-
-    def _slots(self) -> npt.NDArray[np.uint32]:
-        return np.frombuffer(self.slots, dtype="<u4")
 
 
 class MetricUnits(BaseModel):

@@ -22,6 +22,7 @@ Floats = npt.NDArray[np.float64]
 class PairedLoss(BaseModel):
     """Paired loss differences, summed by unit within a cohort and by cohort, the cohorts in the order of time.
 
+    by_returning_unit: summed by unit over all cohorts, one that comes back being one unit; empty in sums of before.
     requests: what the champion answered in these cohorts. pairs: those the challenger scored too, both with a
     number; labelled or not. challenger_unanswered, champion_unanswered: requests that both scored, only one of them with a
     number. champion_loss, challenger_loss: sums over the labelled pairs.
@@ -31,6 +32,7 @@ class PairedLoss(BaseModel):
 
     by_unit: ClusterSums = ClusterSums()
     by_cohort: SeriesSums = SeriesSums()
+    by_returning_unit: ClusterSums = ClusterSums()
     champion_loss: float = 0.0
     challenger_loss: float = 0.0
     pairs: int = 0
@@ -62,6 +64,12 @@ class PairedLoss(BaseModel):
     def labels(self) -> int:
         """Number of paired labels: the sample size."""
         return self.by_unit.rows
+
+    @property
+    def unit_error(self) -> float:
+        """Standard error of the mean difference, robust to dependence within a unit, over all cohorts where that was summed."""
+        once, returning = self.by_unit.standard_error(), self.by_returning_unit
+        return max(once, returning.standard_error()) if returning.rows else once
 
 
 class ArmCounts(BaseModel):

@@ -39,16 +39,17 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     units, cohorts = loss.by_unit, loss.by_cohort
     if units.rows < policy.burn_in or not math.isfinite(units.total + units.square):
         return None
-    deviation = units.standard_error()
-    if deviation == 0.0:
+    once, deviation = units.standard_error(), loss.unit_error
+    if once == 0.0:
         return None
-    z = asymptotic_threshold(
-        units.rows, alpha=policy.alpha, n_opt=policy.planned_labels, alternative="greater"
-    )
+    # The sequence's clock is the variance of the sum so far, as of `metric_change`.
+    clock = units.rows * (deviation / once) ** 2 if deviation < math.inf else units.rows
+    z = asymptotic_threshold(clock, alpha=policy.alpha, n_opt=policy.planned_labels, alternative="greater")
     is_series = cohorts.span > 0  # sums of before are judged as they were then
+    returning = loss.by_returning_unit
     radius = z * deviation
     if is_series and deviation < math.inf:
-        radius = _student(z, units.clusters - 1) * deviation
+        radius = _student(z, (returning.effective if returning.rows else units.clusters) - 1) * deviation
     if policy.dependence == "cohort":
         radius = max(radius, _by_cohort(z, cohorts))
     waits = is_series and cohorts.span * policy.cohort < policy.season

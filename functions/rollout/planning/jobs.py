@@ -73,7 +73,7 @@ class Noise:
             )
         found = cls(
             cohort=cohorts.standard_error() * math.sqrt(cohorts.clusters),
-            unit=units.standard_error() * math.sqrt(units.rows),
+            unit=loss.unit_error * math.sqrt(units.rows),
             labels=units.rows / cohorts.clusters,
         )
         if not (math.isfinite(found.cohort + found.unit) and found.unit > 0):
@@ -181,7 +181,7 @@ def plan_rollout(
         found = plan(loss, judged, wanted)
     except ValueError as error:
         raise RolloutError(f"{model}: {error}") from error
-    cohort, unit = loss.by_cohort.standard_error(), loss.by_unit.standard_error()
+    cohort, unit = loss.by_cohort.standard_error(), loss.unit_error
     error_ = max(cohort, unit) if policy.dependence == "cohort" else unit
     return found.model_copy(update={"replayed": loss.by_unit.mean, "replayed_error": error_})
 
@@ -241,7 +241,8 @@ def replayed_loss(
         rows = rows.filter(mine)
         return pa.concat_tables([rows, _shadow_of(rows, scorer, {champion: logged}, replay)])
 
-    return sum_cohorts(_DiscardingStore(), "replay", state, with_shadow, now).loss
+    (sums,) = sum_cohorts(_DiscardingStore(), "replay", [state], with_shadow, now)
+    return sums.whole.loss
 
 
 def _logged_sides(signature: Signature) -> list[str]:

@@ -90,6 +90,14 @@ class ClusterSums(BaseModel):
         correction = self.clusters / (self.clusters - 1)
         return math.sqrt(self._residual() * correction) / self.rows
 
+    @property
+    def effective(self) -> float:
+        """Number of clusters of equal size that would weigh as much: fewer than there are where sizes differ; 0 without a row.
+
+        Source: Kish, Survey Sampling, 1965.
+        """
+        return self.rows**2 / self.size_square if self.rows else 0.0
+
     def _residual(self) -> float:
         """Sum over clusters of the squared deviation from the mean."""
         mean = self.mean

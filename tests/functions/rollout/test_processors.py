@@ -27,16 +27,18 @@ with tempfile.TemporaryDirectory() as folder:
 SUMS = """
 import numpy as np
 from toque.functions.rollout.evidence.metrics import MetricArm, MetricCohort, MetricUnits
+from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import MetricSums, PairedLoss
 rng = np.random.default_rng(1)
-loss, units, metric = PairedLoss(), MetricUnits(), MetricSums()
+loss, slots, units, metric = PairedLoss(), SlotSums(), MetricUnits(), MetricSums()
 for _ in range(5):
     losses, ids = rng.random((2, 1_000)), rng.integers(300, size=1_000)
     loss += PairedLoss.of_cohort(*losses, ids, pairs=1_000, requests=1_000)
+    slots += SlotSums.of(ids, losses[0] - losses[1], np.ones(1_000))
     cohort = MetricCohort(*(MetricArm.of(values, ids) for values in losses), requests=2_000)
     units = units.plus(cohort)
     metric = units.on(metric + cohort.sums())
-print(loss.model_dump_json(), metric.model_dump_json())
+print(slots.clusters().model_dump_json(), loss.model_dump_json(), metric.model_dump_json())
 """
 
 

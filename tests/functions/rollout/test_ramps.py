@@ -212,6 +212,33 @@ def test_the_log_s_counts_begin_anew_at_each_step(world: LiveWorld) -> None:
     assert 60 <= canary.answers <= 140  # a quarter of the day's requests and none of the steps before
 
 
+@pytest.mark.parametrize("by_hand", [False, True], ids=["ramp", "by hand"])
+def test_a_new_share_reads_no_day_of_the_log_again(world: LiveWorld, *, by_hand: bool) -> None:
+    begin(world, RAMP.model_copy(update={"promote_by": "labels", "shadow_min_labels": 1_000}))
+    while world.rollouts().history().current.stage == "shadow":
+        world.platform.serve_a_day()
+        world.rollouts().tick()
+    while share(world) < 0.05:
+        world.minute()
+    if by_hand:
+        world.platform.registry.set_traffic(MODEL, {"canary": (2, 0.1)}, shadows=(2,))
+        world.minute()
+    since: list[timedelta] = []
+    rollouts = world.rollouts()
+    inner = rollouts._read
+
+    def measured(start: Any, end: Any) -> Any:
+        since.append(world.platform.now - start)
+        return inner(start, end)
+
+    rollouts._read = measured
+    world.platform.serve_a_day()
+    rollouts.tick()
+    assert max(since) <= 4 * timedelta(
+        days=1
+    )  # the cohort that is due, and the one before it for what came late
+
+
 def test_a_share_that_was_changed_by_hand_stays(world: LiveWorld) -> None:
     begin(world)
     while share(world) < 0.05:

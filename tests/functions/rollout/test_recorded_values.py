@@ -12,7 +12,7 @@ import pytest
 from tests.conditions.values import any_recorded
 from tests.functions.rollout.conftest import RolloutPlatform
 from toque.functions.rollout.controller import Rollouts
-from toque.functions.rollout.evidence.cohort_sums import CohortSums
+from toque.functions.rollout.evidence.cohort_sums import WholeSums
 from toque.functions.rollout.evidence.metrics import MetricRows, MetricValue, read_metric, write_metric
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy, Slo
 from toque.functions.rollout.status import TickResult
@@ -117,12 +117,12 @@ def test_sums_of_before_that_held_infinity_are_summed_anew(platform: RolloutPlat
     start_canary(platform)
     live_a_day(platform)
     key = "rollouts/late/evidence/00000000.json"
-    sums = CohortSums.model_validate_json(platform.store.find(key) or b"")
+    sums = WholeSums.model_validate_json(platform.store.find(key) or b"")
     infinite = sums.loss.model_copy(update={"champion_loss": float("inf")})
     platform.store.put(key, sums.model_copy(update={"loss": infinite}).model_dump_json().encode())
     assert b'"champion_loss":null' in (platform.store.find(key) or b"")
     live_a_day(platform)
-    summed = CohortSums.model_validate_json(platform.store.find(key) or b"")
+    summed = WholeSums.model_validate_json(platform.store.find(key) or b"")
     assert summed.loss.labels > sums.loss.labels
 
 

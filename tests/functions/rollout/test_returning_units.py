@@ -11,7 +11,7 @@ import pytest
 
 from tests.conditions.units import ONE_BROKEN, Units, in_arm, level_of
 from toque.functions.evaluation.realised_loss import Scored
-from toque.functions.rollout.evidence.cohort_sums import EventUnits
+from toque.functions.rollout.evidence.cohort_sums import SplitSums
 from toque.functions.rollout.evidence.metrics import ArmUnits, MetricArm, MetricCohort, MetricUnits
 from toque.functions.rollout.evidence.sums import Evidence, MetricSums
 from toque.functions.rollout.judge.decide import decide
@@ -156,46 +156,66 @@ def test_more_units_than_slots_have_the_same_variance(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(4)
     values, ids = rng.normal(size=20_000), rng.integers(2**62, size=20_000)
     whole = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
-    monkeypatch.setattr("toque.functions.rollout.evidence.metrics.SLOTS", 1 << 10)
+    monkeypatch.setattr("toque.functions.rollout.evidence.slots.SLOTS", 1 << 10)
     shared = ArmUnits().plus(MetricArm.of(values, ids), 40_000.0, ())
     assert shared.units <= 1 << 10 < whole.units
     # 1,024 slots estimate a variance to 4.4 %; 3 s.e.
     assert np.square(shared.of_units()).sum() == pytest.approx(np.square(whole.of_units()).sum(), rel=0.14)
 
 
-def rows_of(ids: npt.NDArray[np.uint64]) -> Scored:
+def rows_of(ids: npt.NDArray[np.uint64], ours: npt.NDArray[np.bool_]) -> Scored:
+    """Requests that fail, of the challenger where `ours`."""
     n = len(ids)
     none, flags = np.full(n, np.nan), np.zeros(n, dtype=bool)
     names = np.array([f"unit-{number}" for number in ids], dtype=object)
+    at = np.full(n, int((START + DAY).timestamp()) * 1_000_000)
     return Scored(
-        id=names, version=np.ones(n, dtype=np.int64), shadow=flags, unit=names, at=np.zeros(n, dtype=np.int64),
+        id=names, version=np.where(ours, 2, 1), shadow=flags, unit=names, at=at,
         latency_ms=none, answered=flags, label=none, told=none, output=none, loss=none, expected=none, bias=none,
         outside=flags,
     )  # fmt: skip
 
 
 def test_a_broken_client_counts_once_however_many_days_it_comes_back() -> None:
-    rng, met = np.random.default_rng(5), EventUnits()
+    rng, sums, state = np.random.default_rng(5), SplitSums(next_cohort=0), state_of(RolloutPolicy())
+    failing = 0
     for _ in range(DAYS):
         ids = ONE_BROKEN.draw(rng, 1_000)
         failed = ids[ONE_BROKEN.fails(ids)]
-        assert len(failed)
-        met = met.plus(rows_of(failed[:0]), rows_of(failed))
-    assert met.counts == (0, 1)
+        failing += len(failed)
+        sums = sums.counting(rows_of(failed, np.ones(len(failed), dtype=bool)), state)
+    canary = sums.canary
+    assert (canary.champion_errors, canary.challenger_errors) == (0, 1)
+    assert canary.challenger_unanswered == failing > DAYS
     assert excess_p_value(1, 0, 0.1) > RolloutPolicy().guard_alpha
-    assert EventUnits.model_validate_json(met.model_dump_json()) == met
+    assert SplitSums.model_validate_json(sums.model_dump_json()) == sums
 
 
 # 200 splits of ten broken clients at a tenth: an equal canary is rolled back in at most .05 + 4 s.e. = .112.
 def test_broken_clients_that_come_back_stop_an_equal_canary_at_most_as_often_as_declared() -> None:
-    rng, stopped = np.random.default_rng(6), 0
+    rng, state, stopped = np.random.default_rng(6), state_of(RolloutPolicy()), 0
     for _ in range(200):
-        clients, ours = np.arange(10), rng.random(10) < 0.1
-        met, fired = EventUnits(), False
+        clients, ours = np.arange(10, dtype=np.uint64), rng.random(10) < 0.1
+        sums, fired = SplitSums(next_cohort=0), False
         for _ in range(DAYS):
             came = rng.random(10) < 0.5
-            met = met.plus(rows_of(clients[came & ~ours]), rows_of(clients[came & ours]))
-            theirs, own = met.counts
-            fired |= excess_p_value(own, theirs, 0.1) < RolloutPolicy().guard_alpha
+            sums = sums.counting(rows_of(clients[came], ours[came]), state)
+            canary = sums.canary
+            fired |= (
+                excess_p_value(canary.challenger_errors, canary.champion_errors, 0.1)
+                < RolloutPolicy().guard_alpha
+            )
         stopped += fired
     assert stopped / 200 <= 0.05 + 4 * np.sqrt(0.05 * 0.95 / 200)
+
+
+# So many failing units that most slots are taken: an arm with a tenth of them still has a tenth of the count.
+def test_units_that_share_a_slot_leave_each_arm_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toque.functions.rollout.evidence.slots.SLOTS", 1 << 10)
+    rng, sums, state = np.random.default_rng(7), SplitSums(next_cohort=0), state_of(RolloutPolicy())
+    for _ in range(DAYS):
+        ids = rng.integers(2**62, size=200, dtype=np.uint64)
+        sums = sums.counting(rows_of(ids, rng.random(200) < 0.1), state)
+    ours, theirs = sums.canary.challenger_errors, sums.canary.champion_errors
+    assert 1_000 < ours + theirs <= 1 << 10
+    assert ours / (ours + theirs) == pytest.approx(0.1, abs=4 * np.sqrt(0.09 / 1_024))

@@ -23,8 +23,9 @@ from toque.functions.rollout import (
     UnitCounts,
     decide,
 )
-from toque.functions.rollout.evidence.cohort_sums import MAX_UNITS, AssignedUnits, count_assigned
+from toque.functions.rollout.evidence.cohort_sums import count_assigned, unit_counts
 from toque.functions.rollout.evidence.metrics import MetricRows, metric_cohort, read_metric, write_metric
+from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import ArmCounts, PairedLoss
 from toque.functions.rollout.explain import explain
 from toque.functions.rollout.state import RolloutState
@@ -142,29 +143,29 @@ def test_a_fair_split_is_left_alone_however_often_one_looks() -> None:
 
 def test_units_count_once_from_the_challengers_first_answer_on() -> None:
     state = canary()
-    lag = count_assigned(rows([1] * 5, list("abcde")), state, AssignedUnits())
-    assert (lag.begun, lag.counts) == (False, UnitCounts())
+    lag = count_assigned(rows([1] * 5, list("abcde")), state, SlotSums())
+    assert len(lag) == 0
     begun = count_assigned(rows([1, 2, 1, 1, 2, 1], ["f", "z", "a", "a", "y", "f"], start=5), state, lag)
-    assert begun.counts == UnitCounts(champion=2, challenger=1)  # a and f, y; z began it
-    again = AssignedUnits.model_validate_json(begun.model_dump_json())
+    assert unit_counts(begun) == UnitCounts(champion=2, challenger=1)  # a and f, y; z began it
+    again = SlotSums.model_validate_json(begun.model_dump_json())
     assert again == begun
     later = count_assigned(rows([2, 2, 1, 1, 3], ["z", "y", "a", "g", "h"], start=11), state, again)
-    assert later.counts == UnitCounts(champion=3, challenger=1)
+    assert unit_counts(later) == UnitCounts(champion=3, challenger=1)
 
 
 def test_any_batches_count_the_same_units_up_to_a_stated_number(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     units = [str(u) for u in rng.integers(0, 300, 900)]
     versions = [2 if hash(u) % 3 == 0 else 1 for u in (int(unit) for unit in units)]
-    whole = count_assigned(rows(versions, units), canary(), AssignedUnits())
-    parts = AssignedUnits()
+    whole = count_assigned(rows(versions, units), canary(), SlotSums())
+    parts = SlotSums()
     for start, stop in ((0, 1), (1, 450), (450, 900)):
         parts = count_assigned(rows(versions[start:stop], units[start:stop], start=start), canary(), parts)
     assert parts == whole
-    assert whole.counts.champion + whole.counts.challenger < 300
-    monkeypatch.setattr("toque.functions.rollout.evidence.cohort_sums.MAX_UNITS", 50)
-    few = count_assigned(rows(versions, units), canary(), AssignedUnits()).counts
-    assert few.champion + few.challenger == 50 < MAX_UNITS
+    assert len(whole) < 300
+    monkeypatch.setattr("toque.functions.rollout.evidence.slots.SLOTS", 1 << 5)
+    few = unit_counts(count_assigned(rows(versions, units), canary(), SlotSums()))
+    assert 1 << 4 < few.champion + few.challenger <= 1 << 5
 
 
 def sales(rng: np.random.Generator, change: float, *, cohorts: int = 20, shock: float = 0.0) -> MetricSums:
@@ -420,9 +421,9 @@ def test_a_clock_that_jumps_never_promotes_without_evidence(jump: timedelta) -> 
 
 def test_answers_of_the_first_seconds_say_nothing_of_the_split() -> None:
     lagging = rows([2] + [1] * 9, list("abcdefghij"), after_s=0)
-    assert count_assigned(lagging, canary(), AssignedUnits()) == AssignedUnits()
+    assert count_assigned(lagging, canary(), SlotSums()) == SlotSums()
     assert (
-        count_assigned(rows([2, 1], ["k", "l"], after_s=10), canary(), AssignedUnits()).counts.champion == 1
+        unit_counts(count_assigned(rows([2, 1], ["k", "l"], after_s=10), canary(), SlotSums())).champion == 1
     )
 
 
@@ -443,5 +444,5 @@ def test_the_rows_of_one_request_were_assigned_together() -> None:
             "label": [0.0] * n,
         }
     )
-    found = count_assigned(score(logged), canary(), AssignedUnits())
-    assert found.counts == UnitCounts(champion=3, challenger=0)
+    found = count_assigned(score(logged), canary(), SlotSums())
+    assert unit_counts(found) == UnitCounts(champion=3, challenger=0)
