@@ -88,6 +88,7 @@ from toque.functions import OnEvent as OnEvent
 from toque.functions import Preempted as Preempted
 from toque.functions import Resources as Resources
 from toque.functions import Retries as Retries
+from toque.functions import View as View
 from toque.functions import call as call
 from toque.functions import context as context
 from toque.functions import function as function
@@ -162,6 +163,7 @@ from toque.functions.features import vector_indexes as vector_indexes
 from toque.functions.features import version_origins as version_origins
 from toque.functions.monitoring import TOPIC as TOPIC
 from toque.functions.monitoring import Alarm as Alarm
+from toque.functions.monitoring import AlarmBudget as AlarmBudget
 from toque.functions.monitoring import AlarmEntry as AlarmEntry
 from toque.functions.monitoring import Alarms as Alarms
 from toque.functions.monitoring import AnswerMonitor as AnswerMonitor
@@ -182,7 +184,9 @@ from toque.functions.monitoring import SliceOptions as SliceOptions
 from toque.functions.monitoring import VectorMonitor as VectorMonitor
 from toque.functions.monitoring import alarm_history as alarm_history
 from toque.functions.monitoring import alarms as alarms
+from toque.functions.monitoring import call_false_alarm as call_false_alarm
 from toque.functions.monitoring import estimate_performance as estimate_performance
+from toque.functions.monitoring import false_alarm_budget as false_alarm_budget
 from toque.functions.monitoring import monitor_findings as monitor_findings
 from toque.functions.monitoring import monitor_status as monitor_status
 from toque.functions.monitoring import open_alarms as open_alarms

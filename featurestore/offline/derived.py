@@ -318,7 +318,7 @@ def new_derived_rows(
         inputs.append(InputRows(each.of, pa.concat_tables([old, new]), flags))
     stored = _of_keys(offline.read(view, start=first), keys)
     consumed = {
-        consumed_as(each.of.view.stored_as): each.version.number + 1
+        consumed_as(stored_view(each.of).stored_as): each.version.number + 1
         for each in reads
         if each.version is not None
     }

@@ -169,7 +169,7 @@ def list_versions(
         Field(description="Only versions with a lower number, so that pages lead back in time."),
     ] = None,
     limit: Annotated[
-        int | None, Field(ge=1, description="Only so many, the newest; all unless given.")
+        int | None, Field(ge=1, le=10_000, description="Only so many, the newest; all unless given.")
     ] = None,
 ) -> list[ModelVersion]:
     """List the versions that are not deleted, oldest first."""

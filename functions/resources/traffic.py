@@ -99,7 +99,11 @@ def split_traffic(
     ] = [],  # noqa: B006  # read only
     expected: Annotated[
         int | None,
-        Field(description="`entry` of the split that this was decided on; not checked unless given."),
+        Field(
+            ge=0,
+            le=1_000_000_000,
+            description="`entry` of the split that this was decided on; not checked unless given.",
+        ),
     ] = None,
     reason: GivenReason = "",
     override: Override = "",
