@@ -7,15 +7,13 @@ p-value that holds at levels this small.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import date, timedelta
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toque.functions.monitoring.alarms import alarm_journal, alarms_in
-from toque.functions.monitoring.drift.monitor import Decide
-from toque.functions.monitoring.history import models_with_alarms
+from toque.functions.monitoring.alarms import alarm_journal, alarms_in, models_with_alarms
 from toque.functions.monitoring.results import HasCohort
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.runtime.context import Context, context
@@ -24,6 +22,8 @@ from toque.functions.runtime.function import function
 from toque.functions.stats import LordPlusPlus
 from toque.registry import Entry, Fold, Journal, ModelVersion, NotFound, ObjectStore
 
+Decide = Callable[[int, Mapping[str, float]], Collection[str]]
+"""Chooses, of corrected p-values by column of the window that ends with a cohort, the columns that raise an alarm."""
 _MONTH_DAYS = 30
 _ALARMS_KEPT = 64  # windows of a monitor whose alarm a repeated run finds again
 

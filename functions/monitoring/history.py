@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated
 
@@ -10,12 +9,12 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.arguments import Model
-from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
+from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in, models_with_alarms
 from toque.functions.monitoring.estimate_monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
 from toque.functions.monitoring.results import results_table
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
-from toque.registry import Entry, ObjectStore, Table
+from toque.registry import Entry, Table
 
 CohortDays = Annotated[
     int, Field(ge=1, le=36_500, description="Days, counted back from now, in which the cohorts ended.")
@@ -162,10 +161,7 @@ def performance_estimates(model: Model, days: CohortDays = 60) -> list[Performan
     return estimates
 
 
-def models_with_alarms(store: ObjectStore) -> Iterator[str]:
-    """Names of the models that ever had an alarm, one listing for each."""
-    after = ""
-    while (key := next(store.list("alarms/", after=after), None)) is not None:
-        model = key.split("/")[1]
-        yield model
-        after = f"alarms/{model}/\U0010ffff"
+def _checked(limit: int) -> int:
+    if not 1 <= limit <= _MOST:
+        raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
+    return limit

@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.monitoring.alarms import Alarm, Monitor
+from toque.functions.monitoring.budget import Decide
 from toque.functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
 from toque.functions.monitoring.results import Cohorts, CohortState
 from toque.functions.monitoring.settings import (
@@ -326,13 +327,13 @@ def alarms_of(
     subject: str,
     causes: Mapping[str, str] = _NO_CAUSES,
 ) -> list[Alarm]:
-    """Make at most one alarm for new drift, naming all columns, and one when every column is well again.
+    """Make at most one alarm for new drift, naming all columns that drift, as it takes the place of the one before, and one when every column is well again.
 
     kind: name of the monitor; subject: what it watches. Drift that an incident of `causes` explains is a subject of its own.
     """
     explained = f"{subject}{_EXPLAINED}"
     found = (
-        (subject, verdict.news, False),
+        (subject, state.alarmed if verdict.news else (), False),
         (explained, verdict.excused, False),
         (subject, verdict.recovered if not state.alarmed else (), True),
         (explained, verdict.forgiven if not state.excused else (), True),

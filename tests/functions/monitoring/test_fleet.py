@@ -24,7 +24,7 @@ def window_p(rng: np.random.Generator, monitors: int, days: int) -> npt.NDArray[
     sums = np.cumsum(np.concatenate([np.zeros((1, monitors, COLUMNS)), daily]), axis=0)
     z = (sums[WINDOW:] - sums[:-WINDOW]) / math.sqrt(WINDOW)
     p = np.sort(2 * special.ndtr(-np.abs(z)), axis=2)
-    return (p * COLUMNS / np.arange(1, COLUMNS + 1)).min(axis=2).clip(max=1.0)
+    return np.asarray((p * COLUMNS / np.arange(1, COLUMNS + 1)).min(axis=2).clip(max=1.0))
 
 
 def alarms_of_fleet(p: npt.NDArray[np.float64]) -> int:
@@ -59,7 +59,8 @@ def levels(tests: int) -> npt.NDArray[np.float64]:
 def alarms_before(p: npt.NDArray[np.float64]) -> int:
     """Number of alarms by three of the last four windows at a level of their own."""
     flagged = p <= OLD_LEVEL
-    agree = sum(flagged[shift : len(flagged) - 3 + shift].astype(int) for shift in range(4)) >= 3
+    counts = np.stack([flagged[shift : len(flagged) - 3 + shift] for shift in range(4)]).sum(axis=0)
+    agree = counts >= 3
     return int((agree[1:] & ~agree[:-1]).sum() + agree[0].sum())
 
 
