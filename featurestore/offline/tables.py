@@ -140,8 +140,7 @@ class OfflineStore:
     def create(self, view: FeatureView) -> Table:
         """Open the view's table, created empty if it does not exist."""
         table, schema = self.table(view), storable(offline_schema(view).empty_table()).schema
-        if not table.exists():  # no append: another writer may have added a column by now
-            table.commit(lambda found: table.create(schema, (EVENT_DAY,)) if found is None else found)
+        table.create(schema, (EVENT_DAY,))  # no append: another writer may have added a column by now
         return table
 
     def version(self, view: FeatureView, number: int | None = None) -> Version | None:

@@ -158,7 +158,7 @@ class StreamTable:
 
         def write(opened: DeltaTable | None) -> DeltaTable:
             schema = _stored_schema(self.source)
-            opened = self.table.create(schema, bounds=_BOUNDS) if opened is None else opened
+            opened = self.table.opened_or_created(opened, schema, bounds=_BOUNDS)
             ids = _next_rewrite(opened)
             for each in range(opened.transaction_version(_PARTITIONS) or 0):
                 place = _place(opened, each)

@@ -68,8 +68,7 @@ class ShardedBuild:
 
         Raises: InvalidRows if no row is left.
         """
-        if not self.table.exists():
-            self.table.create(self.schema)
+        self.table.create(self.schema)
         join, count = self._join(), self.entities.pinned().count
         parts: list[Part] = []
         for number, shard in enumerate(_shards(count, plan.shard_rows)):

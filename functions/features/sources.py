@@ -314,7 +314,7 @@ def load_rows(
             features.write_offline(view, fresh.drop(_CREATED))  # the rows do not say when they became known
         asked = _entities(batch, keys, label, label_delay).to_arrow()
         schema = schema or pa.schema([field.with_nullable(True) for field in asked.schema])
-        if not parts and not table.exists():
+        if not parts:
             table.create(schema)
         parts.append(write_part(table, asked.cast(schema)))
         total = LoadedRows(

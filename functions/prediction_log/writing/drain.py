@@ -237,12 +237,8 @@ def _append_new(
     table: Table, batch: Batch, build: Callable[[Iterable[bytes]], pa.Table], schema: pa.Schema
 ) -> int:
     """Append the records of `batch` that the table does not have; returns the rows added."""
-    if not table.exists():
-        times = [
-            field.name for field in schema if pa.types.is_timestamp(field.type)
-        ]  # no unit stands in the log
-        # No append: another drain may have added a column by now.
-        table.commit(lambda found: table.create(schema, ["day"], times) if found is None else found)
+    times = [field.name for field in schema if pa.types.is_timestamp(field.type)]  # no unit stands in the log
+    table.create(schema, ["day"], times)  # no append: another drain may have added a column by now
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         snapshot = DeltaTable(table.uri, storage_options=table.storage_options or None)

@@ -112,7 +112,7 @@ def overwrite_with_parts(
 
     def write(found: DeltaTable | None) -> DeltaTable:
         nonlocal already
-        opened = table.create(schema) if found is None else found
+        opened = table.opened_or_created(found, schema)
         already = already_in(opened, transactions)
         if not already:
             opened.create_write_transaction(
@@ -144,7 +144,7 @@ def append_with_parts(
 
     def write(found: DeltaTable | None) -> DeltaTable:
         nonlocal added
-        opened = table.create(schema) if found is None else found
+        opened = table.opened_or_created(found, schema)
         if already_in(opened, transactions):
             return opened
         add_parts(opened, parts, schema, table.name, commit)

@@ -77,8 +77,8 @@ class Table:
 
     def exists(self) -> bool:
         """Whether the table was ever written."""
-        uri, options = self.store.table_location(self.name)
-        return bool(DeltaTable.is_deltatable(uri, storage_options=options or None))
+        with request_errors(self.store, self.name):
+            return bool(DeltaTable.is_deltatable(self.uri, storage_options=self.storage_options or None))
 
     def version(self) -> int:
         """Number of the newest version, from 0. Raises: NotFound."""
@@ -122,9 +122,8 @@ class Table:
         commit = commit_properties(transactions, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
-            if table is None:
-                # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
-                table = self.create(data.schema, partition_by, bounds)
+            # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
+            table = self.opened_or_created(table, data.schema, partition_by, bounds)
             stands = all(table.transaction_version(app) == at for app, at in (expected or {}).items())
             if stands and not already_in(table, transactions):
                 write_deltalake(
@@ -147,7 +146,7 @@ class Table:
         commit = commit_properties({}, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
-            table = table if table is not None else self.create(data.schema, partition_by)
+            table = self.opened_or_created(table, data.schema, partition_by)
             write_deltalake(
                 table,
                 data,
@@ -250,23 +249,30 @@ class Table:
                 self.store.announce(f"tables/{self.name}")
                 return TableSnapshot(name=self.name, version=int(table.version()))
 
-    def create(
-        self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()
+    def create(self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()) -> None:
+        """Create the table without rows unless it exists, with whatever columns; see `append`. Raises: as `commit`."""
+        if not self.exists():
+            self.commit(lambda table: self.opened_or_created(table, schema, partition_by, bounds))
+
+    def opened_or_created(
+        self,
+        table: DeltaTable | None,
+        schema: pa.Schema,
+        partition_by: Sequence[str] = (),
+        bounds: Sequence[str] = (),
     ) -> DeltaTable:
-        """Create the table without rows, as version 0, unless it exists; see `append`."""
+        """Return `table` as `commit` opened it; where there was none, create it as version 0 without rows."""
+        if table is not None:
+            return table
         bounded = {"delta.dataSkippingStatsColumns": ",".join(bounds)} if bounds else {}
-        uri, options = self.store.table_location(self.name)
-        try:
-            return DeltaTable.create(
-                uri,
-                schema,
-                mode="ignore",
-                partition_by=list(partition_by) or None,
-                configuration=table_properties(self.name) | bounded,
-                storage_options=options or None,
-            )
-        except CommitFailedError:  # of two that create it at one time, the second finds the first's version 0
-            return self.open()
+        return DeltaTable.create(
+            self.uri,
+            schema,
+            mode="ignore",
+            partition_by=list(partition_by) or None,
+            configuration=table_properties(self.name) | bounded,
+            storage_options=self.storage_options or None,
+        )
 
     def open(self, version: int | None = None) -> DeltaTable:
         """Open a version, by default the newest, with Delta's own library. Raises: NotFound."""
