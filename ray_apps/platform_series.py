@@ -25,6 +25,7 @@ from prometheus_client import Metric
 from toque.clusters.redis_clients import RedisAddress, open_redis
 from toque.functions.features.jobs import latest_feature_health
 from toque.functions.maintenance.backup import last_backup
+from toque.functions.monitoring.budget import budget_journal
 from toque.functions.monitoring.language.scores import kept_means
 from toque.functions.prediction_log import losses_of
 from toque.functions.prediction_log.writing.stream import Stream
@@ -149,6 +150,7 @@ class _Workspace:
         self._used, self._client, name = used, client, used.workspace
         self._dead = DeadLetters(used.store, actor=used.actor)
         self._losses = losses_of(used)
+        self._alarm_budget = budget_journal(used)
         self._quota = QuotaSlots(ledger_of(used), workspace=used.workspace, prices=used.prices)
         self._name = name
         self._lags = {kind: Lag() for kind in _KINDS}
@@ -158,6 +160,7 @@ class _Workspace:
         yield "features", self._features
         yield "functions", self._functions
         yield "losses", self._lost
+        yield "false alarms", self._false_alarms
         yield "scores", self._scores
         if self._client is not None:
             yield "log", self._log
@@ -177,6 +180,13 @@ class _Workspace:
         families.add("toque_log_writers_lost", lost.writers, self._name)
         families.add("toque_log_writers_missing", len(lost.standing), self._name)
         families.add("toque_log_requests_lost_at_most", lost.requests_at_most, self._name)
+
+    def _false_alarms(self, families: Families) -> None:
+        state = self._alarm_budget.refresh()
+        families.add(
+            "toque_false_alarms_expected", state.expected_a_month(self._used.clock().date()), self._name
+        )
+        families.add("toque_alarms_called_false", len(state.called_false), self._name)
 
     def _log(self, families: Families) -> None:
         for kind in _KINDS:

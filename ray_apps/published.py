@@ -45,6 +45,10 @@ FAMILIES: dict[str, Family] = {
     "toque_quota_limit": Family("What the experiments of a team may occupy.", _QUOTA),
     "toque_budget_spent": Family("What a team's ended experiments used of a budget this month.", _BUDGET),
     "toque_budget_limit": Family("What a team's experiments may use in a month.", _BUDGET),
+    "toque_false_alarms_expected": Family(
+        "Most false alarms to expect of the drift tests of the last 30 days.", _WORKSPACE
+    ),
+    "toque_alarms_called_false": Family("Alarms that people called false, ever.", _WORKSPACE),
     "toque_log_writers_lost": Family("Writers of the log that vanished, ever.", _WORKSPACE),
     "toque_log_writers_missing": Family("Writers that vanished and did not come back.", _WORKSPACE),
     "toque_log_requests_lost_at_most": Family("Answered requests whose rows may be missing.", _WORKSPACE),

@@ -4,6 +4,7 @@ Knows logged predictions, labels and statistics. Must not know how models are tr
 """
 
 from toque.functions.monitoring.alarms import TOPIC, Alarm, Alarms
+from toque.functions.monitoring.budget import AlarmBudget, call_false_alarm, false_alarm_budget
 from toque.functions.monitoring.diagnosis import (
     ChangeFindings,
     SliceFindings,
@@ -49,6 +50,7 @@ from toque.functions.monitoring.watch import MonitorResult, alarms
 __all__ = [
     "TOPIC",
     "Alarm",
+    "AlarmBudget",
     "AlarmEntry",
     "Alarms",
     "AnswerMonitor",
@@ -69,7 +71,9 @@ __all__ = [
     "VectorMonitor",
     "alarm_history",
     "alarms",
+    "call_false_alarm",
     "estimate_performance",
+    "false_alarm_budget",
     "monitor_findings",
     "monitor_status",
     "open_alarms",

@@ -6,7 +6,7 @@ same rows raises nothing twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any, Literal
 
@@ -128,6 +128,15 @@ class Alarms:
 def alarms_in(entries: Iterable[Entry]) -> list[Alarm]:
     """Read the alarms in entries of the journal `alarms/{model}`."""
     return [Alarm.model_validate(entry.body["alarm"]) for entry in entries]
+
+
+def models_with_alarms(store: ObjectStore) -> Iterator[str]:
+    """Iterate over the models that ever had an alarm, one listing for each."""
+    after = ""
+    while (key := next(store.list("alarms/", after=after), None)) is not None:
+        model = key.split("/")[1]
+        yield model
+        after = f"alarms/{model}/\U0010ffff"
 
 
 def step(state: AlarmState, entry: Entry) -> AlarmState:

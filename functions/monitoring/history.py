@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated
 
@@ -10,12 +9,12 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.arguments import Model
-from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in
+from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in, models_with_alarms
 from toque.functions.monitoring.estimate_monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
 from toque.functions.monitoring.results import results_table
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
-from toque.registry import Entry, ObjectStore, Table
+from toque.registry import Entry, Table
 
 CohortDays = Annotated[int, Field(description="Days, counted back from now, in which the cohorts ended.")]
 _MOST = 1_000
@@ -77,7 +76,7 @@ def open_alarms() -> list[Alarm]:
     used = context()
     folds = (
         alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
-        for model in _models(used.store)
+        for model in models_with_alarms(used.store)
     )
     found = [alarm for fold in folds for alarm in fold.refresh().standing.values()]
     return sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)
@@ -158,15 +157,6 @@ def performance_estimates(model: Model, days: CohortDays = 60) -> list[Performan
             )
         )
     return estimates
-
-
-def _models(store: ObjectStore) -> Iterator[str]:
-    """Names of the models that ever had an alarm, one listing for each."""
-    after = ""
-    while (key := next(store.list("alarms/", after=after), None)) is not None:
-        model = key.split("/")[1]
-        yield model
-        after = f"alarms/{model}/\U0010ffff"
 
 
 def _checked(limit: int) -> int:

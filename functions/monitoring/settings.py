@@ -39,13 +39,19 @@ MinNullChange = Annotated[
 ]
 WindowsDrifted = Annotated[
     int,
-    Field(ge=1, description="Windows, of the last `n`, that must have drifted before an alarm is raised."),
+    Field(
+        ge=1,
+        description="Windows, of the last `n` that share no cohort, that must have drifted before an alarm is raised.",
+    ),
 ]
 LastWindows = Annotated[
     int,
     Field(
         ge=1,
-        description="Last windows of which `k` raise an alarm; it is over once none of them has drifted.",
+        description=(
+            "Last separate windows, without a common cohort, of which `k` raise an alarm; "
+            "it is over once none of the newest `n`, one a cohort, has drifted."
+        ),
     ),
 ]
 
@@ -54,3 +60,8 @@ def check_windows(k: int, n: int) -> None:
     """Check that `k` of the last `n` windows can have drifted. Raises: ValueError."""
     if k > n:
         raise ValueError(f"k of n windows needs k <= n, got k={k}, n={n}: lower k, or raise n")
+
+
+def flags_kept(window: int, n: int) -> int:
+    """Number of windows, one a cohort, among which are the last `n` separate ones, and the newest `n`."""
+    return max(window * (n - 1) + 1, n)

@@ -1,7 +1,8 @@
 """Drift monitor of embeddings and texts, whose columns mean nothing one by one: a kernel two-sample test.
 
-The last cohorts are compared with the training set, with a floor under the distance and k of n windows before an alarm. Rows are
-taken as independent, at most one of a unit; rows of one day are not quite independent, so there is the floor and the k.
+The last cohorts are compared with the training set, with a floor under the distance. Rows are taken as
+independent, at most one of a unit; rows of one day are not quite independent, so there is the floor. It is outside the budget of
+false alarms: a permutation test cannot reach the levels of that.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from toque.functions.monitoring.settings import (
     Window,
     WindowsDrifted,
     check_windows,
+    flags_kept,
 )
 from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
@@ -66,15 +68,15 @@ class VectorMonitor(BaseModel):
         default=50, ge=2, description="Rows on either side below which nothing is compared."
     )
     alpha: float = Field(
-        default=0.01, gt=0, lt=0.5, description="Bound on the chance of any false finding in a window."
+        default=0.005, gt=0, lt=0.5, description="Bound on the chance of any false finding in a window."
     )
     min_distance: float = Field(
         default=0.1,
         ge=0,
         description="Distance between the samples, from 0 to about 1.4, below which nothing is drift.",
     )
-    k: WindowsDrifted = 2
-    n: LastWindows = 3
+    k: WindowsDrifted = 1
+    n: LastWindows = 1
     lookback: Lookback = timedelta(days=3)
 
     @model_validator(mode="after")
@@ -245,12 +247,12 @@ def _conclude(
     flagged, alarmed, changes = dict(state.flagged), set(state.alarmed), []
     for one in distances:
         differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
-        flags = (*flagged.get(one.name, ()), differs)[-monitor.n :]
+        flags = (*flagged.get(one.name, ()), differs)[-flags_kept(monitor.window, monitor.n) :]
         flagged[one.name] = flags
-        if k_of_n(flags, k=monitor.k, n=monitor.n) and one.name not in alarmed:
+        if k_of_n(flags, k=monitor.k, n=monitor.n, window=monitor.window) and one.name not in alarmed:
             alarmed.add(one.name)
             changes.append((one.name, False))
-        elif one.name in alarmed and len(flags) == monitor.n and not any(flags):
+        elif one.name in alarmed and len(flags) >= monitor.n and not any(flags[-monitor.n :]):
             alarmed.remove(one.name)
             changes.append((one.name, True))
     update = {"next_cohort": index + 1, "flagged": flagged, "alarmed": tuple(sorted(alarmed))}

@@ -49,7 +49,7 @@ from toque.functions.stats.estimate import (
     estimate_shares,
 )
 from toque.functions.stats.moments import CoMoments, Moments
-from toque.functions.stats.multiplicity import benjamini_hochberg, holm, k_of_n
+from toque.functions.stats.multiplicity import LordPlusPlus, benjamini_hochberg, holm, k_of_n
 from toque.functions.stats.multivariate import domain_classifier, mmd
 from toque.functions.stats.season import find_season
 from toque.functions.stats.sketch import TableSketch, one_row_per_unit
@@ -68,6 +68,7 @@ __all__ = [
     "Cusum",
     "Effect",
     "GroupSequentialBounds",
+    "LordPlusPlus",
     "Moments",
     "PageHinkley",
     "QuantileTest",

@@ -7,7 +7,7 @@ Symbols: a, b are the counts of reference and window in the same cells, n and m 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +29,7 @@ __all__ = [
     "compare_categories",
     "compare_histograms",
     "compare_rates",
+    "corrected",
     "one_row_per_unit",
     "psi",
 ]
@@ -124,6 +125,28 @@ def compare(
     q_values = iter(benjamini_hochberg([test.p for test in tests]).tolist())
     floors = _Floors(alpha, min_effect, min_null_change)
     return DriftReport(tuple(look.verdict(q_values, floors) for look in looks), alpha)
+
+
+def corrected(
+    columns: Sequence[ColumnDrift], *, min_effect: float, min_null_change: float
+) -> dict[str, float]:
+    """Correct the p-values of columns over these alone: of each the smaller one whose effect reaches its floor, else 1.
+
+    Where none of them drifted, the smallest is at or below any level with at most that chance. Columns with too little are left out.
+    """
+    tests = [
+        (one.column, p, effect is not None and abs(effect) >= floor)
+        for one in columns
+        for p, effect, floor in (
+            (one.p, one.effect, min_effect),
+            (one.null_p, one.null_change, min_null_change),
+        )
+        if p is not None
+    ]
+    found: dict[str, float] = {}
+    for (name, _, large), q in zip(tests, benjamini_hochberg([p for _, p, _ in tests]).tolist(), strict=True):
+        found[name] = min(found.get(name, 1.0), q if large else 1.0)
+    return found
 
 
 def compare_histograms(reference: npt.ArrayLike, window: npt.ArrayLike) -> TwoSample:

@@ -26,7 +26,8 @@ from toque.functions.maintenance.erasure.jobs import erase_subject, finish_erasu
 from toque.functions.maintenance.erasure.record import Erasures
 from toque.functions.maintenance.registry import tidy_registry
 from toque.functions.maintenance.retention import apply_retention, set_retention
-from toque.functions.monitoring import Alarm
+from toque.functions.monitoring import Alarm, call_false_alarm, false_alarm_budget
+from toque.functions.monitoring.alarms import alarm_journal
 from toque.functions.prediction_log import LogWriter, default_wal_root, drain_predictions, predictions
 from toque.functions.prediction_log.records import PREDICTIONS, predictions_table
 from toque.functions.quotas import remove_quota, set_quota
@@ -34,6 +35,7 @@ from toque.functions.rollout import RolloutPolicy, end_rollout, record_metric, s
 from toque.functions.rollout.errors import NoRollout, RolloutActive
 from toque.functions.rollout.evidence.metrics import MetricValue, read_metric
 from toque.functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
+from toque.functions.runtime.context import context
 from toque.functions.runtime.durable.slots import quotas_in
 from toque.registry import ModelPolicy, Registry, Table
 from toque.registry.errors import Forbidden, Unavailable
@@ -247,6 +249,26 @@ def with_alert(faulty: FaultyStore) -> PlatformWorld:
     return filled
 
 
+def with_raised_alarm(faulty: FaultyStore) -> PlatformWorld:
+    filled = PlatformWorld(faulty)
+    alarm = Alarm(
+        key="late/drift/1/7", model=MODEL, monitor="drift", subject="wind", version=1, raised_at=T0, start=T0 - DAY, end=T0,
+        text="the wind drifts",
+    )  # fmt: skip
+    body = {"alarm": alarm.model_dump(mode="json")}
+    filled.read(alarm_fold).transact(lambda _: body)
+    return filled
+
+
+def alarm_fold() -> Any:
+    used = context()
+    return alarm_journal(MODEL, store=used.store, clock=used.clock, actor=used.actor)
+
+
+def called_false(world: PlatformWorld) -> object:
+    return world.read(false_alarm_budget).called_false
+
+
 def rows_once(world: PlatformWorld) -> object:
     world.call(drain_predictions)  # what was left is not lost
     return world.logged()
@@ -350,5 +372,6 @@ VERBS = [
     verb("remove_quota", lambda w: w.call(remove_quota, "vision"), prepare=with_quota, outcome=quotas),
     verb("silence_alerts", lambda w: w.call(silence_alerts, MODEL, "*", 2.0, "a release"), outcome=silences),
     verb("acknowledge_alert", lambda w: w.call(acknowledge_alert, MODEL, "drift/wind"), prepare=with_alert, outcome=silences),
+    verb("call_false_alarm", lambda w: w.call(call_false_alarm, "late/drift/1/7"), prepare=with_raised_alarm, outcome=called_false),
     verb("back_up", backup, prepare=with_table, outcome=restored),
 ]  # fmt: skip

@@ -123,7 +123,7 @@ _OF_THE_MACHINE = (
     "up",
 )
 _READING_COMMANDS = (
-    "alerts status", "store audit", "store keys list", "access log", "capacity", "features catalog", "config", "invocations costs", "monitor drift", "privacy erasures", "runs experiments",
+    "alerts status", "store audit", "store keys list", "access log", "capacity", "monitor budget", "features catalog", "config", "invocations costs", "monitor drift", "privacy erasures", "runs experiments",
     "features list", "functions", "monitor incidents", "invocations list", "invocations show", "monitor labels", "load compare", "load find-knee", "load run",
     "invocations logs", "models audit", "models card", "models download", "models history", "models list", "models made-from", "models origins",
     "models show", "models verify", "monitor status", "plan train", "predict", "prompts diff", "prompts list", "invocations queue", "monitor replay", "privacy retention show",
@@ -137,6 +137,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("store keys adopt", "store keys retire", "store keys rotate"), ()),
     "alerts ack": ("acknowledge_alert",),
     "alerts silence": ("silence_alerts",),
+    "monitor false-alarm": ("call_false_alarm",),
     "store backup": ("back_up",),
     "privacy erase": ("erase_subject",),
     "features refresh-vectors": ("refresh_vector_indexes",),

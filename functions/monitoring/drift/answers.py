@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.monitoring.budget import budgeted
 from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
 from toque.functions.monitoring.drift.reference import Reference
 from toque.functions.monitoring.logged_features import summaries
@@ -74,8 +75,8 @@ class AnswerMonitor(BaseModel):
             "also those of a reference cohort."
         ),
     )
-    k: WindowsDrifted = 3
-    n: LastWindows = 4
+    k: WindowsDrifted = 1
+    n: LastWindows = 1
     lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
@@ -113,9 +114,10 @@ def watch_version(
         reference = _made_reference(run, champion, monitor, filled[: monitor.reference_cohorts])
         last = filled[monitor.reference_cohorts - 1][0]
         cohorts = [(index, part) for index, part in cohorts if index > last]
+    decide = budgeted(run, champion, monitor)
     first, findings, alarms, text = state.next_cohort, [], [], "no window is whole yet"
     for index, part in cohorts:
-        state, verdict = judge(state, reference, reference.sketch.window(part), index, windows)
+        state, verdict = judge(state, reference, reference.sketch.window(part), index, windows, decide=decide)
         findings += findings_of(run, champion, grid, verdict, windows, kind=monitor.kind)
         alarms += alarms_of(run, champion, grid, verdict, windows, state, kind=monitor.kind, subject=_SUBJECT)
         text = (

@@ -1,7 +1,8 @@
 """Drift monitor: compares requests with the training set, or with earlier requests, on sketches that add up.
 
 A column is called drifted when its test survives the correction over all columns *and* its effect exceeds a floor, in k of
-the last n windows. Counts of both sides are scaled to what they are worth before they are tested (see `reference`), which is
+the last n separate windows. An alarm is raised where it also survives at the level that the workspace's budget of false alarms
+has for this window (see `budget`). Counts of both sides are scaled to what they are worth before they are tested (see `reference`), which is
 what keeps the test quiet. Findings and alarms are made alike for features and for answers.
 """
 
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.monitoring.alarms import Alarm, Monitor
+from toque.functions.monitoring.budget import Decide
 from toque.functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
 from toque.functions.monitoring.results import Cohorts, CohortState
 from toque.functions.monitoring.settings import (
@@ -30,10 +32,11 @@ from toque.functions.monitoring.settings import (
     Window,
     WindowsDrifted,
     check_windows,
+    flags_kept,
 )
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.stats import k_of_n
-from toque.functions.stats.drift import ColumnDrift, DriftReport, compare
+from toque.functions.stats.drift import ColumnDrift, DriftReport, compare, corrected
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion
 
@@ -92,8 +95,8 @@ class DriftMonitor(BaseModel):
             "`auto` finds day or week in the training set."
         ),
     )
-    k: WindowsDrifted = 3
-    n: LastWindows = 4
+    k: WindowsDrifted = 1
+    n: LastWindows = 1
     lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
@@ -149,7 +152,7 @@ class DriftVerdict(BaseModel):
     """Verdict of the drift monitor on one window.
 
     rows: in the window; worth: for each column, what one of them is worth, up to 1. columns: empty until the window is full.
-    confirmed: columns drifted in k of n windows. news: those without an alarm yet. recovered: with an alarm, well now.
+    confirmed: columns drifted in k of n windows. news: those without an alarm yet that the budget lets raise one. recovered: with an alarm, well now.
     excused, forgiven: as news and recovered, of columns whose drift a data-quality incident explains.
     """
 
@@ -174,11 +177,13 @@ def judge(
     monitor: DriftMonitor,
     *,
     spoiled: Collection[str] = (),
+    decide: Decide | None = None,
 ) -> tuple[DriftState, DriftVerdict]:
     """Judge the window that ends with one more cohort: return the state after it and the verdict.
 
     A cohort without rows counts for the window's length and for nothing else.
-    spoiled: columns of which a data-quality incident spoiled cohorts in one of the last n windows.
+    spoiled: columns of which a data-quality incident spoiled cohorts in one of the last n separate windows.
+    decide: asked once for each window with a column to test; by `monitor.alpha` alone unless given.
     """
     kept = (*state.sketches, cohort.to_dict())[-monitor.kept :]
     state = state.model_copy(update={"next_cohort": index + 1, "sketches": kept})
@@ -193,7 +198,7 @@ def judge(
         return state, DriftVerdict(cohort=index, rows=rows)
     report, worth = compare_window(held_against, window, monitor)
     seen = DriftVerdict(cohort=index, rows=rows, columns=report.columns, worth=worth)
-    return _conclude(state, seen, monitor, set(spoiled))
+    return _conclude(state, seen, monitor, set(spoiled), decide or (lambda _, q: q))
 
 
 def _rolled(reference: Reference, before: Sequence[NumberedSketch]) -> Reference | None:
@@ -208,29 +213,43 @@ def _rolled(reference: Reference, before: Sequence[NumberedSketch]) -> Reference
 
 
 def _conclude(
-    state: DriftState, seen: DriftVerdict, monitor: DriftMonitor, spoiled: set[str]
+    state: DriftState, seen: DriftVerdict, monitor: DriftMonitor, spoiled: set[str], decide: Decide
 ) -> tuple[DriftState, DriftVerdict]:
-    """Find what k of the last n windows confirm, and which of that needs a new alarm."""
-    flagged = {one.column: _flags(state.flagged.get(one.column, ()), one, monitor.n) for one in seen.columns}
-    confirmed = {name for name, flags in flagged.items() if k_of_n(flags, k=monitor.k, n=monitor.n)}
-    well = {name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags)}
+    """Find what k of the last n separate windows confirm, and which of that needs a new alarm."""
+    flagged = {one.column: _flags(state.flagged.get(one.column, ()), one, monitor) for one in seen.columns}
+    confirmed = {
+        name
+        for name, flags in flagged.items()
+        if k_of_n(flags, k=monitor.k, n=monitor.n, window=monitor.window)
+    }
+    well = {
+        name for name, flags in flagged.items() if len(flags) >= monitor.n and not any(flags[-monitor.n :])
+    }
     alarmed, excused = set(state.alarmed), set(state.excused)
     well |= (
         alarmed | excused
     ) - flagged.keys()  # no longer watched, so that no window would say that it is over
-    own, explained = confirmed - spoiled, (confirmed & spoiled) - alarmed
+    # Standing alarms and broken feeds are known: testing them again would spend, and earn, for nothing new.
+    open_columns = [one for one in seen.columns if one.column not in alarmed | spoiled]
+    q = corrected(open_columns, min_effect=monitor.min_effect, min_null_change=monitor.min_null_change)
+    news = {
+        name
+        for name in decide(seen.cohort, {name: p if name in confirmed else 1.0 for name, p in q.items()})
+        if name in confirmed and q.get(name, 1.0) <= monitor.alpha
+    }
+    explained = (confirmed & spoiled) - alarmed
     verdict = seen.model_copy(
         update={
             "confirmed": tuple(sorted(confirmed)),
-            "news": tuple(sorted(own - alarmed)),
+            "news": tuple(sorted(news)),
             "recovered": tuple(sorted(alarmed & well)),
             "excused": tuple(sorted(explained - excused)),
-            "forgiven": tuple(sorted(excused & (well | own))),
+            "forgiven": tuple(sorted(excused & (well | news))),
         }
     )
     left = {
-        "alarmed": tuple(sorted((alarmed - well) | own)),
-        "excused": tuple(sorted((excused - well - own) | explained)),
+        "alarmed": tuple(sorted((alarmed - well) | news)),
+        "excused": tuple(sorted((excused - well - news) | explained)),
     }
     return state.model_copy(update={"flagged": flagged} | left), verdict
 
@@ -253,11 +272,11 @@ def compare_window(
     return report, here
 
 
-def _flags(before: tuple[bool, ...], column: ColumnDrift, n: int) -> tuple[bool, ...]:
-    """Append the newest window of a column to its last n, unless it had too little to judge."""
+def _flags(before: tuple[bool, ...], column: ColumnDrift, monitor: DriftMonitor) -> tuple[bool, ...]:
+    """Append the newest window of a column to its last ones, unless it had too little to judge."""
     if column.status == "insufficient":
         return before
-    return (*before, column.status in ("drifted", "vanished"))[-n:]
+    return (*before, column.status in ("drifted", "vanished"))[-flags_kept(monitor.window, monitor.n) :]
 
 
 def findings_of(
@@ -302,13 +321,13 @@ def alarms_of(
     subject: str,
     causes: Mapping[str, str] = _NO_CAUSES,
 ) -> list[Alarm]:
-    """Make at most one alarm for new drift, naming all columns, and one when every column is well again.
+    """Make at most one alarm for new drift, naming all columns that drift, as it takes the place of the one before, and one when every column is well again.
 
     kind: name of the monitor; subject: what it watches. Drift that an incident of `causes` explains is a subject of its own.
     """
     explained = f"{subject}{_EXPLAINED}"
     found = (
-        (subject, verdict.news, False),
+        (subject, state.alarmed if verdict.news else (), False),
         (explained, verdict.excused, False),
         (subject, verdict.recovered if not state.alarmed else (), True),
         (explained, verdict.forgiven if not state.excused else (), True),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from toque.functions.monitoring.budget import budgeted
 from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
 from toque.functions.monitoring.drift.reference import (
     LARGE_ROWS,
@@ -65,12 +66,12 @@ def watch_features(
         return run.nothing_due(monitor, champion, state.next_cohort, monitor.delay)
     reference = reference_of(run, champion, monitor)
     state = _in_bins_of(reference.sketch, state, monitor)
-    first = state.next_cohort
+    first, decide = state.next_cohort, budgeted(run, champion, monitor)
     sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
     alarms, findings, text = [], [], ""
     for index, sketch in sketches:
-        causes = spoiled(grid.start(index - monitor.window - monitor.n + 2), grid.start(index + 1))
-        state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes)
+        causes = spoiled(grid.start(index - monitor.window * monitor.n + 1), grid.start(index + 1))
+        state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes, decide=decide)
         findings += findings_of(run, champion, grid, verdict, monitor, kind=monitor.kind)
         alarms += alarms_of(
             run, champion, grid, verdict, monitor, state, kind=monitor.kind, subject=_SUBJECT, causes=causes

@@ -127,8 +127,9 @@ async def show_prediction(
 @router.get("/monitors")
 async def list_alarms(page: Viewer, after: Annotated[str | None, Query(max_length=128)] = None) -> Response:
     """Show the alarms of all models that stand, every error budget, and the models whose monitors can be looked at."""
-    alarms, budgets, models = await asyncio.gather(
+    alarms, false_alarms, budgets, models = await asyncio.gather(
         page.api.call("open_alarms"),
+        page.told(page.api.call("false_alarm_budget")),
         page.told(page.api.call("error_budgets")),
         page.api.get("/models", limit=ROWS, after=after),
     )
@@ -140,6 +141,7 @@ async def list_alarms(page: Viewer, after: Annotated[str | None, Query(max_lengt
         "monitors.html",
         live=("alarms/*",),
         alarms=alarms,
+        false_alarms=false_alarms,
         budgets=budgets,
         models=models,
         counts=counts,

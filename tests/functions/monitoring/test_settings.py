@@ -46,7 +46,7 @@ def test_labels_that_are_due_before_their_predictions_are_refused(settings: type
         settings(label_delay=timedelta(microseconds=-1))
 
 
-@pytest.mark.parametrize("wrong", [{"k": 5, "n": 4}, {"k": 9}, {"n": 1}])
+@pytest.mark.parametrize("wrong", [{"k": 5, "n": 4}, {"k": 9}, {"k": 2}])
 @pytest.mark.parametrize("settings", [AnswerMonitor, DriftMonitor, VectorMonitor])
 def test_more_windows_than_are_looked_at_are_refused(
     settings: type[BaseModel], wrong: dict[str, int]

@@ -111,6 +111,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "compare_prompts",
         "error_budgets",
         "explain_rollout",
+        "false_alarm_budget",
         "feature_catalog",
         "feature_course",
         "feature_health",
