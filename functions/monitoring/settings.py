@@ -42,7 +42,6 @@ MinNullChange = Annotated[
 WindowsDrifted = Annotated[
     int,
     Field(
-        le=10_000,
         ge=1,
         description="Windows, of the last `n` that share no cohort, that must have drifted before an alarm is raised.",
     ),
