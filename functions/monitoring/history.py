@@ -159,9 +159,3 @@ def performance_estimates(model: Model, days: CohortDays = 60) -> list[Performan
             )
         )
     return estimates
-
-
-def _checked(limit: int) -> int:
-    if not 1 <= limit <= _MOST:
-        raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
-    return limit

@@ -45,8 +45,6 @@ _SHORTEST_MONTH = timedelta(days=28)
 _LENGTHS: dict[str, timedelta] = {"day": timedelta(days=1), "week": timedelta(days=7)}
 _EXPLAINED = " spoiled by an incident"
 _NO_CAUSES: Mapping[str, str] = MappingProxyType({})
-Decide = Callable[[int, Mapping[str, float]], Collection[str]]
-"""Chooses, of corrected p-values by column of the window that ends with a cohort, the columns that raise an alarm."""
 
 
 class DriftMonitor(BaseModel):
