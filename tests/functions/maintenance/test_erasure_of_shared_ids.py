@@ -45,9 +45,7 @@ def test_anothers_predictions_of_the_same_id_stay(
     Table(store, place).append(predictions(others))
     Table(store, "labels").append(pa.table({"prediction_id": ["order-7", "order-8"], "label": [1.0, 0.0]}))
     with use_context(Context(store, url, actor="ada")):
-        erase_subject(
-            {"rider": SUBJECT} if by != "unit" else None, SUBJECT if by != "entity" else None
-        )
+        erase_subject({"rider": SUBJECT} if by != "unit" else None, SUBJECT if by != "entity" else None)
     left = pa.concat_tables([Table(store, name).read() for name in {"predictions/a", place}])
     assert left.select(["unit", "entities"]).to_pylist() == [
         {"unit": others[0], "entities": entities(others[1])}
