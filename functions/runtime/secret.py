@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, quote_plus
 
 from toque.functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
 
 MIN_CHARACTERS = 4  # a shorter value cannot be distinguished from ordinary text
 MASK = "***"
+_MIN_BASE64 = 4  # characters of base64 that no neighbour of the secret changes
+_URL_SAFE = str.maketrans("+/", "-_")
+_ESCAPED = re.compile(r"%[0-9A-F]{2}")
 _MIN_LINE_CHARACTERS = 8  # of a line that is masked by itself, in a secret of several lines
 
 _available: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
@@ -116,11 +119,30 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str]:
 
 
 def _spellings(value: str) -> Iterator[str]:
-    """Encode a value as code, JSON, URLs and base64 do; and its lines, for text that is cut into lines."""
-    yield value
-    yield repr(value)[1:-1]
-    yield json.dumps(value)[1:-1]
-    yield json.dumps(value, ensure_ascii=False)[1:-1]
-    yield quote(value, safe="")
-    yield base64.b64encode(value.encode()).decode().rstrip("=")
+    """Encode a value as code, JSON, URLs, hex and base64 do; and its lines, for text that is cut into lines."""
+    written = {value, repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    quoted = {
+        encode(text, safe=safe)
+        for text in written
+        for encode in (quote, quote_plus)
+        for safe in ("", "/", "/:?#[]@!$&'()*+,;=~")
+    }
+    yield from written | quoted | {_ESCAPED.sub(lambda match: match[0].lower(), text) for text in quoted}
+    for text in written | quoted:
+        yield from _base64_parts(text.encode())
+    yield from (value.encode().hex(), value.encode().hex().upper())
     yield from (line for line in value.splitlines() if len(line) >= _MIN_LINE_CHARACTERS)
+
+
+def _base64_parts(data: bytes) -> Iterator[str]:
+    """Encode bytes as base64 has them within longer bytes: after 0, 1 or 2 others, without the characters that neighbours change.
+
+    A part of under `_MIN_BASE64` characters stands in too many other texts.
+    """
+    for before in range(3):
+        whole = base64.b64encode(bytes(before) + data).decode().rstrip("=")
+        end = (before + len(data)) * 8 // 6
+        part = whole[-(-before * 8 // 6) : end]
+        if len(part) >= _MIN_BASE64:
+            yield from {part, part.translate(_URL_SAFE), quote(part, safe="")}
+    yield base64.b64encode(data).decode().rstrip("=")

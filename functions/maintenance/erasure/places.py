@@ -22,7 +22,7 @@ from toque.functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNI
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.registry import InvalidInput, ObjectStore, Table
 from toque.registry.store import FolderStore, find_rows, remove_rows, table_names
-from toque.registry.store.tables.history import HistoryMatch
+from toque.registry.store.tables.history import FilesInProgress, HistoryMatch
 
 _REMADE = re.compile(r"reports/|memos/|values/|monitoring/.+/reference/")
 _INVOCATION = re.compile(r"invocations/([0-9A-Za-z._-]+)/")
@@ -135,13 +135,14 @@ def erase_from_tables(
     *,
     save: Callable[[], None],
     check: Callable[[], None],
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """Remove the subject's rows from every version of every table; what is about to go is recorded before it goes.
 
     check: raises where this erasure may write no more, asked before each table and after its rows were read.
-    Returns: why a table could not be searched, for each such.
+    Returns: why a table could not be searched, for each such; and the tables with rows in files that are still being written.
     """
     left: list[str] = []
+    waiting: list[str] = []
     for name in table_names(store):
 
         def note(matches: Sequence[HistoryMatch], name: str = name) -> None:
@@ -155,7 +156,9 @@ def erase_from_tables(
             remove_rows(Table(store, name), traces, before=note)
         except InvalidInput as error:
             left.append(str(error))
-    return left
+        except FilesInProgress as error:
+            waiting.append(str(error))
+    return left, waiting
 
 
 def _summary(matches: Sequence[HistoryMatch]) -> TableErasure:

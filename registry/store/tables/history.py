@@ -26,7 +26,7 @@ from deltalake import DeltaTable
 
 from toque.registry.errors import AlreadyExists, InvalidInput, Unavailable
 from toque.registry.store.tables.files import settle
-from toque.registry.store.tables.naming import is_stream
+from toque.registry.store.tables.naming import is_stream, writing_h
 from toque.registry.times import backoff_s
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ if TYPE_CHECKING:
 _LOG = "_delta_log/"
 _PARALLEL = 8
 _ROUNDS = 8
-_STALE_H = 1  # a file that no commit names for so long was left by a killed writer
 Action = dict[str, Any]
+
+
+class FilesInProgress(Unavailable):
+    """Rows to remove are in files that no version names yet; all others are removed."""
 
 
 class Choice(Protocol):
@@ -86,13 +89,20 @@ def remove_rows(
 
     before: called with what is about to be removed, before it is.
     Raises: InvalidInput for a table whose log has gaps or, unless it is a stream's, no longer begins at version 0, or with
-    deletion vectors; Unavailable if other writers keep adding such rows.
+    deletion vectors; FilesInProgress if all else is done and a file that no version names holds such rows; Unavailable if
+    other writers keep adding such rows.
     """
     for attempt in range(_ROUNDS):
         log = _Log(table)
         matches = list(log.matches(choice))
-        if not matches and not log.mentions(choice) and not log.has_unnamed(choice):
+        if not matches and not log.mentions(choice):
             log.delete_dead()
+            if waiting := log.unnamed_matches(choice):
+                raise FilesInProgress(
+                    f"table {table.name}: {len(waiting)} files, first {waiting[0]}, hold such rows, and no "
+                    "version names them: a writer is about to, or was killed. Run it again when it has ended; files that no "
+                    f"version names for {writing_h(table.name)} hours are deleted"
+                )
             return
         if matches:
             before(matches)
@@ -201,9 +211,9 @@ class _Log:
         checkpoints = (key for key in self._logs if key.endswith(".parquet"))
         return any(choice.mentions(str(_rows_of(self._store.find(self._root + key)))) for key in checkpoints)
 
-    def has_unnamed(self, choice: Choice) -> bool:
-        """Whether a data file that no commit names holds chosen rows: its writer is about to commit, or was killed."""
-        return any(self._chosen(key, _partition_of(key), choice) for key in self._unnamed())
+    def unnamed_matches(self, choice: Choice) -> list[str]:
+        """List the data files that no commit names and that hold chosen rows: a writer is about to commit them, or was killed."""
+        return sorted(key for key in self._unnamed() if self._chosen(key, _partition_of(key), choice))
 
     def _unnamed(self) -> set[str]:
         named = {unquote(path) for path in self._adds()} | {unquote(path) for path in self._removed()}
@@ -287,13 +297,15 @@ class _Log:
         return add | {"path": quote(key, safe="/="), "size": size, "stats": stats(add, kept)}
 
     def delete_dead(self) -> None:
-        """Delete data files that no version has any more, and those that writers killed over an hour ago left."""
+        """Delete data files that no version has any more, and those that killed writers left so long ago that none can be at work."""
         alive = {unquote(path) for path in self._adds()}
         dead = (self._data & {unquote(path) for path in self._removed()}) - alive
         unnamed = self._unnamed() - alive
         if unnamed:
             table = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
-            old = table.vacuum(_STALE_H, dry_run=True, enforce_retention_duration=False, full=True)
+            old = table.vacuum(
+                writing_h(self._table.name), dry_run=True, enforce_retention_duration=False, full=True
+            )
             dead |= unnamed & {unquote(path) for path in old} | unnamed & set(old)
         for key in sorted(dead):
             self._store.delete(self._root + key)

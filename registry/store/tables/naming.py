@@ -13,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from toque.registry.errors import InvalidInput
 from toque.registry.names import check_name
 
+WRITING_H: Final = 7 * 24
+"""Hours for which a data file that no version names may belong to a write in progress: a build writes its files first, and names all
+of them in one commit when the last is done. A stream's events are committed batch by batch, see `writing_h`."""
 RESERVED_TABLES: Final = frozenset(
     {
         "predictions",
@@ -33,6 +36,11 @@ LOGS: Final = frozenset(
 )
 """First parts of the names of tables that nothing names by version: files that are out of use may go after a week."""
 _STREAMS = re.compile(r"features/[^/]+/(streams|rejected)/[^/]+")
+
+
+def writing_h(table: str) -> int:
+    """Hours after which a data file of a table that no version names was left by a killed writer, or by a log that was cut off."""
+    return 1 if is_stream(table) else WRITING_H
 
 
 class TableSnapshot(BaseModel):

@@ -15,12 +15,12 @@ from deltalake.exceptions import CommitFailedError
 
 from toque.registry.errors import InvalidInput, Unavailable
 from toque.registry.store.tables.files import settle
+from toque.registry.store.tables.naming import writing_h
 from toque.registry.store.tables.table import Table, table_properties
 from toque.registry.times import backoff_s
 
 FILE_BYTES = 128 << 20
 _PATIENCE_S = 60.0
-_STALE_H = 1  # a file that no commit names for so long was left by a killed writer
 
 
 def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
@@ -101,7 +101,7 @@ def drop_days(table: Table, *, before: date, partition: str = "day") -> int:
     opened = _opened(table)
     unused = {
         *_unused(opened, 0, full=False),
-        *_unused(opened, _STALE_H),
+        *_unused(opened, writing_h(table.name)),
     }  # removed by a commit, or left by a killed writer
     root = f"tables/{table.name}.delta/"
     present = takewhile(lambda key: _day_of(key) < first, table.store.list(f"{root}{partition}="))
