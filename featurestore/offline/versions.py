@@ -15,6 +15,7 @@ from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
 from toque.registry.store import Table
 from toque.registry.store.tables.table import dataset_of
+from toque.registry.times import LAST_TIME
 
 if TYPE_CHECKING:
     import pyarrow.dataset as ds  # at runtime it comes with the first table that is read, and pandas with it
@@ -153,9 +154,14 @@ def _file(action: dict[str, Any], fragment: ds.Fragment) -> File:
     A file of several days always has them. The log cuts bounds to milliseconds, so the last row may be that much later than it says.
     """
     first, last = action.get(f"min.{EVENT_TIMESTAMP}"), action.get(f"max.{EVENT_TIMESTAMP}")
-    last = None if last is None else last + _LOG_RESOLUTION
+    last = None if last is None else _after(last, _LOG_RESOLUTION)
     day = action.get(f"partition.{EVENT_DAY}")
     if (first is None or last is None) and day is not None:
         first = datetime.fromisoformat(day).replace(tzinfo=UTC)
-        last = first + timedelta(days=1)
+        last = _after(first, timedelta(days=1))
     return File(action["path"], day or "", action["num_records"] or 0, first, last, fragment)
+
+
+def _after(at: datetime, span: timedelta) -> datetime:
+    """Add a span to a time, up to the calendar's end."""
+    return at + min(span, LAST_TIME - at)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import pytest
 from tests.conditions.calendar import any_time_beyond, any_time_within
 from tests.featurestore.streams.events import START, clicks, event, messages
 from toque.featurestore import (
+    Aggregation,
     BatchSource,
     CsvFiles,
     Entity,
     FeatureService,
+    FeatureStore,
     FeatureView,
     Field,
     Float64,
@@ -25,6 +27,7 @@ from toque.featurestore import (
     RequestSource,
     String,
     UnixTimestamp,
+    Windows,
     on_demand_feature_view,
 )
 from toque.featurestore.offline.retrieval import plan_retrieval
@@ -103,6 +106,28 @@ def test_a_row_of_a_file_at_an_end_of_the_calendar_is_loaded_and_read_back(
     times = [time for name in ("event_timestamp", "known_at", "until") if name in table.rows().column_names
              for time in table.rows().column(name).to_pylist()]  # fmt: skip
     assert datetime.fromisoformat(end) in times
+
+
+@any_time_within
+def test_views_of_a_source_with_an_event_at_an_end_of_the_calendar_have_everybody(
+    tmp_path: Path, end: str
+) -> None:
+    (tmp_path / "rows.csv").write_text(f"user,at,amount\na,{GOOD},1\nb,{end},2\nc,{GOOD},3\n")
+    source = BatchSource("tx", CsvFiles(f"{tmp_path}/*.csv"), FIELDS[::2], timestamp="at")
+    user, sums = (
+        Entity("user", dtype=String),
+        Windows([Aggregation("sum", timedelta(hours=1), "amount")]),
+    )
+    store = FeatureStore(open_store(f"file://{tmp_path}/store"), None, actor="ada")
+    views = [
+        FeatureView("plain", [user], FIELDS[2:], events=source),
+        FeatureView("sums", [user], source=sums, events=source),
+    ]
+    store.apply(views)
+    store.source_table("tx").load(lambda _: "")
+    for view in views:
+        store.refresh_view(view.name)
+        assert set(store.offline.read(view).column("user").to_pylist()) == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("column", ["at", "until"])

@@ -54,7 +54,7 @@ class Budget:
     def __init__(self) -> None:
         self.rule = LordPlusPlus()
 
-    def __call__(self, cohort: int, q: Mapping[str, float]) -> list[str]:
+    def __call__(self, _cohort: int, q: Mapping[str, float]) -> list[str]:
         self.rule, level, _ = self.rule.step(min(q.values(), default=1.0))
         return [name for name, p in q.items() if p <= level]
 
