@@ -44,7 +44,9 @@ def test_a_node_that_serves_takes_no_training_sweep_or_batch_inference(context, 
     )
     trained = train_tabular("late", training_set, **NAMES, params=FAST, num_workers=2)
     tune_tabular("late", training_set, **NAMES, params=FAST, num_samples=2)
-    predict_batch("late", training_set, version=trained.version)
+    predict_batch(
+        "late", training_set, version=trained.version, shard_rows=100
+    )  # several: one is scored here
     where = [(actor["ActorClassName"], actor["Address"]["NodeID"]) for actor in actors().values()]
     found = {
         kind: {node for name, node in where if any(each in name for each in names)}
