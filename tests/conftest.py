@@ -39,6 +39,8 @@ def _environment_is_put_back() -> Iterator[None]:
     for name in set(os.environ) - set(before):
         del os.environ[name]
     os.environ.update(before)
+    if read := sys.modules.get("toque.functions.runtime.context"):
+        read._of_process.cache_clear()  # what it read there
 
 
 @pytest.fixture(autouse=True)

@@ -245,7 +245,7 @@ def _check(job: BatchJob, schema: pa.Schema) -> None:
         outputs, most = [spec.name for spec in signature.outputs], sys.maxsize
     absent = sorted({*needed, *job.keep} - set(schema.names))
     clash = sorted({ROW, *ADDED, *outputs} & set(job.keep))
-    if absent or clash or not 1 <= job.shard_rows <= most:
+    if absent or clash or job.shard_rows > most:
         raise TrainingDataError(
             f"cannot score {job.dataset}: it lacks columns {absent}, keep={clash} would meet a column of the output, "
             f"shard_rows={job.shard_rows} must be from 1 to {most}"

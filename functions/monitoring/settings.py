@@ -43,6 +43,7 @@ WindowsDrifted = Annotated[
     int,
     Field(
         ge=1,
+        le=10_000,
         description="Windows, of the last `n` that share no cohort, that must have drifted before an alarm is raised.",
     ),
 ]

@@ -25,7 +25,6 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from toque.functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
 
-_LEAST, _MOST = -(1 << 63), (1 << 63) - 1
 RESERVED = frozenset({"key"})
 _STREAMS = (
     collections.abc.Generator,
@@ -103,8 +102,8 @@ class Signature:
     def load_strictly(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Validate a caller's JSON object of arguments exactly by its JSON Schema, without conversions.
 
-        Neither `false` nor "1" passes as an integer, nor a number that is not finite or an integer beyond 64 bits as any number,
-        which neither JSON nor a table carries. Raises: InvalidArguments naming each bad field.
+        Neither `false` nor "1" passes as an integer, nor a number that is not finite, which JSON does not carry; integers have any size.
+        Raises: InvalidArguments naming each bad field.
         """
         loaded = self._loaded(arguments, _validate_strictly)
         if beyond := [problem for name, value in arguments.items() for problem in _beyond(name, value)]:
@@ -223,17 +222,12 @@ def _text(value: Any) -> bytes:
 
 
 def _beyond(path: str, value: Any) -> Iterator[dict[str, Any]]:
-    """Find the numbers in a JSON value that are not finite, and integers beyond 64 bits."""
+    """Find the numbers in a JSON value that are not finite."""
     if isinstance(value, dict | list):
         for name, member in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _beyond(f"{path}.{name}", member)
     elif isinstance(value, float) and not math.isfinite(value):
         yield _problem(path, "finite_number", f"must be a finite number, got {value}", str(value))
-    elif isinstance(value, int) and not _LEAST <= value <= _MOST:
-        shown = hex(value)[:24]
-        yield _problem(
-            path, "integer_64_bits", f"must be an integer of 64 bits, got {shown}…; give it as a text", shown
-        )
 
 
 def _is_whole(value: Any) -> bool:

@@ -117,7 +117,7 @@ def call(client: Client, function: str, arguments: Any) -> Any:
     try:
         return client.send("POST", f"/functions/{function}", body=arguments).json()
     except Refused as refused:
-        raise Refused(refused.status, re.sub(rf"^{function}: \w+: ", "", str(refused))) from refused
+        raise Refused(refused.status, re.sub(rf"^{function}: (?:[A-Z]\w+: )?", "", str(refused))) from refused
 
 
 def _running(home: Path) -> tuple[str | None, str | None]:

@@ -36,11 +36,13 @@ from toque.functions.rollout.errors import NoRollout, RolloutActive
 from toque.functions.rollout.evidence.metrics import MetricValue, read_metric
 from toque.functions.rollout.jobs import pause_rollout, resume_rollout, rollouts
 from toque.functions.runtime.context import context
+from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.slots import quotas_in
 from toque.registry import ModelPolicy, Registry, Table
 from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.history import audit
 from toque.registry.store import FolderStore
+from toque.registry.times import utc_now
 
 MODEL = "late"
 DAY = timedelta(days=1)
@@ -197,6 +199,13 @@ def _fill_small_files(faulty: FaultyStore) -> None:
 
 def with_small_files(faulty: FaultyStore) -> PlatformWorld:
     fill_once(faulty, _fill_small_files)
+    return PlatformWorld(faulty)
+
+
+def with_invocation(faulty: FaultyStore) -> PlatformWorld:
+    """Submit an invocation days ago, whatever the time of day is now."""
+    ledger = Ledger(faulty.store, actor="ada", clock=lambda: utc_now() - 3 * DAY)
+    ledger.submit(tick_rollout, {"model": MODEL}, key="one")
     return PlatformWorld(faulty)
 
 
@@ -367,7 +376,7 @@ VERBS = [
     verb("erase_subject", lambda w: w.call(erase_subject, unit=UNIT), prepare=with_idle_log, outcome=erased),
     verb("finish_erasures", lambda w: w.call(finish_erasures), prepare=with_erasure, outcome=erased),
     verb("tidy_registry", lambda w: w.call(tidy_registry, 0.0), prepare=with_garbage, outcome=blobs),
-    verb("sum_costs", lambda w: w.call(sum_costs), outcome=lambda w: w.read(sum_costs)),
+    verb("sum_costs", lambda w: w.call(sum_costs), prepare=with_invocation, outcome=lambda w: w.read(sum_costs)),
     verb("set_quota", lambda w: w.call(set_quota, "vision", cpus=4.0, members=["bob"]), outcome=quotas),
     verb("remove_quota", lambda w: w.call(remove_quota, "vision"), prepare=with_quota, outcome=quotas),
     verb("silence_alerts", lambda w: w.call(silence_alerts, MODEL, "*", 2.0, "a release"), outcome=silences),

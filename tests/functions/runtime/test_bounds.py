@@ -134,13 +134,10 @@ def bounds_sum(
         ("1e999", "numbers.a.1"),
         ("-1e999", "numbers.a.1"),
         ("NaN", "numbers.a.1"),
-        (str(2**63), "numbers.a.1"),
-        (str(-(2**63) - 1), "numbers.a.1"),
-        ("9" * 4000, "numbers.a.1"),
     ],
     ids=lambda each: each[:12],
 )
-def test_no_number_of_a_caller_is_beyond_json_and_64_bits(text: str, field: str) -> None:
+def test_no_number_of_a_caller_is_beyond_json(text: str, field: str) -> None:
     arguments = json.loads(f'{{"numbers": {{"a": [1, {text}]}}, "box": {{"sizes": []}}}}')
     with pytest.raises(InvalidArguments) as refused:
         bounds_sum.signature.load_strictly(arguments)
@@ -148,5 +145,5 @@ def test_no_number_of_a_caller_is_beyond_json_and_64_bits(text: str, field: str)
 
 
 def test_the_greatest_and_least_numbers_are_taken() -> None:
-    arguments = {"numbers": {"a": [2**63 - 1, -(2**63), 2**53 + 1, 5e-324]}, "box": {"sizes": [1.7e308]}}
+    arguments = {"numbers": {"a": [10**400, -(2**63) - 1, 2**53 + 1, 5e-324]}, "box": {"sizes": [1.7e308]}}
     assert bounds_sum.signature.load_strictly(arguments)["numbers"]["a"] == arguments["numbers"]["a"]

@@ -44,5 +44,5 @@ def test_what_differs_is_shown_and_is_the_exit_code(platform: Any, tmp_path: Pat
     assert main(("replay", "late", "--version", "1", "-o", "table")) == 1
     printed = capsys.readouterr().out
     assert "other" in printed
-    assert main(("replay", "late", "--version", "1", "--limit", "0")) == 1
-    assert "limit=0" in capsys.readouterr().err
+    assert main(("replay", "late", "--version", "1", "--limit", "0")) == 2
+    assert "limit: Input should be greater than or equal to 1, got 0" in capsys.readouterr().err

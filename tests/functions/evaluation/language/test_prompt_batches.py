@@ -18,6 +18,7 @@ from tests.language_model import language_model_weights, write_small_model
 from toque.functions import Context
 from toque.functions.evaluation.batch_inference import predict_batch
 from toque.functions.generative import EngineSettings, Prompt, register_generative
+from toque.functions.runtime.errors import InvalidArguments
 from toque.functions.training import TrainingDataError
 from toque.registry import Table, TableSnapshot
 
@@ -137,9 +138,10 @@ def test_a_table_without_requests_or_with_huge_shards_is_refused(context: Contex
     with pytest.raises(TrainingDataError, match=r"lacks columns \['prompt'\]"):
         predict_batch("chat", bare, version=1)
     dataset = questions(context.store, 1)
-    for options in ({"shard_rows": 5_001}, {"shard_rows": 0}):
-        with pytest.raises(TrainingDataError, match="must be from 1 to 5000"):
-            predict_batch("chat", dataset, version=1, **options)
+    with pytest.raises(TrainingDataError, match="must be from 1 to 5000"):
+        predict_batch("chat", dataset, version=1, shard_rows=5_001)
+    with pytest.raises(InvalidArguments, match="shard_rows: .* greater than or equal to 1, got 0"):
+        predict_batch("chat", dataset, version=1, shard_rows=0)
     taken = Table(context.store, "taken").append(pa.table({"prompt": ["Hi"], "answer": ["Hello"]}))
     with pytest.raises(TrainingDataError, match=r"keep=\['answer'\] would meet"):
         predict_batch("chat", taken, version=1, keep=["answer"])
