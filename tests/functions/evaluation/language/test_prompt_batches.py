@@ -140,7 +140,7 @@ def test_a_table_without_requests_or_with_huge_shards_is_refused(context: Contex
     dataset = questions(context.store, 1)
     with pytest.raises(TrainingDataError, match="must be from 1 to 5000"):
         predict_batch("chat", dataset, version=1, shard_rows=5_001)
-    with pytest.raises(InvalidArguments, match="shard_rows: .* greater than or equal to 1, got 0"):
+    with pytest.raises(InvalidArguments, match=r"shard_rows: .* greater than or equal to 1, got 0"):
         predict_batch("chat", dataset, version=1, shard_rows=0)
     taken = Table(context.store, "taken").append(pa.table({"prompt": ["Hi"], "answer": ["Hello"]}))
     with pytest.raises(TrainingDataError, match=r"keep=\['answer'\] would meet"):
