@@ -49,13 +49,11 @@ def _not_a_time(value: object, why: str) -> PydanticCustomError:
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Number = Annotated[int, Field(ge=1, le=2**31)]
 Time = Annotated[AwareDatetime, WrapValidator(parse_time)]
-ModelName = Annotated[Name, Field(description="Name of a registered model.")]
-VersionNumber = Annotated[Number, Field(description="Number of a version of the model.")]
-GivenReason = Annotated[
+Model = Annotated[Name, Field(description="Name of a registered model.")]
+Version = Annotated[Number, Field(description="Number of a version of the model.")]
+Reason = Annotated[
     str, Field(max_length=2000, description="Why this is done, for those who read the history.")
 ]
-Model = Annotated[str, Field(description="Name of a registered model.")]
-Version = Annotated[int, Field(ge=1, le=1_000_000_000, description="Number of a version of the model.")]
 View = Annotated[str, Field(description="Name of a feature view.")]
 Views = Annotated[
     list[str] | None, Field(description="Names of feature views; all of the project unless given.")
@@ -73,7 +71,6 @@ TrainingSet = Annotated[
 Dataset = Annotated[TableSnapshot, Field(description="Table of rows at one version.")]
 Start = Annotated[datetime, Field(description="Begin of the period, with an offset from UTC; included.")]
 End = Annotated[datetime, Field(description="End of the period, with an offset from UTC; not included.")]
-Reason = Annotated[str, Field(description="Why this is done, for those who read the history.")]
 Experiment = Annotated[
     str | None, Field(description="Experiment under which the run is tracked; the model's name unless given.")
 ]

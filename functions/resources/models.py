@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from toque.functions.arguments import GivenReason, ModelName, Name, Number, Time, VersionNumber
+from toque.functions.arguments import Model, Name, Number, Reason, Time, Version
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
@@ -87,7 +87,7 @@ class Waiting(BaseModel):
 
 
 @function(route="POST /models/{model}/audit")
-def audit_model(model: ModelName) -> AuditResult:
+def audit_model(model: Model) -> AuditResult:
     """Verify the model's hash chain and every file and signature, which reads all of them."""
     try:
         return AuditResult(**_registry().verify(model).model_dump())
@@ -97,7 +97,7 @@ def audit_model(model: ModelName) -> AuditResult:
 
 @function(route="GET /models/{model}/history", role="viewer")
 def model_history(
-    model: ModelName,
+    model: Model,
     limit: Annotated[int, Field(ge=1, le=10_000, description="Number of entries at most.")] = 100,
 ) -> list[dict[str, Any]]:
     """List the latest entries of the model's journal, oldest first: who changed what, when and why."""
@@ -106,7 +106,7 @@ def model_history(
 
 @function(route="GET /models/{model}/aliases/{alias}", role="viewer")
 def get_alias(
-    model: ModelName,
+    model: Model,
     alias: Alias,
     at: Annotated[
         Time | None, Field(description="Past moment, with an offset from UTC; now unless given.")
@@ -119,11 +119,11 @@ def get_alias(
 
 @function(route="PUT /models/{model}/aliases/{alias}", admin_for=OVERRIDE)
 def set_alias(
-    model: ModelName,
+    model: Model,
     alias: Alias,
-    version: VersionNumber,
+    version: Version,
     expected: ExpectedVersion = UNCHECKED,
-    reason: GivenReason = "",
+    reason: Reason = "",
     override: Override = "",
 ) -> ModelVersion:
     """Point an alias to a version; 409 if it is not at the expected version, or the policy is not met.
@@ -140,10 +140,10 @@ def set_alias(
     view=View(text="{model}@{version} is the champion"),
 )
 def promote_version(
-    model: ModelName,
-    version: VersionNumber,
+    model: Model,
+    version: Version,
     expected: ExpectedVersion = UNCHECKED,
-    reason: GivenReason = "",
+    reason: Reason = "",
     override: Override = "",
 ) -> ModelVersion:
     """Make a version the champion, and end the model's canaries, shadows and rules to a version, in one change.
@@ -155,7 +155,7 @@ def promote_version(
 
 @function(route="POST /models/{model}/aliases/{alias}/rollback")
 def roll_back_alias(
-    model: ModelName, alias: Alias, expected: ExpectedVersion = UNCHECKED, reason: GivenReason = ""
+    model: Model, alias: Alias, expected: ExpectedVersion = UNCHECKED, reason: Reason = ""
 ) -> ModelVersion:
     """Point an alias back to its previous version; 409 if it is not at the expected one."""
     return _registry().rollback(model, alias, expected=expected, reason=reason)
@@ -163,7 +163,7 @@ def roll_back_alias(
 
 @function(route="GET /models/{model}/versions", role="viewer")
 def list_versions(
-    model: ModelName,
+    model: Model,
     before: Annotated[
         Number | None,
         Field(description="Only versions with a lower number, so that pages lead back in time."),
@@ -178,7 +178,7 @@ def list_versions(
 
 
 @function(route="GET /models/{model}/versions/{version}", role="viewer")
-def get_version(model: ModelName, version: NumberOrAlias) -> ModelVersion:
+def get_version(model: Model, version: NumberOrAlias) -> ModelVersion:
     """Get a version by number or alias: signature, metrics, lineage, approvals, gates."""
     return _registry().get_version(model, _number_or_alias(version))
 
@@ -189,7 +189,7 @@ def get_version(model: ModelName, version: NumberOrAlias) -> ModelVersion:
     command="models card MODEL VERSION",
     view=View(text="{card}"),
 )
-def model_card(model: ModelName, version: NumberOrAlias) -> ModelCard:
+def model_card(model: Model, version: NumberOrAlias) -> ModelCard:
     """Get the model card of a version in Markdown, rendered from its record."""
     return ModelCard(card=_registry().card(model, _number_or_alias(version)))
 
@@ -201,8 +201,8 @@ def model_card(model: ModelName, version: NumberOrAlias) -> ModelCard:
     view=View(text="{model}@{version}: approved"),
 )
 def approve_version(
-    model: ModelName,
-    version: VersionNumber,
+    model: Model,
+    version: Version,
     comment: Comment = "",
     accept_code: Annotated[
         list[str],
@@ -221,15 +221,15 @@ def approve_version(
     command="models reject MODEL VERSION",
     view=View(text="{model}@{version}: rejected"),
 )
-def reject_version(model: ModelName, version: VersionNumber, comment: Comment = "") -> ModelVersion:
+def reject_version(model: Model, version: Version, comment: Comment = "") -> ModelVersion:
     """Reject a version in the caller's name: no alias can point to it until it is approved."""
     return _registry().reject(model, version, comment=comment)
 
 
 @function(route="POST /models/{model}/versions/{version}/signatures")
 def add_signature(
-    model: ModelName,
-    version: VersionNumber,
+    model: Model,
+    version: Version,
     bundle: Annotated[
         str, Field(description="Signature made elsewhere, a bundle of the OpenSSF model-signing format.")
     ],
@@ -241,8 +241,8 @@ def add_signature(
 
 @function(route="GET /models/{model}/versions/{version}/signatures/{signer}", role="viewer")
 def get_signature(
-    model: ModelName,
-    version: VersionNumber,
+    model: Model,
+    version: Version,
     signer: Annotated[Name, Field(description="Fingerprint of the key that signed.")],
 ) -> SignatureBundle:
     """Get a signature's bundle by the fingerprint of its key, for the caller to verify."""
@@ -254,7 +254,7 @@ def get_signature(
 
 
 @function(route="GET /models/{model}/versions/{version}/unmet", role="viewer")
-def unmet_conditions(model: ModelName, version: VersionNumber) -> Unmet:
+def unmet_conditions(model: Model, version: Version) -> Unmet:
     """Tell what a version lacks before it may become the champion."""
     registry = _registry()
     accepted = set(registry.accepted_code(model, version))

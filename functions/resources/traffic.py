@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from toque.functions.arguments import GivenReason, ModelName, Name, Number, VersionNumber
+from toque.functions.arguments import Model, Name, Number, Reason, Version
 from toque.functions.live_counts import LiveFigures, read_figures
 from toque.functions.resources.models import OVERRIDE, Override
 from toque.functions.runtime.context import context
@@ -20,7 +20,7 @@ class ArmShare(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    version: VersionNumber
+    version: Version
     share: float = Field(ge=0, le=1, description="Share of the units that the arm has, from 0 to 1.")
 
 
@@ -73,14 +73,14 @@ Holdout = Annotated[
 
 
 @function(route="GET /models/{model}/traffic", role="viewer")
-def get_traffic(model: ModelName) -> Traffic:
+def get_traffic(model: Model) -> Traffic:
     """Get the traffic split in force."""
     return context().registry().traffic(model)
 
 
 @function(route="PUT /models/{model}/traffic", admin_for=OVERRIDE)
 def split_traffic(
-    model: ModelName,
+    model: Model,
     arms: Arms = {},  # noqa: B006  # read only
     shadows: Annotated[
         list[Number], Field(description="Versions that see every request and answer none.")
@@ -105,7 +105,7 @@ def split_traffic(
             description="`entry` of the split that this was decided on; not checked unless given.",
         ),
     ] = None,
-    reason: GivenReason = "",
+    reason: Reason = "",
     override: Override = "",
 ) -> Traffic:
     """Split the traffic; the champion gets what the arms leave. An override of the policy needs the role admin."""
@@ -127,7 +127,7 @@ def split_traffic(
 
 @function(route="GET /models/{model}/live", role="viewer")
 def live_figures(
-    model: ModelName,
+    model: Model,
     minutes: Annotated[
         int, Field(ge=2, le=120, description="Number of minutes whose requests are shown.")
     ] = 30,
@@ -144,7 +144,7 @@ def live_figures(
 
 @function(route="POST /models/{model}/traffic/preview", role="viewer")
 def preview_traffic(
-    model: ModelName,
+    model: Model,
     arms: Annotated[Arms, AfterValidator(_leave_the_champion_some)] = {},  # noqa: B006  # read only
 ) -> Preview:
     """Tell which share of the units would change arms if the arms were these; changes nothing."""
@@ -172,18 +172,18 @@ def get_layer(layer: Annotated[Name, Field(description="Name of the layer.")]) -
 
 @function(route="PUT /models/{model}/holdouts/{holdout}")
 def begin_holdout(
-    model: ModelName,
+    model: Model,
     holdout: Holdout,
     share: Annotated[
         float, Field(ge=0.0001, le=0.9999, description="Share of all units to hold out, above 0 and below 1.")
     ],
-    reason: GivenReason = "",
+    reason: Reason = "",
 ) -> Traffic:
     """Hold units out of every experiment of the model until the holdout is ended; returns the changed split."""
     return context().registry().begin_holdout(model, holdout, share, reason=reason)
 
 
 @function(route="DELETE /models/{model}/holdouts/{holdout}")
-def end_holdout(model: ModelName, holdout: Holdout, reason: GivenReason = "") -> Traffic:
+def end_holdout(model: Model, holdout: Holdout, reason: Reason = "") -> Traffic:
     """End a holdout, so that its units take part again; an absent holdout is no error."""
     return context().registry().end_holdout(model, holdout, reason=reason)
