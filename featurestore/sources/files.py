@@ -112,24 +112,36 @@ class CsvFiles:
         del secrets, within  # as above; a text says nothing of its rows' times
         system, found = _listed(self)
         for each in found:
-            known = after.get(each.path)
-            if known is not None and [*known[:2], known[2]] == [*_stamp(each), each.size]:
-                continue
-            start = 0 if known is None else _grown(system, each, known)
-            if start is None:
-                yield _unreadable(each, _changed(each, known or ()))
-                continue
-            end = _last_line(system, each.path, start, each.size)
-            if end < each.size and self._is_whole(each):
-                end = each.size
-            waiting = "" if end == each.size else _unended(each, end)
-            if end > start:
-                position = {each.path: [*_stamp(each), end, _tail(system, each.path, end)]}
-                torn: list[str] = []
-                read = partial(self._lines, system, each.path, (start, end), list(columns), torn)
-                yield Piece(each.path, position, read, torn, waiting=waiting)
-            elif waiting:
-                yield Piece(each.path, {}, lambda: iter(()), waiting=waiting)
+            try:
+                piece = self._piece(system, each, after.get(each.path), columns)
+            except (OSError, pa.ArrowException) as error:  # it went since it was listed
+                piece = _unreadable(
+                    each, f"file {each.path!r} cannot be read: {error}; the next load tries again"
+                )
+            if piece is not None:
+                yield piece
+
+    def _piece(
+        self, system: fs.FileSystem, file: _Listed, known: Sequence[Any] | None, columns: Sequence[str]
+    ) -> Piece | None:
+        """Find what is new in a file; None if nothing is."""
+        if known is not None and [*known[:2], known[2]] == [*_stamp(file), file.size]:
+            return None
+        start = 0 if known is None else int(known[2])
+        end = _last_line(system, file.path, min(start, file.size), file.size)
+        if end < file.size and self._is_whole(file):
+            end = file.size
+        digests = _digests(system, file.path, (start, end)) if start <= end else []
+        if known is not None and not (digests and _only_grew(system, file, known, digests[0])):
+            return _unreadable(file, _changed(file, known))
+        waiting = "" if end == file.size else _unended(file, end)
+        if end > start:
+            torn: list[str] = []
+            read = partial(self._lines, system, file.path, (start, end), list(columns), torn)
+            return Piece(
+                file.path, {file.path: [*_stamp(file), end, digests[1]]}, read, torn, waiting=waiting
+            )
+        return Piece(file.path, {}, lambda: iter(()), waiting=waiting) if waiting else None
 
     def _is_whole(self, file: _Listed) -> bool:
         """Whether nobody still writes a file: one in a bucket comes as a whole, and another rests when it is done."""
@@ -326,19 +338,32 @@ def _require(path: str, columns: Sequence[str], names: Sequence[str]) -> None:
         raise UnreadableSource(f"file {path!r} has no column {missing[0]!r}; it has {list(names)}")
 
 
-def _grown(system: fs.FileSystem, file: _Listed, known: Sequence[Any]) -> int | None:
-    """Find where a file that grew goes on; None if it changed before that."""
-    if file.size < known[2] or _tail(system, file.path, known[2]) != known[3]:
-        return None
+def _only_grew(system: fs.FileSystem, file: _Listed, known: Sequence[Any], digest: str) -> bool:
+    """Whether what was read of a file is as it was. digest: of that part now."""
+    by_ends = len(known[3]) < len(digest)  # as recorded by 0.1: of the header and of what lies before the end
+    if known[3] != (_digest_of_ends(system, file.path, known[2]) if by_ends else digest):
+        return False
     with system.open_input_file(file.path) as opened:
         seam = bytes(opened.read_at(2, max(0, known[2] - 1)))
     # A line that was read without its end is whole if what came next is one.
-    goes_on = known[2] > 0 and len(seam) > 1 and not any(seam[at : at + 1] in {b"\n", b"\r"} for at in (0, 1))
-    return None if goes_on else int(known[2])
+    return not (
+        known[2] > 0 and len(seam) > 1 and not any(seam[at : at + 1] in {b"\n", b"\r"} for at in (0, 1))
+    )
 
 
-def _tail(system: fs.FileSystem, path: str, end: int) -> str:
-    """Digest of the header and of what lies before `end`, which a file that only grew still has."""
+def _digests(system: fs.FileSystem, path: str, ends: Sequence[int]) -> list[str]:
+    """Digest what lies before each end, the least first, in one reading."""
+    digest, at, found = hashlib.sha256(), 0, list[str]()
+    with system.open_input_file(path) as file:
+        for end in ends:
+            while at < end and (data := file.read_at(min(_BLOCK_BYTES, end - at), at)):
+                digest.update(data)
+                at += len(data)
+            found.append(digest.hexdigest())
+    return found
+
+
+def _digest_of_ends(system: fs.FileSystem, path: str, end: int) -> str:
     with system.open_input_file(path) as file:
         first = file.read_at(min(_TAIL_BYTES, end), 0)
         last = file.read_at(min(_TAIL_BYTES, end), max(0, end - _TAIL_BYTES))

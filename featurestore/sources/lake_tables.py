@@ -19,7 +19,6 @@ from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
@@ -27,9 +26,6 @@ from toque.featurestore.definitions.batch_source import Piece, Position, Secrets
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
 from toque.registry.store.tables.table import pyarrow_dataset
 
-_CHANGE = "_change_type"
-_ADDED = ["insert", "update_postimage"]  # arrays are made where they are used: the first one imports pandas
-_REMOVED = ["delete", "update_preimage"]
 _KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"})
 _Files = Callable[[], Iterator[tuple[Any, Any]]]
 """Plans to read some files; yields scans, each with a file of it."""
@@ -56,13 +52,20 @@ class DeltaRows:
         del secrets  # a table has none
         try:
             table = DeltaTable(self.uri)
+            known, newest, identity = after.get("version"), table.version(), str(table.metadata().id)
+            commits = [] if known is None else table.history(max(0, newest - known))
         except (TableNotFoundError, DeltaError, OSError) as error:
             raise UnreadableSource(f"Delta table {self.uri!r} cannot be opened: {error}") from error
-        known, newest = after.get("version"), table.version()
-        if known is not None and newest < known:
+        operations = {each["version"]: each.get("operation") for each in commits}
+        if known is not None and (newest < known or after.get("table", identity) != identity):
             raise UnreadableSource(
                 f"Delta table {self.uri!r} is at version {newest} and was read up to {known}: it was made anew; load it under "
                 "another name"
+            )
+        if back := [version for version, operation in operations.items() if operation == "RESTORE"]:
+            raise UnreadableSource(
+                f"Delta table {self.uri!r} was rolled back by its version {min(back)} and was read up to {known}: what came since "
+                "cannot be told from what is stored; load it under another name"
             )
         if newest == known:
             return
@@ -70,55 +73,57 @@ class DeltaRows:
         read = (
             partial(_snapshot, table, list(columns), within)
             if known is None
-            else partial(_added, table, known + 1, list(columns), removed)
+            else partial(self._added, range(known + 1, newest + 1), operations, list(columns), removed)
         )
         name = f"version {newest}" if known is None else f"versions {known + 1} to {newest}"
-        yield Piece(name, {"version": newest}, read, removed=removed)
+        yield Piece(name, {"version": newest, "table": identity}, read, removed=removed)
+
+    def _added(
+        self, versions: range, operations: Mapping[int, Any], columns: list[str], removed: list[int]
+    ) -> Iterator[pa.Table]:
+        """Read the rows that commits added, by the files that each added and removed. removed: takes the numbers of rows that went."""
+        try:
+            schema = pyarrow_dataset(DeltaTable(self.uri, version=versions[-1])).schema
+            before, gone = self._files(versions[0] - 1), RemovedRows()
+            for version in versions:
+                after = self._files(version)
+                if operations.get(version) not in _KEEPING:
+                    for rows in _rows_in(before, after, schema, columns):
+                        gone.add(rows)
+                    for rows in _rows_in(after, before, schema, columns):
+                        yield gone.without(rows)
+                before = after
+            removed.append(gone.count)
+        except (pa.ArrowException, DeltaError, OSError) as error:
+            raise UnreadableSource(
+                f"Delta table {self.uri!r}: what came with its versions {versions[0]} to {versions[-1]} cannot be read: {error}; if "
+                "its log or its files no longer reach back so far, load it under another name"
+            ) from error
+
+    def _files(self, version: int) -> dict[str, Any]:
+        files = pyarrow_dataset(DeltaTable(self.uri, version=version)).get_fragments()
+        return {file.path: file for file in files}
+
+
+def _rows_in(
+    files: Mapping[str, Any], others: Mapping[str, Any], schema: pa.Schema, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Read files that are not among others, the oldest first."""
+    for path in reversed(files):  # the log's order is the newest commit first
+        if path not in others:
+            for batch in files[path].to_batches(schema, columns=columns):
+                yield pa.Table.from_batches([batch])
 
 
 def _snapshot(table: DeltaTable, columns: list[str], within: TimeRange | None) -> Iterator[pa.Table]:
     try:
         dataset = pyarrow_dataset(table)
         condition = None if within is None else within.condition(dataset.schema)
-        for file in reversed(list(dataset.get_fragments())):  # the log's order is the newest commit first
+        for file in reversed(list(dataset.get_fragments())):  # as above
             for batch in file.to_batches(dataset.schema, columns=columns, filter=condition):
                 yield pa.Table.from_batches([batch])
     except (pa.ArrowException, DeltaError, OSError) as error:
         raise UnreadableSource(f"Delta table cannot be read: {error}") from error
-
-
-def _added(table: DeltaTable, since: int, columns: list[str], removed: list[int]) -> Iterator[pa.Table]:
-    """Read the rows that commits added, one after the other; compaction adds none. removed: takes the numbers of rows that went."""
-    try:
-        newest = table.version()
-        operations = {each["version"]: each.get("operation") for each in table.history(newest - since + 1)}
-        gone = RemovedRows()
-        for version in range(since, newest + 1):  # those of several come in no order
-            for rows in _changes(table, version, columns) if operations.get(version) not in _KEEPING else ():
-                gone.add(_of_kinds(rows, _REMOVED).select(columns))
-            for rows in _changes(table, version, columns):
-                yield gone.without(_of_kinds(rows, _ADDED).select(columns))
-        removed.append(gone.count)
-    except (pa.ArrowException, DeltaError, OSError) as error:
-        raise UnreadableSource(f"Delta table cannot be read: {error}") from error
-
-
-def _changes(table: DeltaTable, version: int, columns: list[str]) -> Iterator[pa.Table]:
-    """Read what a commit changed, row by row."""
-    for batch in table.load_cdf(
-        starting_version=version, ending_version=version, columns=[*columns, _CHANGE]
-    ):
-        yield _without_views(pa.table(batch))
-
-
-def _without_views(rows: pa.Table) -> pa.Table:
-    """Copy texts that are views of others, which pyarrow cannot filter."""
-    plain = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
-    return rows.cast(pa.schema([field.with_type(plain.get(field.type, field.type)) for field in rows.schema]))
-
-
-def _of_kinds(rows: pa.Table, kinds: list[str]) -> pa.Table:
-    return rows.filter(pc.is_in(rows.column(_CHANGE), value_set=pa.array(kinds)))
 
 
 @dataclass(frozen=True, slots=True)

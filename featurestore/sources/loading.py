@@ -1,7 +1,7 @@
 """Loads of a batch source: what is new there comes into its table in the store, once, whatever is killed in between.
 
-A load writes files beside the table, names them all in one commit that carries the load's number, and then records it in the
-source's journal. Killed before the commit, it has done nothing; killed after it, the next load finds the commit and records
+A load writes files beside the table, and one of rejected rows beside theirs, names them all in one commit that carries the load's
+number, and then puts the rejected rows aside and records it in the source's journal. Killed before the commit, it has done nothing; killed after it, the next load finds the commit and records
 it. Of two loads at once the table takes one.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from datetime import datetime
 from functools import reduce
 from itertools import chain
@@ -46,7 +47,7 @@ from toque.featurestore.sources.load_log import (
 )
 from toque.featurestore.sources.rows import ROW, row_schema
 from toque.registry.journal import Journal
-from toque.registry.store import ObjectStore, Table, append_with_parts, read_part
+from toque.registry.store import ObjectStore, Table, append_with_parts, read_part, write_part
 from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.parts import Part
 from toque.registry.times import Clock
@@ -146,7 +147,7 @@ class SourceTable:
         """Refuse new rows among others that are stored, where nothing tells them apart. Raises: UnreadableSource."""
         if piece.more > 0:
             raise UnreadableSource(
-                f"batch source {self.source.name!r}: {piece.more} rows have come with {piece.name}, which was read before; declare "
+                f"batch source {self.source.name!r}: {piece.more} rows have come with {piece.name}, or changed, since it was read; declare "
                 "`unique`, the columns that name a row, and they are loaded, or a watermark that each row has for itself"
             )
 
@@ -316,7 +317,8 @@ class SourceTable:
         if load.rejected:
             aside = pa.concat_tables(load.rejected)
             aside = aside.append_column(LOAD, pa.array([load.number] * aside.num_rows, pa.int64()))
-            self.rejected.append(aside, transactions=transactions)
+            self.rejected.create(aside.schema)
+            body["aside"] = asdict(write_part(self.rejected, aside))
         metadata = {_METADATA: json.dumps(body)}
         schema = _stored_schema(self.source)
         append_with_parts(self.table, load.parts, schema, transactions=transactions, metadata=metadata)
@@ -324,11 +326,16 @@ class SourceTable:
         self._compact()
 
     def _record_committed(self) -> None:
-        """Record the load that the table has and the journal lacks, if there is one."""
+        """Record the load that the table has and the journal lacks, if there is one, and put its rejected rows aside."""
         committed = self.table.transaction(f"source:{self.source.name}")
         if committed is None or committed <= self._state.refresh().number:
             return
         body = self._committed_body(committed)
+        if aside := body.pop("aside", None):
+            transactions = {f"source:{self.source.name}": committed}
+            append_with_parts(
+                self.rejected, [Part(**aside)], self.rejected.schema(), transactions=transactions
+            )
 
         def decide(state: SourceState) -> dict[str, Any] | None:
             return body if state.number < committed else None

@@ -5,10 +5,12 @@ Drivers are packages of their own: `adbc-driver-postgresql`, and `duckdb`, which
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -31,6 +33,7 @@ _DRIVERS = {
 }
 """Module and packages of the driver, by the scheme of a uri."""
 _BLOCK_ROWS = 65_536
+_HASHED_ROWS = 1_000  # with the last watermark: a load records the hash of each
 _UNMARKED = ":unmarked"  # key in a position of the number of rows without a watermark
 _PARAMETER = {"postgresql": "${}", "postgres": "${}"}
 
@@ -93,10 +96,10 @@ class SqlTable:
                 f"{self.table}: column {self.watermark!r} went back from {known['value']} to {newest}; nothing is loaded until it "
                 "is beyond that again. If the table was made anew, load it under another name"
             )
-        position = {"watermark": _json(newest) | {"rows": self._rows_at(uri, newest)}}
+        position = {"watermark": _json(newest) | self._rows_at(uri, newest, columns)}
         if known is not None:  # others may have come with the last value since it was read
             same: list[_Limit] = [("=", self.watermark, _value(known))]
-            more = self._rows_at(uri, _value(known)) - int(known["rows"]) if "rows" in known else 0
+            more = _come(known, self._rows_at(uri, _value(known), columns))
             read = partial(self._read, uri, list(columns), same, within)
             at = {"watermark": known} if newest != _value(known) else position
             yield Piece(f"{self.watermark} of {known['value']}", at, read, again=True, more=more)
@@ -118,11 +121,16 @@ class SqlTable:
         reason = f"column {self.watermark!r} {UNMARKED}"
         return Piece(f"{self.watermark} of none", {_UNMARKED: count}, read, torn, tears=reason)
 
-    def _rows_at(self, uri: str, value: Any) -> int:
-        """Count the rows of one value of the watermark."""
+    def _rows_at(self, uri: str, value: Any, columns: Sequence[str]) -> dict[str, Any]:
+        """Describe the rows of one value of the watermark: their number, and of few the hash of each."""
         mark = _PARAMETER.get(_scheme(uri), "?").format(1)
         query = f'SELECT count(*) FROM {self._rows} WHERE "{self.watermark}" = {mark}'  # noqa: S608  # as above
-        return int(self._one(uri, query, [value])[0])
+        count = int(self._one(uri, query, [value])[0])
+        if count > _HASHED_ROWS:
+            return {"rows": count}
+        read = self._read(uri, list(columns), [("=", self.watermark, value)], None)
+        hashes = sorted(_hash(row) for rows in read for row in rows.to_pylist())
+        return {"rows": len(hashes), "hashes": hashes, "columns": list(columns)}
 
     @property
     def _rows(self) -> str:
@@ -164,6 +172,17 @@ class SqlTable:
 
 _Limit = tuple[str, str, Any]
 """Comparison in a query: its sign, the column, and the value."""
+
+
+def _come(known: Mapping[str, Any], now: Mapping[str, Any]) -> int:
+    """Count the rows of a watermark that were not there when it was read: by their hashes, or by their number."""
+    if "hashes" in known and known["columns"] == now.get("columns"):
+        return (Counter(now["hashes"]) - Counter(known["hashes"])).total()
+    return int(now["rows"]) - int(known.get("rows", now["rows"]))
+
+
+def _hash(row: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(repr(row).encode(errors="replace"), digest_size=8).hexdigest()
 
 
 def _batches(cursor: Any) -> Iterator[pa.Table]:

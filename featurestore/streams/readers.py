@@ -153,24 +153,34 @@ class _RedisConnection:
     def _require_rest(self, partition: int, at: int) -> None:
         """Check that the entry before a position went alone, or with older ones. Raises: MessagesLost, UnreadableSource.
 
-        Entries are cut off from the oldest on. So nothing is missing while an older one is there, or while the stream is empty and
-        gave no id since. After that, what is there came to an empty stream and is all that came, as far as Redis can tell.
+        Entries are cut off from the oldest on, and ids only rise. So nothing is missing while an older one is there, or while the
+        stream is empty and gave no id since; after that, what is there came to an empty stream and is all that came. A stream
+        whose last id is before the position was made anew, or its server lost the end of it; and so was one that is beyond it
+        and has deleted no entry up to there (Redis 7 tells).
         """
         key = self._reads.key_of(partition)
         with self._readable():
             oldest = self._client.xrange(key, count=1)
             try:
-                last = None if oldest else _position(self._client.xinfo_stream(key)["last-generated-id"])
+                about = self._client.xinfo_stream(key)
+                last = _position(about["last-generated-id"])
+                deleted = _position(about.get("max-deleted-entry-id", _id(at)))
             except ResponseError:  # there is no such stream
-                last = -1
-        if last is not None and last == at - 1:
-            self._emptied.add(partition)
-        elif last is not None or (_position(oldest[0][0]) >= at and partition not in self._emptied):
+                last, deleted = -1, 0
+        first = _position(oldest[0][0]) if oldest else None
+        if first is None:
+            lost = last != at - 1
+            self._emptied |= set() if lost else {partition}
+        elif last < at - 1:
+            lost = True
+        else:
+            lost = partition not in self._emptied if first >= at else deleted < at - 1
+        if lost:
             there = f"its oldest entry is {_text(oldest[0][0])}" if oldest else "it has none"
             raise MessagesLost(
                 f"Redis stream {key!r} no longer has entry {_id(at - 1)}, after which it is to be read on, and {there}: what came "
-                "in between was cut off or deleted, as far as Redis can tell; keep more of it (MAXLEN, MINID), and go on "
-                "from what it has with `toque streams replay NAME --from TIME`"
+                "in between was cut off or deleted, or the stream was made anew, as far as Redis can tell; keep more of it "
+                "(MAXLEN, MINID), and go on from what it has with `toque streams replay NAME --from TIME`"
             )
 
     def lag(self, positions: Mapping[int, int | None]) -> dict[int, int]:

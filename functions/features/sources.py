@@ -6,6 +6,7 @@ each key and time the newest row is remembered by a hash.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -37,6 +38,7 @@ from toque.registry import InvalidInput, Table
 from toque.registry.store import Part, check_table_name, overwrite_with_parts, write_part
 
 _CREATED = "created_timestamp"
+_logger = logging.getLogger(__name__)
 _BATCH_ROWS = 500_000  # in memory at a time
 AgainFrom = Annotated[
     datetime | None,
@@ -133,18 +135,25 @@ def refresh_features(
     for source in sorted(batch):
         try:
             loaded = load_source(source, start, end)
-        except FeatureStoreError as error:
-            failed[f"batch source {source!r}"] = str(error)
+        except Exception as error:  # noqa: BLE001  # a reader's library raises errors of its own; the others have their turn
+            failed[f"batch source {source!r}"] = _reason(error)
         else:
             loads += [] if loaded is None else [loaded]
     for view in chosen:
         try:
             refreshed.append(features.refresh_view(view))
-        except FeatureStoreError as error:
-            failed[f"feature view {view.name!r}"] = str(error)
+        except Exception as error:  # noqa: BLE001  # as above
+            failed[f"feature view {view.name!r}"] = _reason(error)
     if failed:
         raise RefreshError("; ".join(f"{name}: {text}" for name, text in failed.items()))
     return FeatureRefresh(loads=loads, views=refreshed)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FeatureStoreError):
+        return str(error)
+    _logger.error("a refresh failed", exc_info=error)
+    return f"{type(error).__name__}: {error}"
 
 
 def _check_range(start: datetime | None, end: datetime | None) -> None:

@@ -26,6 +26,7 @@ REDIS_LOSSES: Mapping[str, Callable[[Any, str], Any]] = {
     "cut to nothing": lambda client, key: client.xtrim(key, maxlen=0),
     "deleted": lambda client, key: client.delete(key),
     "deleted and made anew": lambda client, key: (client.delete(key), fill(client, key, 30, 33)),
+    "made anew by a clock behind": lambda client, key: (client.delete(key), fill(client, key, -30, -27)),
 }
 """What takes unread entries from a stream that `fill` gave 20, of which 5 were read."""
 REDIS_TRIMS: Mapping[str, Callable[[Any, str], Any]] = {

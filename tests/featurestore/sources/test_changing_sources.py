@@ -1,8 +1,13 @@
 """Sources as they are in life: rows go, files are still being copied, one of them is bad, and clocks are put back."""
 
+import json
+import os
+import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -12,6 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
+from deltalake import Field as DeltaField
+from pyarrow import fs
 
 from tests.conditions.clocks import Change, any_change
 from tests.featurestore.conftest import NOW
@@ -31,6 +38,7 @@ from toque.featurestore import (
 )
 from toque.featurestore.sources import SourceTable, files, loading
 from toque.registry import ObjectStore, open_store
+from toque.registry.journal import Journal
 
 MOMENT = datetime(2024, 5, 1, 10, tzinfo=UTC)
 TIMES = pa.timestamp("us", "UTC")
@@ -130,6 +138,91 @@ def test_a_row_that_a_delete_only_wrote_anew_is_no_new_one(tmp_path: Path, store
     assert stored(table) == [("a", 1.0), ("b", 2.0), ("b", 2.0)]
 
 
+@pytest.mark.parametrize("versions", [1, 2, 3, 5], ids=["fewer", "as many", "one more", "more"])
+def test_a_delta_table_that_was_made_anew_is_refused(
+    tmp_path: Path, store: ObjectStore, versions: int
+) -> None:
+    uri = f"{tmp_path}/their.delta"
+    for values in (rows(a=1.0), rows(b=2.0)):
+        write_deltalake(uri, values, mode="append")
+    table = table_of(DeltaRows(uri), store)
+    table.load(no_secrets)
+    shutil.rmtree(uri)
+    for _ in range(versions):
+        write_deltalake(uri, rows(new=3.0), mode="append")
+    with pytest.raises(UnreadableSource, match=r"was made anew; load it under another name"):
+        table.load(no_secrets)
+    assert stored(table) == [("a", 1.0), ("b", 2.0)]
+
+
+@pytest.mark.parametrize("forth", [False, True], ids=["back", "back and forth"])
+def test_a_delta_table_that_was_rolled_back_is_refused(
+    tmp_path: Path,
+    store: ObjectStore,
+    forth: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    uri = f"{tmp_path}/their.delta"
+    for values in (rows(a=1.0), rows(b=2.0)):
+        write_deltalake(uri, values, mode="append")
+    table = table_of(DeltaRows(uri), store)
+    table.load(no_secrets)
+    for version in (0, 1) if forth else (0,):
+        DeltaTable(uri).restore(version)
+    write_deltalake(uri, rows(c=3.0), mode="append")
+    for _ in range(2):
+        with pytest.raises(
+            UnreadableSource, match=r"rolled back by its version 2.*load it under another name"
+        ):
+            table.load(no_secrets)
+    assert stored(table) == [("a", 1.0), ("b", 2.0)]
+
+
+def add_column(uri: str) -> None:
+    DeltaTable(uri).alter.add_columns([DeltaField("w", "double")])
+
+
+def set_property(uri: str) -> None:
+    DeltaTable(uri).alter.set_table_properties({"delta.logRetentionDuration": "interval 90 days"})
+
+
+def append_wider(uri: str) -> None:
+    wider = rows(c=3.0).append_column("w", pa.array([1.0]))
+    write_deltalake(uri, wider, mode="append", schema_mode="merge")
+
+
+def compact(uri: str) -> None:
+    DeltaTable(uri).optimize.compact()
+
+
+def vacuum(uri: str) -> None:
+    DeltaTable(uri).vacuum(dry_run=False)
+
+
+HOUSEKEEPING = [add_column, set_property, append_wider, compact, vacuum]
+
+
+@pytest.mark.parametrize("follows", [True, False], ids=["change data", "plain"])
+@pytest.mark.parametrize("change", HOUSEKEEPING, ids=lambda each: each.__name__)
+def test_what_their_owner_does_to_a_delta_table_stops_no_load(
+    tmp_path: Path,
+    store: ObjectStore,
+    change: Callable[[str], None],
+    follows: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    uri = f"{tmp_path}/their.delta"
+    feed = {"delta.enableChangeDataFeed": "true"} if follows else {}
+    write_deltalake(uri, rows(a=1.0), configuration=feed)
+    write_deltalake(uri, rows(b=2.0), mode="append")
+    table = table_of(DeltaRows(uri), store)
+    table.load(no_secrets)
+    change(uri)
+    table.load(no_secrets)
+    write_deltalake(uri, rows(d=4.0), mode="append", schema_mode="merge")
+    table.load(no_secrets)
+    came = [("c", 3.0)] if change is append_wider else []
+    assert stored(table) == [("a", 1.0), ("b", 2.0), *came, ("d", 4.0)]
+
+
 def sql(tmp_path: Path) -> tuple[sqlite3.Connection, SqlTable]:
     database = sqlite3.connect(tmp_path / "their.db")
     database.execute("CREATE TABLE tx (user TEXT, v REAL, at TEXT, updated INTEGER)")
@@ -190,6 +283,36 @@ def test_rows_of_the_last_watermark_that_nothing_names_are_refused_and_not_lost(
     assert stored(named) == [("a", 1.0), ("b", 2.0)]
 
 
+@pytest.mark.parametrize(
+    ("same", "went", "came"),
+    [
+        *((3, went, came) for went in range(3) for came in range(3)),
+        *(
+            (2_000, went, came) for went, came in [(0, 1), (1, 2), (2, 0)]
+        ),  # the number of so many is known alone
+    ],
+)
+def test_rows_of_the_last_watermark_that_take_the_place_of_others_are_not_passed_over(
+    tmp_path: Path, store: ObjectStore, same: int, went: int, came: int
+) -> None:
+    database, reads = sql(tmp_path)
+    table = table_of(reads, store)
+    for number in range(same):
+        insert(database, f"u{number}", float(number), 100)
+    table.load(no_secrets)
+    for number in range(went):
+        database.execute("DELETE FROM tx WHERE user = ?", (f"u{number}",))
+    for number in range(came):
+        insert(database, f"new{number}", 9.0, 100)
+    insert(database, "later", 7.0, 101)
+    if came:
+        with pytest.raises(UnreadableSource, match=r"rows have come with updated of 100.*declare `unique`"):
+            table.load(no_secrets)
+    else:
+        table.load(no_secrets)
+        assert ("later", 7.0) in stored(table)
+
+
 def test_a_file_that_is_still_being_copied_is_read_by_the_next_load(
     landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,6 +362,105 @@ def test_a_file_that_was_changed_after_it_was_read_holds_back_no_other(
     assert load is not None
     assert list(load.unreadable) == [f"{landing}/a.{kind}"]
     assert stored(table) == [("first", 1.0), ("second", 1.0)]
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("place", [1, 500, 999])
+def test_a_file_with_a_corrected_line_is_told_wherever_that_is(
+    landing: Path,
+    store: ObjectStore,
+    place: int,
+    grown: bool,  # noqa: FBT001  # a parameter of the test
+) -> None:
+    lines = ["user,v,at", *(f"u{number:05},{number:05},2024-05-01T10:00:00Z" for number in range(1_000))]
+    path = landing / "a.csv"
+    path.write_text("\n".join(lines) + "\n")
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, unique=["user"])
+    table.load(no_secrets)
+    lines[place] = lines[place].replace(f",{place - 1:05},", ",99999,")
+    path.write_text("\n".join([*lines, "later,1,2024-05-01T10:00:00Z"] if grown else lines) + "\n")
+    os.utime(path, ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(UnreadableSource, match="what was read of it changed"):
+            table.load(no_secrets)
+
+
+def test_a_file_that_grew_under_an_earlier_release_is_read_on(landing: Path, store: ObjectStore) -> None:
+    path = landing / "a.csv"
+    path.write_text("user,v,at\na,1,2024-05-01T10:00:00Z\n")
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store)
+    with pytest.MonkeyPatch.context() as patch:
+        system = fs.LocalFileSystem()
+        ends = partial(files._digest_of_ends, system, str(path))
+        patch.setattr(files, "_digests", lambda *given: [ends(end) for end in given[2]])
+        table.load(no_secrets)
+    with path.open("a") as opened:
+        opened.write("b,2,2024-05-01T10:00:00Z\n")
+    table.load(no_secrets)
+    assert stored(table) == [("a", 1.0), ("b", 2.0)]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_that_goes_after_it_was_listed_holds_back_no_other(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    for user in ("gone", "stays"):
+        path = landing / f"{user}.{kind}"
+        if kind == "parquet":
+            pq.write_table(rows(**{user: 1.0}), path)
+        else:
+            path.write_text(f"user,v,at\n{user},1,2024-05-01T10:00:00Z\n")
+    listed = files._listed
+
+    def rotated(reader: Any) -> Any:
+        found = listed(reader)
+        (landing / f"gone.{kind}").unlink()
+        return found
+
+    table = table_of({"csv": CsvFiles, "parquet": ParquetFiles}[kind](f"{landing}/*.{kind}"), store)
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_listed", rotated)
+        load = table.load(no_secrets)
+    assert load is not None
+    assert list(load.unreadable) == [f"{landing}/gone.{kind}"]
+    assert stored(table) == [("stays", 1.0)]
+
+
+@pytest.mark.parametrize("killed_at", range(5))
+def test_rejected_rows_are_aside_once_with_those_of_a_file_that_came_after_a_kill(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, killed_at: int
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def write(name: str) -> None:
+        row = ",2024-05-01T10:00:00Z\n"
+        (landing / f"{name}.csv").write_text(f"user,v,at\n{name},1{row}bad-{name},much{row}")
+
+    steps = iter(range(100))
+
+    def killing(original: Any) -> Any:
+        def step(*given: Any, **named: Any) -> Any:
+            if next(steps) == killed_at:
+                raise Killed
+            return original(*given, **named)
+
+        return step
+
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, bad_share=0.9)
+    write("a")
+    with monkeypatch.context() as patch:
+        for name in ("write_part", "append_with_parts"):
+            patch.setattr(loading, name, killing(getattr(loading, name)))
+        patch.setattr(Journal, "append", killing(Journal.append))
+        with suppress(Killed):
+            table.load(no_secrets)
+    write("b")
+    for _ in range(2):
+        table_of(table.source.reads, store, bad_share=0.9).load(no_secrets)
+    aside = sorted(json.loads(row)["user"] for row in table.rejected.read()["row"].to_pylist())
+    assert (stored(table), aside) == ([("a", 1.0), ("b", 1.0)], ["bad-a", "bad-b"])
+    assert sum(each.rejected for each in table.state().loads) == 2
 
 
 @pytest.mark.parametrize(

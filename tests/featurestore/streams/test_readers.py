@@ -218,6 +218,24 @@ def test_a_redis_stream_that_lost_only_what_was_read_is_read_on(
         assert numbers(read(connection, 3), 0) == [*range(first, first + 3)]
 
 
+@pytest.mark.parametrize(("deleted", "is_lost"), [("0-0", True), ("1003-0", True), ("1004-0", False)])
+def test_a_stream_that_was_made_anew_and_is_beyond_again_is_known_by_what_it_deleted(
+    redis_url: str, connect: Callable[[StreamReader], Connection], deleted: str, *, is_lost: bool
+) -> None:
+    client: Any = redis.Redis.from_url(redis_url)
+    fill(client, "again", -30, -27)
+    fill(client, "again", 10, 13)
+    connection: Any = connect(RedisStream("$EVENTS", "again"))
+    asked = connection._client.xinfo_stream  # of a server of version 7, which tells this too
+    connection._client.xinfo_stream = lambda key: asked(key) | {"max-deleted-entry-id": deleted.encode()}
+    connection.assign({0: (1004 << 20) + 1})
+    if is_lost:
+        with pytest.raises(MessagesLost, match="'again' no longer has entry 1004-0"):
+            connection.poll(timeout_s=0, limit=10)
+    else:
+        assert numbers(read(connection, 3), 0) == [10, 11, 12]
+
+
 def test_a_redis_stream_is_read_from_a_time_before_its_oldest_entry(
     redis_url: str, connect: Callable[[StreamReader], Connection]
 ) -> None:
