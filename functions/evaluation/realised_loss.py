@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self
@@ -35,6 +36,8 @@ Places = npt.NDArray[np.int64]
 
 OF_A_MEAN: frozenset[Loss] = frozenset({"log_loss", "poisson_deviance"})
 """Losses of answers that are the mean of their label."""
+NO_CAP = 1e6
+"""Cap of a loss that bounds infinities alone."""
 _of_any_size = np.errstate(over="ignore", invalid="ignore")
 """Labels may be as large as a float64: a loss that is none is held at the cap, or NaN."""
 
@@ -93,7 +96,7 @@ class Scored:
         return self.where(np.sort(index))
 
 
-def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = 1e6) -> Scored:
+def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: float = NO_CAP) -> Scored:
     """Compute losses of `rows` of the prediction log joined with labels.
 
     clip: probabilities are held in [clip, 1 - clip]; cap: the most that the squared error, deviance or distance of a row counts,
@@ -153,6 +156,29 @@ def score(rows: pa.Table, *, loss: Loss = "log_loss", clip: float = 0.01, cap: f
         bias=np.where(np.isnan(realised), np.nan, np.clip(mean - label, -LARGEST, LARGEST)),
         outside=_outside(rows),
     )
+
+
+def possible_difference(
+    first: Scored, second: Scored, *, loss: Loss, clip: float = 0.01, cap: float = NO_CAP
+) -> float:
+    """Find the most by which losses of two versions can differ on one of these rows, whatever its label; 0 where nothing bounds it.
+
+    first, second: the same labelled rows in the same order. Of one probability of a label 0 or 1 it follows from both answers, of
+    others from the bounds of the loss.
+    """
+    if not len(first):
+        return 0.0
+    p, q = first.output, second.output
+    if loss == "log_loss":
+        if not np.isfinite(first.expected + second.expected).all():
+            return math.log((1 - clip) / clip)
+        p, q = np.clip(p, clip, 1 - clip), np.clip(q, clip, 1 - clip)
+        return math.log(max(float(np.maximum(a / b, b / a).max()) for a, b in ((p, q), (1 - p, 1 - q))))
+    if loss == "squared_error" and np.isin(first.label, (0.0, 1.0)).all():
+        return min(cap, float(np.abs(p - q).max() * max(np.abs(p + q - label).max() for label in (0.0, 2.0))))
+    if loss in {"squared_error", "poisson_deviance", "euclidean_distance"}:
+        return cap if cap < NO_CAP else 0.0
+    return 1.0
 
 
 def _by_request(items: Scored) -> Scored:

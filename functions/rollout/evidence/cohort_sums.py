@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from toque.functions.evaluation.realised_loss import Scored, score
+from toque.functions.evaluation.realised_loss import Scored, possible_difference, score
 from toque.functions.prediction_log import PINNED
 from toque.functions.rollout.evidence.metrics import (
     FROM_TABLES,
@@ -40,7 +40,7 @@ from toque.registry.times import EPOCH, epoch_us
 # Until every replica has followed the traffic change, the split is not the declared one.
 SETTLE_US = 10_000_000
 _logger = logging.getLogger(__name__)
-_LAYOUT = 4  # of the stored sums
+_LAYOUT = 5  # of the stored sums
 _Kind = TypeVar("_Kind", "WholeSums", "SplitSums")
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
@@ -340,12 +340,14 @@ def paired_loss(cohort: Scored, state: RolloutState) -> tuple[PairedLoss, SlotSu
     ours, theirs = challenger.where(right), champion.where(left)
     both = ours.answered & theirs.answered
     labelled = both & np.isfinite(ours.loss) & np.isfinite(theirs.loss)
+    pairs, shadows, policy = theirs.where(labelled), ours.where(labelled), state.policy
     loss = PairedLoss.of_cohort(
-        theirs.loss[labelled],
-        ours.loss[labelled],
-        theirs.unit[labelled].astype(str).tolist(),
+        pairs.loss,
+        shadows.loss,
+        pairs.unit.astype(str).tolist(),
         pairs=int(both.sum()),
         requests=int(champion.answered.sum()),
+        possible=possible_difference(pairs, shadows, loss=policy.loss, clip=policy.clip, cap=policy.loss_cap),
     )
     loss = loss.model_copy(
         update={
@@ -353,8 +355,7 @@ def paired_loss(cohort: Scored, state: RolloutState) -> tuple[PairedLoss, SlotSu
             "challenger_unanswered": int((theirs.answered & ~ours.answered).sum()),
         }
     )
-    pairs = theirs.where(labelled)
-    difference = pairs.loss - ours.loss[labelled]
+    difference = pairs.loss - shadows.loss
     return loss, SlotSums.of(_hashes(pairs), difference, np.ones(len(pairs)))
 
 

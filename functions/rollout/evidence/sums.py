@@ -17,6 +17,7 @@ from toque.functions.stats import ClusterSums, SeriesSums
 from toque.functions.stats.comparison.cluster_sums import exact_sum
 
 Floats = npt.NDArray[np.float64]
+_MADE_UP = 2  # units at either end: with one, an equal challenger is promoted more often than alpha where one label in 70 decides
 
 
 class PairedLoss(BaseModel):
@@ -25,7 +26,8 @@ class PairedLoss(BaseModel):
     by_returning_unit: summed by unit over all cohorts, one that comes back being one unit; empty in sums of before.
     requests: what the champion answered in these cohorts. pairs: those the challenger scored too, both with a
     number; labelled or not. challenger_unanswered, champion_unanswered: requests that both scored, only one of them with a
-    number. champion_loss, challenger_loss: sums over the labelled pairs.
+    number. champion_loss, challenger_loss: sums over the labelled pairs. possible: the most by which the losses of a pair could
+    have differed, whatever its label; 0 where nothing bounds it, and in sums of before.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,10 +41,18 @@ class PairedLoss(BaseModel):
     requests: int = 0
     champion_unanswered: int = 0
     challenger_unanswered: int = 0
+    possible: float = 0.0
 
     @classmethod
     def of_cohort(
-        cls, champion: Floats, challenger: Floats, units: Sequence[str], *, pairs: int, requests: int
+        cls,
+        champion: Floats,
+        challenger: Floats,
+        units: Sequence[str],
+        *,
+        pairs: int,
+        requests: int,
+        possible: float = 0.0,
     ) -> Self:
         """Sum one cohort from the losses of both versions on the same labelled requests, each (rows,)."""
         difference = champion - challenger
@@ -53,12 +63,12 @@ class PairedLoss(BaseModel):
             challenger_loss=exact_sum(challenger),
             pairs=pairs,
             requests=requests,
+            possible=possible,
         )
 
     def __add__(self, other: Self) -> Self:
-        return type(self)(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
+        sums = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
+        return type(self)(**sums | {"possible": max(self.possible, other.possible)})
 
     @property
     def labels(self) -> int:
@@ -68,8 +78,19 @@ class PairedLoss(BaseModel):
     @property
     def unit_error(self) -> float:
         """Standard error of the mean difference, robust to dependence within a unit, over all cohorts where that was summed."""
-        once, returning = self.by_unit.standard_error(), self.by_returning_unit
-        return max(once, returning.standard_error()) if returning.rows else once
+        return self._error(ClusterSums())
+
+    @property
+    def cautious_error(self) -> float:
+        """The same with two made-up units at either end of what was possible: a rare label that did not come yet has no variance."""
+        ends = (-self.possible, self.possible) * _MADE_UP if self.possible else ()
+        return self._error(sum((ClusterSums.one(end, 1) for end in ends), ClusterSums()))
+
+    def _error(self, made_up: ClusterSums) -> float:
+        summed = [self.by_unit, *([self.by_returning_unit] if self.by_returning_unit.rows else [])]
+        return max(
+            (sums + made_up).standard_error() * (sums.rows + made_up.rows) / sums.rows for sums in summed
+        )
 
 
 class ArmCounts(BaseModel):

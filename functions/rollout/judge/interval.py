@@ -49,7 +49,8 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
     returning = loss.by_returning_unit
     radius = z * deviation
     if is_series and deviation < math.inf:
-        radius = _student(z, (returning.effective if returning.rows else units.clusters) - 1) * deviation
+        freedom = (returning.effective if returning.rows else units.clusters) - 1
+        radius = _student(z, freedom) * loss.cautious_error
     if policy.dependence == "cohort":
         radius = max(radius, _by_cohort(z, cohorts))
     waits = is_series and cohorts.span * policy.cohort < policy.season
