@@ -25,7 +25,7 @@ from toque.featurestore.errors import UnexpectedRows, UnreadableSource
 from toque.featurestore.sources.rows import REASON, REJECTED, REPEATED, check
 from toque.registry.journal import Entry, Fold, Journal
 from toque.registry.store import Table, write_part
-from toque.registry.store.tables.parts import Part
+from toque.registry.store.tables.parts import Part, delete_part
 
 SHOWN = 100
 """Greatest number of pieces and reasons that a load or a lineage names."""
@@ -203,6 +203,7 @@ class RunningLoad:
         self.read: list[str] = []
         self.removed = 0
         self._written: list[_Written] = []
+        self._files: list[Future[Part]] = []
         self._waiting: list[pa.Table] = []
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="source-writer")
 
@@ -261,6 +262,13 @@ class RunningLoad:
         """Files of the load's rows, once all are written. Raises: OSError if one cannot be."""
         return [each.part.result() for each in self._written if each.part is not None]
 
+    def discard(self, *, but: Sequence[Part] = ()) -> None:
+        """Delete the load's files, but those of a commit: what no version names would hold rows that an erasure waits for."""
+        for each in self._files:
+            if each.exception() is None and each.result() not in but:
+                delete_part(self._table, each.result())
+        self._files = []
+
     def require_fit(self) -> None:
         """Check that few rows were kept aside, and that the newest is fresh. Raises: UnexpectedRows."""
         self.require_share()
@@ -280,10 +288,9 @@ class RunningLoad:
         )
         if report.rejected - twice > self._source.bad_share * given:
             reasons = "; ".join(f"{reason} ({count} rows)" for reason, count in report.reasons.items())
-            sample = self.rejected[0].column("row")[0].as_py()
             raise UnexpectedRows(
-                f"{where}: {report.rejected} of {given} rows do not fit, more than bad_share={self._source.bad_share:g}: {reasons}; "
-                f"the first is {sample}. Correct the source or its declaration; nothing was loaded"
+                f"{where}: {report.rejected} of {given} rows do not fit, more than bad_share={self._source.bad_share:g}: {reasons}. "
+                "Correct the source or its declaration; nothing was loaded"
             )
 
     def report(self) -> SourceLoad:
@@ -333,6 +340,7 @@ class RunningLoad:
         if earlier and earlier[-1].part:
             earlier[-1].part.result()  # no more than one file waits to be written
         part = self._writer.submit(write_part, self._table, new, bounds=(EVENT_TIMESTAMP, KNOWN_AT, LOAD))
+        self._files.append(part)
         return _Written(part, new.num_rows, given.num_rows - new.num_rows, (first, last))
 
 

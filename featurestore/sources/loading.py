@@ -84,16 +84,23 @@ class SourceTable:
         Raises: UnreadableSource if it cannot be read at all, or nothing that is new in it; UnexpectedRows if too many rows of each
         new file do not fit, or a `NullShare` or `Freshness` does not hold. Then nothing is stored.
         """
+        load = self.begin()
         try:
-            load = self._read_new(secrets)
+            self._read_new(load, secrets)
             load.require_fit()
         except UnexpectedRows:
+            load.discard()
             misfits = self._misfits(secrets)
             if not misfits:
                 raise
-            load = self._read_new(secrets, without=misfits)
+            load = self.begin()
+            self._read_new(load, secrets, without=misfits)
+        except UnreadableSource:
+            load.discard()
+            raise
         report = load.report()
         if not report.rows + report.rejected and load.position.items() <= self._state.state.position.items():
+            load.discard()
             if load.unreadable:
                 raise UnreadableSource("; ".join(load.unreadable.values()))
             return None
@@ -101,10 +108,9 @@ class SourceTable:
         return self.state().loads[-1]
 
     def _read_new(
-        self, secrets: Secrets, *, without: Mapping[str, str] = MappingProxyType({})
-    ) -> RunningLoad:
-        """Read what is new at the source into a running load. without: pieces to leave out, with the reason. Raises: UnexpectedRows, UnreadableSource."""
-        load = self.begin()
+        self, load: RunningLoad, secrets: Secrets, *, without: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """Read what is new at the source into a load. without: pieces to leave out, with the reason. Raises: UnexpectedRows, UnreadableSource."""
         before = self._state.state.position
         for piece in self.source.reads.pieces(before, self.read_names, secrets):
             if piece.again and not self._tells_rows_apart:
@@ -122,7 +128,6 @@ class SourceTable:
                 new = [self.not_aside(rows) for rows in load.rejected]
                 load.rejected = [rows for rows in new if rows.num_rows]
         load.flush()
-        return load
 
     def _misfits(self, secrets: Secrets) -> dict[str, str]:
         """Find the new pieces that do not fit by themselves, with the reason; empty if all do not, or they follow on each other."""
@@ -136,6 +141,8 @@ class SourceTable:
                 load.require_share()
             except UnexpectedRows as error:
                 misfits[piece.name] = str(error)
+            finally:
+                load.discard()
         return {} if len(misfits) == len(pieces) or any(piece.again for piece in pieces) else misfits
 
     @property
@@ -311,7 +318,11 @@ class SourceTable:
 
     def commit(self, load: RunningLoad) -> None:
         """Store a load's rows and record it; of two loads of one number the first counts. Raises: UnexpectedRows."""
-        load.require_fit()
+        try:
+            load.require_fit()
+        except UnexpectedRows:
+            load.discard()
+            raise
         body = {"load": load.report().model_dump(mode="json"), "position": load.position}
         transactions = {f"source:{self.source.name}": load.number}
         if load.rejected:
@@ -320,8 +331,9 @@ class SourceTable:
             self.rejected.create(aside.schema)
             body["aside"] = asdict(write_part(self.rejected, aside))
         metadata = {_METADATA: json.dumps(body)}
-        schema = _stored_schema(self.source)
-        append_with_parts(self.table, load.parts, schema, transactions=transactions, metadata=metadata)
+        schema, parts = _stored_schema(self.source), load.parts
+        if append_with_parts(self.table, parts, schema, transactions=transactions, metadata=metadata):
+            load.discard(but=parts)  # else an earlier try may have named them
         self._record_committed()
         self._compact()
 

@@ -76,6 +76,11 @@ def read_part(table: Table, part: Part, *, columns: Sequence[str] | None = None)
     return pq.read_table(part.path, columns=names, filesystem=file_system(table.store, table.name))
 
 
+def delete_part(table: Table, part: Part) -> None:
+    """Delete a file that `write_part` wrote and no version will have."""
+    table.store.delete(f"tables/{table.name}.delta/{part.path}")
+
+
 def _bounds(column: pa.ChunkedArray) -> tuple[str | int, str | int] | None:
     """Least and greatest value as the log has them: times in whole milliseconds, rounded outwards; None beyond the calendar."""
     least, most = pc.min(column), pc.max(column)

@@ -28,6 +28,7 @@ from toque.featurestore import (
     DeltaRows,
     Field,
     Float64,
+    Freshness,
     InRange,
     NullShare,
     ParquetFiles,
@@ -36,7 +37,7 @@ from toque.featurestore import (
     UnexpectedRows,
     UnreadableSource,
 )
-from toque.featurestore.sources import SourceTable, files, loading
+from toque.featurestore.sources import SourceTable, files, load_log, loading
 from toque.registry import ObjectStore, open_store
 from toque.registry.journal import Journal
 
@@ -424,6 +425,61 @@ def test_a_file_that_goes_after_it_was_listed_holds_back_no_other(
     assert load is not None
     assert list(load.unreadable) == [f"{landing}/gone.{kind}"]
     assert stored(table) == [("stays", 1.0)]
+
+
+def unnamed_files(table: SourceTable) -> set[str]:
+    """List the files of a source's tables that no version names."""
+    found: set[str] = set()
+    for each in (table.table, table.rejected):
+        root = f"tables/{each.name}.delta/"
+        named = set(each.open().file_uris()) if each.exists() else set()
+        stored = [
+            key for key in each.store.list(root) if key.endswith(".parquet") and "_delta_log" not in key
+        ]
+        found |= {key for key in stored if not any(uri.endswith(key) for uri in named)}
+    return found
+
+
+@pytest.mark.parametrize("part_rows", [1, 1 << 20], ids=["files of their own", "one file"])
+@pytest.mark.parametrize(
+    "misfit", ["a row", "a file", "every file", "unreadable", "stale", "repeated", "nothing new"]
+)
+def test_a_load_leaves_no_file_and_no_row_where_an_erasure_cannot_reach(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, misfit: str, part_rows: int
+) -> None:
+    monkeypatch.setattr(load_log, "PART_ROWS", part_rows)
+
+    def write(name: str, values: list[str]) -> None:
+        rows = "".join(
+            f"{name}-{number},{value},2024-05-01T10:00:00Z\n" for number, value in enumerate(values)
+        )
+        (landing / f"{name}.csv").write_text("user,v,at\n" + rows)
+
+    good, bad = [str(number) for number in range(30)], ["ssn-123"] * 30
+    options: dict[str, Any] = {"unique": ["user"]}
+    if misfit == "stale":
+        options["expectations"] = [Freshness(timedelta(minutes=1))]
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, **options)
+    write("a", bad if misfit == "every file" else good)
+    write(
+        "b", bad if misfit in {"a file", "every file"} else [*good, *bad[:1]] if misfit == "a row" else good
+    )
+    if misfit == "unreadable":  # after rows of it were written
+        (landing / "c.csv").write_bytes(
+            b"user,v,at\n" + b"c,1,2024-05-01T10:00:00Z\n" * 30 + b"\xff,1,x\n" * 3
+        )
+    for _ in range(2):
+        refusal = ""
+        try:
+            table.load(no_secrets)
+        except (UnexpectedRows, UnreadableSource) as error:
+            refusal = str(error)
+        assert "ssn-123" not in refusal
+        if misfit == "repeated":
+            shutil.copy(landing / "a.csv", landing / "again.csv")
+    assert unnamed_files(table) == set()
+    journals = [key for key in store.list("features/") if "/tables/" not in key]
+    assert not any(b"ssn-123" in store.get(key) for key in journals)
 
 
 @pytest.mark.parametrize("killed_at", range(5))

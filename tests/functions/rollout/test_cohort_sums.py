@@ -147,7 +147,7 @@ def test_sums_of_another_release_are_made_anew(log: Log) -> None:
     store = Store()
     wanted = summed(store, log, CANARY)
     reads = len(log.spans)
-    store.kept = {key: data.replace(b'"layout":4', b'"layout":3') for key, data in store.kept.items()}
+    store.kept = {key: data.replace(b'"layout":5', b'"layout":4') for key, data in store.kept.items()}
     log.spans.clear()
     assert summed(store, log, CANARY) == wanted
     assert len(log.spans) == reads
