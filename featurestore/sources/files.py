@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import csv, fs
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072
 _BLOCK_BYTES = 8 << 20
+_LONGEST_LINE = 64 << 20
 _TAIL_BYTES = 4096
 SETTLED_S = 60.0
 """Seconds for which a file in a folder must have stayed as it is for its last line, without an end, to be whole."""
@@ -162,6 +164,7 @@ class CsvFiles:
             return "skip"
 
         start, end = between
+        opened: list[bytes] = []
         try:
             with system.open_input_file(path) as file:
                 names = _header(file, self.delimiter, self.encoding)
@@ -170,7 +173,7 @@ class CsvFiles:
                 if begin >= end:
                     return
                 reader = csv.open_csv(
-                    pa.PythonFile(_Part(file, begin, end), mode="r"),
+                    pa.PythonFile(_Lines(file, (begin, end), self.delimiter, opened), mode="r"),
                     csv.ReadOptions(column_names=names, block_size=_BLOCK_BYTES, encoding=self.encoding),
                     csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=keep),
                     csv.ConvertOptions(
@@ -182,21 +185,62 @@ class CsvFiles:
                 )
                 for batch in reader:
                     yield pa.Table.from_batches([batch])
+                torn.extend(line.decode(self.encoding, errors="replace") for line in opened)
         except (pa.ArrowException, OSError, UnicodeError) as error:
             raise UnreadableSource(f"file {path!r} cannot be read as {self.encoding} CSV: {error}") from error
 
 
-class _Part:
-    """Part of an open file that reads as a file of its own."""
+class _Lines:
+    """Lines of a part of an open file as a file of its own, but for those with a value whose quote is open at their end.
 
-    def __init__(self, file: pa.NativeFile, begin: int, end: int) -> None:
-        self._file, self._at, self._end, self.closed = file, begin, end, False
+    Such a value would take in the lines that follow. torn: takes these lines.
+    """
+
+    def __init__(
+        self, file: pa.NativeFile, between: tuple[int, int], delimiter: str, torn: list[bytes]
+    ) -> None:
+        self._file, (self._at, self._end), self._torn, self.closed = file, between, torn, False
+        self._delimiter = delimiter.encode()
+        other = re.escape(self._delimiter)
+        value = rb'(?:"(?:[^"]|"")*"(?!")[^%b]*|[^"%b][^%b]*|)' % (other, other, other)
+        self._closed_line = re.compile(value + rb"(?:%b" % other + value + rb")*", re.DOTALL)
+        self._ready, self._rest = b"", b""
 
     def read(self, size: int = -1) -> bytes:
-        left = self._end - self._at
-        data = bytes(self._file.read_at(left if size < 0 else min(size, left), self._at))
-        self._at += len(data)
+        while not self._ready and (self._at < self._end or self._rest):
+            data = bytes(self._file.read_at(min(_BLOCK_BYTES, self._end - self._at), self._at))
+            self._at = self._at + len(data) if data else self._end
+            data = self._rest + data
+            cut = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+            cut = len(data) if self._at >= self._end or len(data) > _LONGEST_LINE else cut
+            self._ready, self._rest = self._closed_lines(data[:cut]), data[cut:]
+        data, self._ready = (
+            self._ready[: size if size >= 0 else None],
+            self._ready[size:] if size >= 0 else b"",
+        )
         return data
+
+    def _closed_lines(self, data: bytes) -> bytes:
+        if b'"' not in data:
+            return data
+        codes = np.frombuffer(data, np.uint8)
+        quotes, ends = np.flatnonzero(codes == ord('"')), np.flatnonzero(np.isin(codes, [10, 13]))
+        line = np.searchsorted(ends, quotes)
+        begins = np.flatnonzero(np.diff(line, prepend=-1))  # the first quote of each line
+        turn = np.arange(len(quotes)) - np.repeat(begins, np.diff(begins, append=len(quotes)))
+        before = np.where(quotes > 0, codes[quotes - 1], 10)
+        within = (turn % 2 == 0) & ~np.isin(before, [10, 13, ord('"'), self._delimiter[0]])
+        odd = line[begins][np.diff(begins, append=len(quotes)) % 2 == 1]
+        kept, at = list[bytes](), 0
+        for number in np.union1d(odd, line[within]).tolist():
+            begin, end = (
+                int(ends[number - 1]) + 1 if number else 0,
+                int(ends[number]) if number < len(ends) else len(data),
+            )
+            if not self._closed_line.fullmatch(data, begin, end):
+                self._torn.append(data[begin:end])
+                kept, at = [*kept, data[at:begin]], end
+        return b"".join([*kept, data[at:]]) if at else data
 
     def close(self) -> None:
         self.closed = True

@@ -11,7 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import reduce
 from itertools import chain
 from operator import or_
@@ -56,6 +56,9 @@ SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted after a load."""
 _SCANNED_ROWS = 1 << 19  # stored rows that are compared with new ones at once
 _METADATA = "source_load"
+_SKEW = timedelta(
+    hours=1
+)  # between clocks; one further ahead was wrong, and its loads' times are not followed
 _TURN = "source_turn"  # number of a row among those of its name, while they are compared
 
 
@@ -179,11 +182,17 @@ class SourceTable:
             self.table,
             self.not_stored,
             number=state.number + 1,
-            at=self._clock(),
+            at=self._time_after(state),
             before=state.total,
             first_row=state.position.get(ROWS_READ, 0),
             within=within,
         )
+
+    def _time_after(self, state: SourceState) -> datetime:
+        """Tell the time, after that of the load before, so that of corrections the last counts though another clock is behind."""
+        now = self._clock()
+        before = state.loads[-1].at if state.loads else now
+        return before + timedelta(microseconds=1) if now < before < now + _SKEW else now
 
     def lineage(self, load: int) -> SourceLineage:
         """Describe all loads up to the one of this number. Raises: UnreadableSource if there is no such load."""
@@ -330,7 +339,7 @@ class SourceTable:
             aside = aside.append_column(LOAD, pa.array([load.number] * aside.num_rows, pa.int64()))
             self.rejected.create(aside.schema)
             body["aside"] = asdict(write_part(self.rejected, aside))
-        metadata = {_METADATA: json.dumps(body)}
+        metadata = {_METADATA: json.dumps(body, allow_nan=False)}  # the journal takes it, too
         schema, parts = _stored_schema(self.source), load.parts
         if append_with_parts(self.table, parts, schema, transactions=transactions, metadata=metadata):
             load.discard(but=parts)  # else an earlier try may have named them

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import sqlite3
 from collections import Counter
@@ -91,6 +92,16 @@ class SqlTable:
                     f"{self.table}: column {self.watermark!r} was read up to {known['value']}, and no row is left; nothing is loaded"
                 )
             return
+        if isinstance(newest, float | Decimal) and not math.isfinite(newest):
+            raise UnreadableSource(
+                f"{self.table}: column {self.watermark!r} is {newest} in a row, beyond which no other comes; correct that row, or "
+                "leave it out by a query in parentheses as `table`"
+            )
+        if known is not None and not _comparable(newest, _value(known)):
+            raise UnreadableSource(
+                f"{self.table}: column {self.watermark!r} is {newest!r} now, and {known['value']!r} was read before: values of two "
+                "types have no order; correct the rows, or cast the column in a query in parentheses as `table`"
+            )
         if known is not None and newest < _value(known):
             raise UnreadableSource(
                 f"{self.table}: column {self.watermark!r} went back from {known['value']} to {newest}; nothing is loaded until it "
@@ -179,6 +190,13 @@ def _come(known: Mapping[str, Any], now: Mapping[str, Any]) -> int:
     if "hashes" in known and known["columns"] == now.get("columns"):
         return (Counter(now["hashes"]) - Counter(known["hashes"])).total()
     return int(now["rows"]) - int(known.get("rows", now["rows"]))
+
+
+def _comparable(value: Any, other: Any) -> bool:
+    try:
+        return isinstance(value < other, bool)
+    except TypeError:
+        return False
 
 
 def _hash(row: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, unquote
 
 from toque.functions.runtime.errors import MissingSecret, SecretLeaked, UndeclaredSecret
 
@@ -24,6 +24,10 @@ MASK = "***"
 _MIN_BASE64 = 4  # characters of base64 that no neighbour of the secret changes
 _URL_SAFE = str.maketrans("+/", "-_")
 _ESCAPED = re.compile(r"%[0-9A-F]{2}")
+_PASSWORD = re.compile(
+    r"^\w[\w+.-]*://[^/:@]*:(.+)@|(?:password|pwd|token|secret)\s*=\s*([^&;\s]+)", re.IGNORECASE | re.DOTALL
+)
+_DELIMITERS = re.compile(r"[/?#@:%&;\s]+")
 _MIN_LINE_CHARACTERS = 8  # of a line that is masked by itself, in a secret of several lines
 
 _available: ContextVar[Mapping[str, str]] = ContextVar("toque_secrets", default={})  # noqa: B039  # never changed
@@ -119,6 +123,19 @@ def _pattern(values: frozenset[str]) -> re.Pattern[str]:
 
 
 def _spellings(value: str) -> Iterator[str]:
+    for text in (value, *_passwords(value)):
+        yield from _encoded(text)
+
+
+def _passwords(value: str) -> Iterator[str]:
+    """Yield the passwords in a URL or a connection string, and the pieces that a parser cuts one into that is not escaped."""
+    for match in _PASSWORD.finditer(value):
+        password = next(filter(None, match.groups()))
+        texts = {password, unquote(password), *_DELIMITERS.split(password)}
+        yield from (text for text in texts if len(text) >= MIN_CHARACTERS)
+
+
+def _encoded(value: str) -> Iterator[str]:
     """Encode a value as code, JSON, URLs, hex and base64 do; and its lines, for text that is cut into lines."""
     written = {value, repr(value)[1:-1], json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     quoted = {

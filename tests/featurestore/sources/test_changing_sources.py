@@ -37,6 +37,7 @@ from toque.featurestore import (
     UnexpectedRows,
     UnreadableSource,
 )
+from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.sources import SourceTable, files, load_log, loading
 from toque.registry import ObjectStore, open_store
 from toque.registry.journal import Journal
@@ -384,6 +385,99 @@ def test_a_file_with_a_corrected_line_is_told_wherever_that_is(
     for _ in range(2):
         with pytest.raises(UnreadableSource, match="what was read of it changed"):
             table.load(no_secrets)
+
+
+QUOTED = {
+    "opened": '"Bob,1,2024-05-01T10:00:00Z',
+    "opened within": 'a,"1,2024-05-01T10:00:00Z',
+    "opened twice": '"Bob,1,"2024-05-01T10:00:00Z',
+    "opened after one": '"Bob","1,2024-05-01T10:00:00Z',
+    "escaped at the end": '"Bob"",1,2024-05-01T10:00:00Z',
+    "opened after a mark": '5" pipe,"1,2024-05-01T10:00:00Z',
+}
+CLOSED = {
+    "quoted": ('"Bob",1,2024-05-01T10:00:00Z', "Bob"),
+    "a delimiter": ('"Bob, A.",1,2024-05-01T10:00:00Z', "Bob, A."),
+    "escaped": ('"Bob ""B"" ",1,2024-05-01T10:00:00Z', 'Bob "B" '),
+    "a mark": ('5" pipe,1,2024-05-01T10:00:00Z', '5" pipe'),
+    "two marks": ('5" by 6",1,2024-05-01T10:00:00Z', '5" by 6"'),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("block", [40, 1 << 20])
+@pytest.mark.parametrize("place", [0, 50, 99])
+@pytest.mark.parametrize("line", QUOTED.values(), ids=QUOTED.keys())
+def test_a_quote_that_nobody_closes_takes_no_other_line(
+    landing: Path,
+    store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+    place: int,
+    block: int,
+    end: str,
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block)
+    lines = [f"u{number},1,2024-05-01T10:00:00Z" for number in range(99)]
+    lines.insert(place, line)
+    (landing / "a.csv").write_bytes(end.join(["user,v,at", *lines, ""]).encode())
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store)
+    load = table.load(no_secrets)
+    assert load is not None
+    assert (load.rows, load.rejected) == (99, 1)
+    assert table.rejected.read()["row"].to_pylist() == [line]
+
+
+@pytest.mark.parametrize("block", [40, 1 << 20])
+@pytest.mark.parametrize(("line", "user"), CLOSED.values(), ids=CLOSED.keys())
+def test_a_line_with_quotes_is_read_as_it_is(
+    landing: Path, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, line: str, user: str, block: int
+) -> None:
+    monkeypatch.setattr(files, "_BLOCK_BYTES", block)
+    (landing / "a.csv").write_text(f"user,v,at\n{line}\nu1,2,2024-05-01T10:00:00Z\n{line}\n")
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store)
+    table.load(no_secrets)
+    assert stored(table) == sorted([(user, 1.0), (user, 1.0), ("u1", 2.0)])
+
+
+@pytest.mark.parametrize("value", ["9e999", "-9e999", "'text'", "x'00'"])
+def test_a_watermark_beyond_which_nothing_comes_is_told_and_passes_once_it_is_corrected(
+    tmp_path: Path, store: ObjectStore, value: str
+) -> None:
+    database, reads = sql(tmp_path)
+    table = table_of(reads, store)
+    insert(database, "a", 1.0, 1)
+    table.load(no_secrets)
+    database.execute("CREATE TABLE free AS SELECT * FROM tx")
+    database.execute(f"INSERT INTO free VALUES ('odd', 1, '2024-05-01T10:00:00Z', {value})")  # noqa: S608
+    database.execute("DROP TABLE tx")
+    database.execute("ALTER TABLE free RENAME TO tx")
+    insert(database, "b", 2.0, 2)
+    if value != "-9e999":  # less than any other: it is not read, as one that came late
+        for _ in range(2):
+            with pytest.raises(UnreadableSource, match=r"column 'updated' is .*query in parentheses"):
+                table.load(no_secrets)
+        database.execute("DELETE FROM tx WHERE user = 'odd'")
+        database.commit()
+    table.load(no_secrets)
+    assert stored(table) == [("a", 1.0), ("b", 2.0)]
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "without time"])
+@pytest.mark.parametrize("behind", [timedelta(microseconds=1), timedelta(seconds=9), timedelta(minutes=50)])
+def test_a_correction_that_is_loaded_by_a_clock_behind_counts(
+    landing: Path, store: ObjectStore, behind: timedelta, *, named: bool
+) -> None:
+    options: dict[str, Any] = {"unique": ["user"]} if named else {"timestamp": "", "timezone": "UTC"}
+    table = table_of(CsvFiles(f"{landing}/*.csv"), store, **options)
+    for number, clock in enumerate([NOW, NOW - behind, NOW]):
+        (landing / f"{number}.csv").write_text(f"user,v,at\na,{number},2013-05-01T10:00:00Z\n")
+        table._clock = lambda at=clock: at
+        table.load(no_secrets)
+    times = [each.at for each in table.state().loads]
+    assert times == sorted(set(times))
+    rows = table.rows()
+    assert (rows["v"].to_pylist() if named else rows.sort_by(EVENT_TIMESTAMP)["v"].to_pylist()[-1:]) == [2.0]
 
 
 def test_a_file_that_grew_under_an_earlier_release_is_read_on(landing: Path, store: ObjectStore) -> None:

@@ -171,7 +171,7 @@ def test_rows_that_do_not_fit_are_kept_aside_with_reasons(tmp_path: Path, store:
 def test_a_source_that_changed_is_refused_whole(tmp_path: Path, store: ObjectStore) -> None:
     (tmp_path / "a.csv").write_text(HEADER + "N1,2013-01-01,1\nN2,2013-01-01,late\n")
     table = table_of(declared(CsvFiles(f"{tmp_path}/*.csv")), store)
-    with pytest.raises(UnexpectedRows, match=r"1 of 2 rows do not fit.*'delay' is not Float64.*N2"):
+    with pytest.raises(UnexpectedRows, match=r"1 of 2 rows do not fit.*'delay' is not Float64"):
         table.load(no_secrets)
     assert table.state().number == 0
     assert delays(table) == []

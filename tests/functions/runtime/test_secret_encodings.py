@@ -60,3 +60,22 @@ def test_texts_that_resemble_a_secret_stay():
             "plain text",
         ):
             assert redact(text) == text
+
+
+ADDRESSES = {
+    "percent": ("postgresql://bob:s3cret%zzpw@db.example:5432/wine", ["s3cret%zzpw", "s3cret", "zzpw"]),
+    "slash": ("redis://:s3cret/pw/4711@cache.example:6379/0", ["s3cret/pw/4711", "s3cret", "4711"]),
+    "at": ("postgresql://bob:s3c@ret99@db.example/wine", ["s3c@ret99", "ret99"]),
+    "escaped": ("postgresql://bob:s3cret%2Fpw@db.example/wine", ["s3cret%2Fpw", "s3cret/pw"]),
+    "named": ("host=db.example user=bob password=s3cret99 dbname=wine", ["s3cret99"]),
+    "argument": ("https://db.example/wine?user=bob&token=s3cret99&ssl=on", ["s3cret99"]),
+}
+
+
+@pytest.mark.parametrize(("address", "pieces"), ADDRESSES.values(), ids=ADDRESSES.keys())
+def test_a_password_within_an_address_is_masked_alone_and_cut_by_a_parser(address: str, pieces: list[str]):
+    with use_secrets("f", ["S"], lambda _: address):
+        for piece in (address, *pieces):
+            shown = redact(f'invalid token: "{piece}" of bob at db.example, database wine')
+            assert shown == f'invalid token: "{MASK}" of bob at db.example, database wine'
+            assert contains_secret(f"x {piece} y")
