@@ -106,7 +106,7 @@ class DeltaRows:
 
 
 def _rows_in(
-    files: Mapping[str, Any], others: Mapping[str, Any], schema: pa.Schema, columns: list[str]
+    files: dict[str, Any], others: dict[str, Any], schema: pa.Schema, columns: list[str]
 ) -> Iterator[pa.Table]:
     """Read files that are not among others, the oldest first."""
     for path in reversed(files):  # the log's order is the newest commit first
