@@ -35,6 +35,7 @@ from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.function import function
 from toque.functions.runtime.secret import secret_value, use_secrets
 from toque.registry import InvalidInput, Table
+from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.store import Part, check_table_name, overwrite_with_parts, write_part
 
 _CREATED = "created_timestamp"
@@ -135,6 +136,8 @@ def refresh_features(
     for source in sorted(batch):
         try:
             loaded = load_source(source, start, end)
+        except (Unavailable, Forbidden):  # of our own store
+            raise
         except Exception as error:  # noqa: BLE001  # a reader's library raises errors of its own; the others have their turn
             failed[f"batch source {source!r}"] = _reason(error)
         else:
@@ -142,6 +145,8 @@ def refresh_features(
     for view in chosen:
         try:
             refreshed.append(features.refresh_view(view))
+        except (Unavailable, Forbidden):
+            raise
         except Exception as error:  # noqa: BLE001  # as above
             failed[f"feature view {view.name!r}"] = _reason(error)
     if failed:
