@@ -82,6 +82,10 @@ class Executor:
     _idle: set[str] = field(default_factory=set)  # wait for a signal alone, which comes with a note
     _announced: dict[str, Announced] = field(default_factory=dict)
     _backlog: dict[str, FollowedRecord] = field(default_factory=dict)  # due, but no worker or slot was free
+    _unknown: dict[str, datetime] = field(
+        default_factory=dict
+    )  # since when their function was not found here
+    _may_end: bool = False
     _slots: dict[str, ConcurrencySlots | None] = field(default_factory=dict)
     _experiments: Experiments = field(init=False)
     _launcher: Launcher = field(init=False)
@@ -93,12 +97,14 @@ class Executor:
         self._intake = Intake(self.context, self.ledger)
         self._launcher = Launcher(self.context, self.ledger, self.code_patience_s)
 
-    def poll(self) -> int:
+    def poll(self, *, ends_unknown: bool = False) -> int:
         """Process every invocation that is new or due, without waiting, for some seconds; returns how many are open.
 
+        ends_unknown: whether this process has the project's code, so that a function that it lacks is one that nobody has.
         What is left is next in the following round. Raises: what kept some of the queues from being read.
         """
         with self._lock:
+            self._may_end = ends_unknown
             self._take_in()
             self._reap()
             self.nodes.keep_watching()
@@ -222,7 +228,9 @@ class Executor:
             process()
         except UnknownInvocation:  # deleted meanwhile
             self._forget(invocation)
-        except (Unavailable, UnknownFunction) as error:
+        except UnknownFunction as error:
+            self._guarded(invocation, partial(self._leave, invocation, error))
+        except Unavailable as error:
             self._postpone(invocation, error)
         except Exception as error:
             # One unreadable record must not keep the other invocations from running.
@@ -262,6 +270,20 @@ class Executor:
     def _postpone(self, invocation: str, error: Exception) -> None:
         _logger.warning("invocation %s is postponed by %s s: %s", invocation, POSTPONE_S, error)
         self._open[invocation] = self.ledger.clock() + timedelta(seconds=POSTPONE_S)
+
+    def _leave(self, invocation: str, error: UnknownFunction) -> None:
+        """Leave an invocation to executors that have its function; once none had it in time, end it among the dead letters."""
+        now = self.ledger.clock()
+        since = self._unknown.setdefault(invocation, now)
+        followed = self.ledger.follow(invocation)
+        if (
+            self._may_end
+            and followed.record.runnable
+            and now >= since + timedelta(seconds=self.code_patience_s)
+        ):
+            self._refuse(followed, refused_entry(error))
+        else:
+            self._postpone(invocation, error)
 
     def _look(self, invocation: str) -> Look:
         """Read what decides what becomes of an invocation; makes no change, so that many are read at once."""
@@ -358,12 +380,16 @@ class Executor:
         self._announced.pop(invocation, None)
         self._backlog.pop(invocation, None)
         self._idle.discard(invocation)
+        self._unknown.pop(invocation, None)
 
     def _function_with_room(self, record: Record) -> DeclaredFunction | None:
         """Return the function, if a worker for one more run of it may start; else None."""
         function = catalog.find(record.reference)
         if function is None:
-            raise UnknownFunction(f"{record.reference} is not declared in this process")
+            raise UnknownFunction(
+                f"{record.reference} is not declared in this process; declare it there again and redrive the invocation, or submit "
+                "the function that took its place"
+            )
         limit = None if cluster.running() else 2 * (os.cpu_count() or 1)
         capacity = self.capacity or limit
         full = capacity is not None and len(self._workers) >= capacity

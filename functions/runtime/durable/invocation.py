@@ -131,4 +131,4 @@ def run_pending(used: Context) -> int:
 
     A ticker calls this a few times a second.
     """
-    return executor_of(used).poll()
+    return executor_of(used).poll(ends_unknown=True)

@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -121,6 +122,53 @@ def test_an_invocation_with_steps_of_old_code_ends_with_code_changed(
     ledger_of(used).redrive(invocation.id)
     eventually(lambda: late.poll() == 0)
     assert invocation.result(5) == [1, 2]  # the finished step is kept, the rest is the new code's
+
+
+@pytest.mark.parametrize("state", ["not begun", "waiting"])
+@pytest.mark.parametrize("back", [False, True], ids=["moved", "back in time"])
+def test_an_invocation_whose_function_is_gone_ends_where_a_ticker_looks_and_no_other_does(
+    used: Context,
+    version: Callable[[int], ModuleType],
+    eventually: Callable[..., None],
+    state: str,
+    *,
+    back: bool,
+) -> None:
+    old = version(1)
+    invocation, beside = old.total.submit(), old.price.submit()
+    eventually(lambda: executor_of(used).poll() >= 0 and beside.status() == "succeeded")
+    if state == "waiting":
+        eventually(lambda: executor_of(used).poll() == 0 and invocation.status() == "waiting")
+        invocation.signal("more")
+    else:
+        invocation = old.total.submit()
+    declared = catalog._declared.pop("total")
+    script, ticker = (
+        Executor(used, Ledger(used.store, actor=name), code_patience_s=0.3) for name in ("script", "ticker")
+    )
+    since = time.monotonic()
+    while time.monotonic() < since + 1:  # longer than its patience
+        assert script.poll() >= 1  # a process that has a part of the project
+    if back:
+        ticker.poll(ends_unknown=True)
+        catalog._declared["total"] = declared
+        eventually(
+            lambda: ticker.poll(ends_unknown=True) >= 0 and invocation.status() in {"waiting", "succeeded"}
+        )
+        assert ledger_of(used).dead_letters.all() == ()
+    else:
+        assert ticker.poll(ends_unknown=True) >= 1
+        assert invocation.status() != "dead"  # left to whoever has it
+        eventually(lambda: ticker.poll(ends_unknown=True) == 0)
+        failure = invocation.record().failure
+        assert failure is not None
+        assert (failure.type, "prices:total is not declared" in failure.message) == ("UnknownFunction", True)
+        assert invocation.id in ledger_of(used).dead_letters.all()
+        catalog._declared["total"] = declared
+        ledger_of(used).redrive(invocation.id)
+        eventually(
+            lambda: ticker.poll(ends_unknown=True) == 0 and invocation.status() in {"waiting", "succeeded"}
+        )
 
 
 def test_code_replaced_on_disk_does_not_resume_an_invocation(
