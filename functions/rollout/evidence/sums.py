@@ -82,7 +82,7 @@ class PairedLoss(BaseModel):
 
     @property
     def cautious_error(self) -> float:
-        """The same with two made-up units at either end of what was possible: a rare label that did not come yet has no variance."""
+        """Standard error with two made-up units at either end of what was possible: a rare label that did not come yet has no variance."""
         ends = (-self.possible, self.possible) * _MADE_UP if self.possible else ()
         return self._error(sum((ClusterSums.one(end, 1) for end in ends), ClusterSums()))
 
