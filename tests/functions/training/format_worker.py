@@ -6,7 +6,6 @@ losses of a training that was cut and of the one that went on after its checkpoi
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from tests.functions.training.tuned_worker import ADAPTERS, PARAMS, WORKERS, row
 from toque.functions.training import Lora
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.llm.fine_tune import FineTune
-from toque.functions.training.llm.job import learnt_weights, text_task
+from toque.functions.training.llm.job import text_task
 from toque.functions.training.llm.network import Pretrained, new_network
 from toque.functions.training.loop.keeping import Keeper
 from toque.functions.training.loop.process_group import ProcessGroup, ReplicatedGroup, ShardedGroup
@@ -72,7 +71,10 @@ def found(
     again.resume(resumed)
     taken_up = len(resumed.epochs)
     train(resumed, group, keeper=again)
-    weights = [learnt_weights(each, group) for each in (undisturbed, resumed)]
+    weights = [
+        {name: group.full_tensor(value).clone() for name, value in each.learnt().items()}
+        for each in (undisturbed, resumed)
+    ]
     return {
         "frozen": formats(resumed.net, learnt=False),
         "learnt": formats(resumed.net, learnt=True),

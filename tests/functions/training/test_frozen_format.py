@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.conditions.devices import card
-from tests.functions.training.format_worker import LORAS, PRECISIONS, all_found, formats, trainer_of
 from tests.functions.training.forked import answers
+from tests.functions.training.format_worker import LORAS, PRECISIONS, all_found, formats, trainer_of
 from tests.functions.training.recipes import FAST, Stack, Sums
 from tests.functions.training.test_classifier import encoder, table
 from tests.functions.training.test_llm import SPEC, base
@@ -97,7 +97,10 @@ def test_two_workers_hold_and_learn_what_one_does(base, tmp_path, sharding):
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("lora", LORAS.values(), ids=LORAS)
-def test_a_card_holds_the_formats_that_a_processor_does(base, precision, lora):
+def test_a_card_holds_the_formats_that_a_processor_does(base, tmp_path, precision, lora):
+    net = transformers.AutoModelForCausalLM.from_pretrained(base, tie_word_embeddings=False)
+    base = stored_in(base, tmp_path / "base", torch.bfloat16)  # the tokenizer
+    net.save_pretrained(base)  # a simulated card has no weight that two modules share
     host = trainer_of(base, precision, lora, SingleProcess())
     with card() as device:
         there = trainer_of(base, precision, lora, SingleProcess(device)).net
