@@ -60,7 +60,8 @@ Clip = Annotated[
     ),
 ]
 Arithmetic = Annotated[
-    Precision, Field(description="Precision of the network's arithmetic; its weights stay float32.")
+    Precision,
+    Field(description="Precision of the network's arithmetic; weights that are learnt stay float32."),
 ]
 Accumulate = Annotated[
     int,
@@ -205,7 +206,7 @@ class Settings(Protocol):
 
     @property
     def precision(self) -> Precision:
-        """Precision of the network's arithmetic; weights stay float32."""
+        """Precision of the network's arithmetic; weights that are learnt stay float32."""
 
     @property
     def accumulate(self) -> int:

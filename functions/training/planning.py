@@ -35,7 +35,7 @@ _MLP = 4  # inner width of the MLP over the width, where a configuration does no
 class Setup:
     """How a model is trained. cards: workers, one each; batch: rows of `length` tokens in a step over all; lora: rank of adapters.
 
-    accumulate, recompute, sharding, tensor: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16.
+    accumulate, recompute, sharding, tensor: as `RecipeParams` and `train_recipe` take them; half: computes in bfloat16, and holds frozen weights in it.
     valid: share of all rows that is held out, and scored after each epoch in pieces of a step's size, which need less memory than it.
     """
 
@@ -132,7 +132,8 @@ def memory(model: Decoder, setup: Setup) -> dict[str, float]:
     share = setup.cards if setup.sharding == "shard" else 1
     low = _HALF if setup.half else _FLOAT
     learnt = model.adapters(setup.lora) if setup.lora else model.parameters
-    state = (model.parameters + (learnt if setup.lora else 0) + _MOMENTS * learnt) * _FLOAT / share
+    frozen = model.parameters * low if setup.lora else 0  # in the precision of the arithmetic
+    state = (frozen + (1 + _MOMENTS) * learnt * _FLOAT) / share
     gathered = 0.0
     if (
         setup.sharding == "shard" and setup.cards > 1

@@ -23,7 +23,7 @@ from toque.functions.generative.version_files import SafetensorsHeader, read_hea
 from toque.functions.model_formats.text_classifier import fields_of
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.llm.settings import Lora
-from toque.functions.training.loop.first_weights import Initialised, Rows, reset, without_weights
+from toque.functions.training.loop.first_weights import Initialised, Rows, Stored, reset, without_weights
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -48,7 +48,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Pretrained:
+class Pretrained(Stored):
     """First weights from the safetensors of a folder, each worker reading its own rows; adapters begin as random numbers.
 
     head: of a network that has more than the folder; None: the folder must have all its weights.

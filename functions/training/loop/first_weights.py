@@ -32,6 +32,10 @@ class FirstWeights(Protocol):
         """Readers of the weights that belong to `module` itself, by name; the module stands at `path` in the network."""
 
 
+class Stored:
+    """First weights of which the result reads those that were not learnt again, so that a training may hold these in less precision."""
+
+
 @dataclass(frozen=True, slots=True)
 class Initialised:
     """First weights that are random numbers. initialise: sets the weights of one module, as `reset_parameters` does."""
@@ -65,6 +69,17 @@ def reset(module: nn.Module) -> None:
             f"{type(module).__name__} has weights but no reset_parameters(): give it one, or pass `initialise`"
         )
     module.reset_parameters()  # type: ignore[operator]  # checked above
+
+
+def hold_frozen_in_bfloat16(net: nn.Module, source: FirstWeights | None) -> None:
+    """Give weights without gradients two bytes each, if the source is `Stored`; those that are learnt stay as they are.
+
+    Before the network is filled: then no device has room for more at any time.
+    """
+    if isinstance(source, Stored):
+        for weight in net.parameters():
+            if not weight.requires_grad:
+                weight.data = weight.data.to(torch.bfloat16)
 
 
 @contextmanager

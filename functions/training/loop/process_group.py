@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.first_weights import FirstWeights, Held, fill
+from toque.functions.training.loop.first_weights import FirstWeights, Held, fill, hold_frozen_in_bfloat16
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -82,7 +82,8 @@ class ProcessGroup(Protocol):
     def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
         """Bring the network to this worker's device, in place, and return it with its gradients averaged over the workers.
 
-        weights: of a network that was built without any; half: compute in bfloat16, where the group casts split weights.
+        weights: of a network that was built without any; half: compute in bfloat16, in which split weights are gathered, and frozen
+        ones lie in memory if they are `Stored`.
         """
 
     def memory(self) -> AbstractContextManager[None]:
@@ -125,8 +126,10 @@ class SingleProcess:
         """Return the value, which is the first worker's."""
         return value
 
-    def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:  # noqa: ARG002 - autocast
+    def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
         """Bring the network to the device, and return it, since there are no other gradients."""
+        if half:
+            hold_frozen_in_bfloat16(net, weights)
         if weights is not None:
             fill(net, weights, device=self.device, held=self.held, local=self.local_part)
         return net.to(self.device)
@@ -211,6 +214,8 @@ class ShardedGroup(ReplicatedGroup):
             fully_shard,
         )
 
+        if half:
+            hold_frozen_in_bfloat16(net, weights)
         low = torch.bfloat16 if half else None
         policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32 if half else None)
         blocks = [each for found in net.modules() if isinstance(found, nn.ModuleList) for each in found]

@@ -63,6 +63,17 @@ def test_adapters_hold_moments_for_themselves_only_and_save_a_third_of_the_arith
     assert adapted.step["arithmetic"] == pytest.approx(whole.step["arithmetic"] * 2 / 3)
 
 
+@pytest.mark.parametrize(("half", "frozen"), [(True, 2), (False, 4)])
+@pytest.mark.parametrize("cards", [1, 4])
+def test_frozen_weights_are_planned_in_the_precision_and_learnt_ones_with_moments(half, frozen, cards):
+    setup = Setup(cards, 4, 512, "shard", half=half, lora=16)
+    learnt = LLAMA_8B.adapters(16)
+    found = plan(LLAMA_8B, setup, CARDS["h100"]).memory["weights and moments"]
+    assert found == pytest.approx((frozen * LLAMA_8B.parameters + 12 * learnt) / cards)
+    whole = plan(LLAMA_8B, replace(setup, lora=0), CARDS["h100"]).memory["weights and moments"]
+    assert whole == pytest.approx(12 * LLAMA_8B.parameters / cards)
+
+
 def test_the_proposal_fits_and_takes_more_cards_only_where_none_fits():
     found = proposed(LLAMA_8B, Setup(1, 64, 8_192), CARDS["h100"])
     assert found is not None
