@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -20,6 +20,7 @@ from toque.functions.maintenance.erasure.record import (
 from toque.functions.maintenance.erasure.sample_sets import find_sets
 from toque.functions.maintenance.erasure.subject import PREDICTION_ID, TEXT, UNIT, Traces
 from toque.functions.runtime.durable.ledger import Ledger
+from toque.functions.runtime.durable.record import Record
 from toque.registry import InvalidInput, ObjectStore, Table
 from toque.registry.store import FolderStore, find_rows, remove_rows, table_names
 from toque.registry.store.tables.history import FilesInProgress, HistoryMatch
@@ -176,7 +177,7 @@ def erase_from_objects(
     ledger = Ledger(store, actor=actor)
     left: list[str] = []
     invocations: set[str] = set()
-    texts: tuple[str, ...] = ()
+    values: list[str] = []
     for key in _searched(store):
         data = store.find(key)
         if data is None or not traces.in_bytes(data):
@@ -185,22 +186,78 @@ def erase_from_objects(
             continue
         if (found := _INVOCATION.match(key)) is not None:
             invocations.add(found[1])
+        elif key.startswith("values/"):
+            values.append(key)
         elif _REMADE.match(key):
             store.delete(key)
             pending.count(key.partition("/")[0], 1)
-            texts += (key.rpartition("/")[2].removesuffix(".json"),) if key.startswith("values/") else ()
         else:
             left.append(key)
-    invocations |= set(_naming(store, texts))
-    for each in sorted(invocations):
-        if ledger.delete(each):
-            pending.count("invocations", 1)
+    holders = _holders(store, values)
+    staying = _delete_invocations(ledger, invocations.union(*holders.values()), pending)
+    left += staying.values()
+    for key in values:
+        if holders[key] & staying.keys():
+            left.append(f"{key} (a value of invocations that stay)")
         else:
-            left.append(f"invocations/{each}/ (it has not ended; cancel it, or wait, and erase again)")
+            store.delete(key)
+            pending.count("values", 1)
     left += [f"{key} ({_EXAMPLE})" for key in _with_examples(store, traces)]
     return left + _half_written(store, traces)
 
 
+def _delete_invocations(
+    ledger: Ledger, invocations: Iterable[str], pending: PendingErasure
+) -> dict[str, str]:
+    """Delete invocations; returns those that must stay, with why.
+
+    A workflow that runs, or is redriven, submits its children again, and they must not run again: a child whose parent has not ended
+    stays, and a parent that may be redriven goes first.
+    """
+    left: dict[str, str] = {}
+    names, gone = set(invocations), set[str]()
+    for invocation in sorted(names):
+        if invocation in gone:
+            continue
+        line = _line_of(ledger, invocation)
+        open_ones = [record for record in line if not record.ended]
+        if open_ones:
+            left[invocation] = _why_left(invocation, open_ones[-1].id)
+            continue
+        for record in line[:0:-1]:  # the eldest first: a kill leaves no parent that could run a child again
+            if not ledger.delete(record.id):  # redriven meanwhile
+                left[invocation] = _why_left(invocation, record.id)
+                break
+            gone.add(record.id)
+            pending.count("invocations" if record.id in names else _PARENTS, 1)
+        else:
+            if ledger.delete(invocation):
+                pending.count("invocations", 1)
+            else:
+                left[invocation] = _why_left(invocation, invocation)
+    return left
+
+
+def _why_left(invocation: str, cause: str) -> str:
+    if cause == invocation:
+        return f"invocations/{invocation}/ (it has not ended; cancel it, or wait, and erase again)"
+    return (
+        f"invocations/{invocation}/ (workflow {cause} has not ended, and would run it again; cancel that, or wait, "
+        "and erase again)"
+    )
+
+
+def _line_of(ledger: Ledger, invocation: str) -> list[Record]:
+    """List an invocation and the workflows above it, up to the first that has succeeded, and so never runs again."""
+    line: list[Record] = []
+    record = ledger.find(invocation)
+    while record is not None and not (line and record.status == "succeeded"):
+        line.append(record)
+        record = ledger.find(record.parent) if record.parent is not None and record.ended else None
+    return line
+
+
+_PARENTS = "workflows that submitted them"
 _EXAMPLE = "a file of a model or a run names it, such as an example row, and cannot be changed; delete that version or run"
 _BINARY = re.compile(rb"\A(PAR1|ARROW1|\x1f\x8b|PK\x03\x04|\x28\xb5\x2f\xfd|BZh|\xfd7zXZ)")
 
@@ -227,14 +284,17 @@ def _searched(store: ObjectStore) -> Iterator[str]:
     return (key for key in store.list("") if not _UNSEARCHED.match(key))
 
 
-def _naming(store: ObjectStore, digests: Sequence[str]) -> Iterator[str]:
-    """Yield the invocations whose arguments or results are values with one of these digests."""
-    if not digests:
-        return
-    for key in store.list("invocations/"):
-        found, data = _INVOCATION.match(key), store.find(key)
-        if found is not None and data is not None and any(each.encode() in data for each in digests):
-            yield found[1]
+def _holders(store: ObjectStore, values: Sequence[str]) -> dict[str, set[str]]:
+    """Find, for each large value by its key, the invocations whose arguments or results it is."""
+    digests = {key.rpartition("/")[2].removesuffix(".json").encode(): key for key in values}
+    holders: dict[str, set[str]] = {key: set() for key in values}
+    for key in store.list("invocations/") if values else ():
+        match, data = _INVOCATION.match(key), store.find(key)
+        if match is not None and data is not None:
+            for digest, value in digests.items():
+                if digest in data:
+                    holders[value].add(match[1])
+    return holders
 
 
 def _half_written(store: ObjectStore, traces: Traces) -> list[str]:

@@ -10,6 +10,7 @@ A run that is preempted yields and is queued again.
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from toque.registry.errors import NewerFormat
 from toque.registry.journal import Entry
 
 Status = Literal["queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled"]
+_EVENT = re.compile(r"event ([0-9]+) ")
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
 
 
@@ -42,13 +44,21 @@ class StepFailure(BaseModel, frozen=True):
 
 
 class Step(BaseModel, frozen=True):
-    """Finished step of a workflow: its place among the steps, the called function, the digest of its arguments, and its result or error."""
+    """Finished step of a workflow: its place among the steps, the called function, the digest of its arguments, and its result or error.
+
+    handles: number of the step whose error the body handled when this one began.
+    """
 
     number: int
     function: str
     arguments: str
     result: dict[str, Any] | None = None
     failure: StepFailure | None = None
+    handles: int | None = None
+
+    def is_call(self, function: str, arguments: str) -> bool:
+        """Whether this step is a call of this function with arguments of this digest."""
+        return (self.function, self.arguments) == (function, arguments)
 
 
 class Record(BaseModel, frozen=True):
@@ -60,7 +70,7 @@ class Record(BaseModel, frozen=True):
     preempting: since when its run is asked to yield; preemptions: runs that have yielded;
     started_digest: the code that started it, since the last redrive; claim: number of its worker's first entry; node: address
     of the worker's Ray node, for executors alone; limit_s: longest run time of its attempt, None for as long as it takes; environment: what
-    it brought beside the platform's packages.
+    it brought beside the platform's packages; finished_later: steps done after one that runs again, which are not run again.
     """
 
     id: str
@@ -90,6 +100,7 @@ class Record(BaseModel, frozen=True):
     first_started_at: datetime | None = None
     started_digest: str | None = None
     steps: tuple[Step, ...] = ()
+    finished_later: tuple[Step, ...] = ()
     signals: dict[str, Any] = {}
     waits_for: str | None = None
     waits_until: datetime | None = None
@@ -160,8 +171,7 @@ def _failed(record: Record, entry: Entry) -> dict[str, Any]:
         "failure": Failure(**entry.body["failure"]),
         "due": datetime.fromisoformat(entry.body["due"]),
         "usage": _summed_usage(record, entry),
-        "steps": _finished_steps(record, entry),
-    }
+    } | _without_unfinished(record, entry)
 
 
 def _lost(record: Record, entry: Entry) -> dict[str, Any]:
@@ -197,8 +207,8 @@ def _succeeded(record: Record, entry: Entry) -> dict[str, Any]:
 
 def _dead(record: Record, entry: Entry) -> dict[str, Any]:
     counted = 0 if entry.body.get("lost") else 1
-    done = {"status": "dead", "failure": Failure(**entry.body["failure"])}
-    done["steps"] = _finished_steps(record, entry)
+    done: dict[str, Any] = {"status": "dead", "failure": Failure(**entry.body["failure"])}
+    done |= _without_unfinished(record, entry)
     return _ended(record, entry, attempts=record.attempts + counted) | done
 
 
@@ -229,13 +239,45 @@ def _ended(record: Record, entry: Entry, *, attempts: int) -> dict[str, Any]:
 def _stepped(record: Record, entry: Entry) -> dict[str, Any]:
     body = {name: value for name, value in entry.body.items() if name != "kind"}
     number = body.pop("number", len(record.steps))  # older releases wrote none
-    return {"steps": (*record.steps, Step(number=number, **body))}
+    moved = body.pop("moved", False)
+    step = Step(number=number, **body)
+    changes = {"steps": (*record.steps, step)}
+    if not moved:
+        return changes
+    pool = record.finished_later
+    place = next(place for place, done in enumerate(pool) if done.is_call(step.function, step.arguments))
+    return changes | {"finished_later": pool[:place] + pool[place + 1 :]}
 
 
-def _finished_steps(record: Record, entry: Entry) -> tuple[Step, ...]:
-    """Steps without the one whose error ended the attempt: it has not finished, and runs again in the next one."""
+def _without_unfinished(record: Record, entry: Entry) -> dict[str, Any]:
+    """Steps as the next attempt replays them: up to the one whose error ended this one, which runs again.
+
+    Of those after it, what failed, or handled a step's error, belongs to an attempt that is over; the body may reach the others again
+    at other places. An event that one of them waited for is not the one that another wait at its place is for.
+    """
     unfinished = entry.body.get("unfinished")
-    return tuple(step for step in record.steps if step.number != unfinished)
+    if unfinished is None:
+        return {}
+    later = tuple(step for step in record.steps if step.number > unfinished)
+    done = tuple(step for step in later if step.failure is None and step.handles is None)
+    return {
+        "steps": tuple(step for step in record.steps if step.number < unfinished),
+        "finished_later": (*done, *record.finished_later),
+        "signals": {
+            name: value for name, value in record.signals.items() if event_position(name) <= unfinished
+        },
+    }
+
+
+def event_signal(position: int, topic: str) -> str:
+    """Name of the signal that gives a workflow the event it waits for after so many steps."""
+    return f"event {position} {topic}"
+
+
+def event_position(signal: str) -> int:
+    """Number of steps before the wait for an event that this signal gives; -1 for a signal of any other kind."""
+    match = _EVENT.match(signal)
+    return -1 if match is None else int(match[1])
 
 
 def _waiting(record: Record, entry: Entry) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -80,7 +82,9 @@ class Run:
     unfinished: int | None = None
     _cursor: int = 0
     _children: int = 0
-    _raised: tuple[int, Exception | None] = (-1, None)  # by the last step that failed: its number and error
+    _raised: list[tuple[int, Exception]] = field(
+        default_factory=list
+    )  # numbers and errors of the steps that failed
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -88,9 +92,12 @@ class Run:
         """Id of the invocation that runs."""
         return self.followed.record.id
 
-    def step(self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    def step(
+        self, name: str, arguments: Mapping[str, Any], compute: Callable[[], Any], *, is_wait: bool = False
+    ) -> Any:
         """Return the recorded JSON result of the next step, or raise its recorded error; if it is not recorded, run and record `compute()`.
 
+        is_wait: it has no effect, and begins anew after a step that runs again.
         Raises: StepMismatch if the record has another step at this position; Cancelled if the run no longer is this worker's.
         """
         with self._lock:
@@ -99,12 +106,13 @@ class Run:
         recorded = _find_step(self.followed.record, number)
         self._check(number, recorded, name, digest)
         if recorded is None:
-            return self._run_step({"number": number, "function": name, "arguments": digest}, compute)
+            step = {"number": number, "function": name, "arguments": digest}
+            return (self._run_step if is_wait else self._begin_step)(step, compute)
         if recorded.failure is None:
             stored: dict[str, Any] = recorded.result or {}
             return with_patience(lambda: get_value(self.ledger.store, stored))
         failure = recorded.failure
-        raise self._note_raised(number, with_patience(lambda: get_error(self.ledger.store, failure)))
+        raise self.note_raised(number, with_patience(lambda: get_error(self.ledger.store, failure)))
 
     def _check(self, number: int, recorded: Step | None, name: str, digest: str) -> None:
         """Check that the next step may begin, or be answered from the record. Raises: as `step`."""
@@ -118,6 +126,20 @@ class Run:
         if not self.is_current:
             raise self._superseded()
 
+    def _begin_step(self, step: dict[str, Any], compute: Callable[[], Any]) -> Any:
+        """Run a step that has no record at its place, unless an earlier attempt finished it after the step that ended it."""
+        handled = self._find_failed(sys.exception())
+        if handled is not None:
+            return self._run_step(step | {"handles": handled}, compute)
+        pool = self.followed.record.finished_later
+        finished = next((done for done in pool if done.is_call(step["function"], step["arguments"])), None)
+        if finished is None:
+            return self._run_step(step, compute)
+        stored: dict[str, Any] = finished.result or {}
+        result = with_patience(lambda: get_value(self.ledger.store, stored))
+        self._record_step({"kind": "step", "result": stored, "moved": True} | step)
+        return result
+
     def _run_step(self, step: dict[str, Any], compute: Callable[[], Any]) -> Any:
         number = step["number"]
         try:
@@ -129,9 +151,9 @@ class Run:
             self._record_step({"kind": "step_failed", "failure": failure.model_dump()} | step)
             again = get_error(self.ledger.store, failure)
             if is_whole(error, again):
-                self._note_raised(number, error)
+                self.note_raised(number, error)
                 raise
-            raise self._note_raised(number, again) from error  # as each replay will
+            raise self.note_raised(number, again) from error  # as each replay will
         self._record_step({"kind": "step", "result": stored} | step)
         return result
 
@@ -156,19 +178,31 @@ class Run:
         except (Unavailable, Forbidden) as error:
             raise Unrecorded(error) from error
 
-    def _note_raised(self, number: int, error: Exception) -> Exception:
-        """Note an error that a step raises into the body; returns it."""
-        self._raised = number, error
+    def note_raised(self, number: int, error: Exception) -> Exception:
+        """Note an error that the step of this number raises into the body; returns it."""
+        self._raised.append((number, error))
         return error
 
     def note_uncaught(self, error: Exception) -> None:
-        """Note the error that ended the body: if the last step's led to it, that step is unfinished and runs again in the next attempt."""
-        number, raised = self._raised
-        causes: list[BaseException | None] = [error]
-        while causes[-1] is not None and causes[-1] not in causes[:-1]:
-            causes.append(causes[-1].__cause__ or causes[-1].__context__)
-        if raised is not None and any(cause is raised for cause in causes) and number == self._cursor - 1:
-            self.unfinished = number
+        """Note the error that ended the body: if a step's led to it, that step is unfinished and runs again in the next attempt."""
+        self.unfinished = self._find_failed(error)
+
+    def _find_failed(self, error: BaseException | None) -> int | None:
+        """Find the step whose error this is, or led to it; of several the nearest, as an error of what handles another comes after it."""
+        pending, seen = deque([error]), list[BaseException]()
+        while pending:
+            cause = pending.popleft()
+            if cause is None or any(cause is other for other in seen):
+                continue
+            seen.append(cause)
+            numbers = [number for number, raised in self._raised if raised is cause]
+            if numbers:
+                return min(numbers)
+            if isinstance(cause, BaseExceptionGroup):
+                pending.extend(cause.exceptions)
+            pending.append(cause.__cause__)
+            pending.append(cause.__context__)
+        return None
 
     def check_replayed(self) -> None:
         """Check that the body used all recorded steps, as they are recorded. Raises: StepMismatch."""
@@ -281,6 +315,7 @@ def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
     Raises: TimeoutError after timeout_s; FunctionError outside a durable run.
     """
     run = require_run("wait_for")
+    begin = run.position  # whoever waits anew has the whole time again
     until = None if timeout_s is None else _recorded_deadline(run, timeout_s)
 
     def received() -> list[Any]:
@@ -291,15 +326,16 @@ def wait_for(signal: str, *, timeout_s: float | None = None) -> Any:
             return []
         raise Suspended(due=until, signal=signal)
 
-    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, received)
+    found = run.step("wait_for", {"signal": signal, "timeout_s": timeout_s}, received, is_wait=True)
     if not found:
-        raise TimeoutError(f"{run.id}: nobody gave the signal {signal!r} within {timeout_s} s")
+        late = TimeoutError(f"{run.id}: nobody gave the signal {signal!r} within {timeout_s} s")
+        raise run.note_raised(begin, late)
     return found[0]
 
 
 def _recorded_deadline(run: Run, seconds: float) -> datetime:
     until = run.ledger.clock() + timedelta(seconds=seconds)
-    return datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat))
+    return datetime.fromisoformat(run.step("sleep", {"seconds": seconds}, until.isoformat, is_wait=True))
 
 
 def require_run(verb: str) -> Run:

@@ -24,7 +24,7 @@ from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import OnEvent
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.durable.ledger import Origin, invocation_id
-from toque.functions.runtime.durable.record import ENDED
+from toque.functions.runtime.durable.record import ENDED, event_signal
 from toque.functions.runtime.durable.store_requests import with_patience
 from toque.functions.runtime.durable.workflow import require_run, wait_for
 from toque.functions.runtime.errors import InvalidArguments, KeyConflict, UnknownInvocation
@@ -153,8 +153,8 @@ def wait_for_event(
         stored_at = journal.store.find_modified_at(journal.key(0)) or submitted_at
         return first_since(topic_of(used, topic), stored_at, by_clock=submitted_at)
 
-    first = run.step("event_since", condition, lambda: with_patience(first_event))
-    signal = f"event {run.position} {topic}"
+    first = run.step("event_since", condition, lambda: with_patience(first_event), is_wait=True)
+    signal = event_signal(run.position, topic)
     if signal not in run.followed.record.signals:
         body = {"wait": name, "invocation": run.id, "signal": signal, "since": first} | condition
         with_patience(lambda: _waiters(used).transact(lambda waiting: None if name in waiting else body))
@@ -357,7 +357,8 @@ class _Waker:
                         ledger_of(self.used).signal(each["invocation"], each["signal"], entry.body["payload"])
                     self._remove(name)
                     woken.add(name)
-                self._next[name] = entry.number + 1
+                elif name not in woken:
+                    self._next[name] = entry.number + 1
         return len(woken)
 
     def _remove_ended(self, waiting: Waiters) -> None:
