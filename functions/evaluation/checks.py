@@ -115,12 +115,16 @@ class SliceRule(BaseModel):
 
 
 def judge_slices(
-    rule: SliceRule, table: pa.Table, excess: Floats, entity: npt.NDArray[np.generic] | None
+    rule: SliceRule,
+    table: pa.Table,
+    excess: Floats,
+    entity: npt.NDArray[np.generic] | None,
+    possible: float = 0.0,
 ) -> tuple[Check, tuple[Slice, ...]]:
     """Check the slices of a rule; returns the check, and the slices that were tested, the worst first.
 
     table: the evaluation rows. excess: (rows,) the model's loss less the reference's. entity: (rows,), or None if rows are
-    independent. The check's note gives the mean excess of the worst slices with its interval, corrected for all that were
+    independent. possible: the most by which the losses of a row could have differed; 0: not known. The check's note gives the mean excess of the worst slices with its interval, corrected for all that were
     tested: the check fails exactly if that of the worst lies above `max_excess`.
     Raises: as `slice_columns`.
     Source: as `slices_above`.
@@ -133,6 +137,7 @@ def judge_slices(
         depth=rule.depth,
         min_rows=rule.min_rows,
         min_units=_MIN_SLICE_ENTITIES,
+        possible=possible,
     )
     name = f"slices against {rule.against}: least p of {len(worst)}"
     if not worst:

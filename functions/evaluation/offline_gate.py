@@ -381,11 +381,15 @@ def _sliced(gate: Gate, found: EvaluatedVersion) -> list[Check]:
     if reference is None:
         text = f"gate has no {rule.against} in max_log_loss_ratio to compare slices with; add it"
         return [at_most(f"slices against {rule.against}", float("nan"), rule.alpha, text)]
-    row_loss = found.kind.row_loss
-    excess = row_loss(found.label, found.answers) - row_loss(found.label, reference)
-    return _made(
-        "slices", lambda: [judge_slices(rule, found.kind.unit_rows(found.table), excess, found.entity)[0]]
-    )
+    kind = found.kind
+
+    def excess(label: Floats) -> Floats:
+        return kind.row_loss(label, found.answers) - kind.row_loss(label, reference)
+
+    labels = range(len(kind.classes) or 2) if kind.name in {"binary", "multiclass"} else ()
+    possible = max((float(np.abs(excess(np.full_like(found.label, one))).max()) for one in labels), default=0)
+    rows = kind.unit_rows(found.table)
+    return _made("slices", lambda: [judge_slices(rule, rows, excess(found.label), found.entity, possible)[0]])
 
 
 def _fair(rule: FairnessRule, found: EvaluatedVersion) -> list[Check]:

@@ -122,17 +122,20 @@ def slices_above(
     depth: int = 1,
     min_rows: int = 50,
     min_units: int = 10,
+    possible: float = 0.0,
 ) -> tuple[Slice, ...]:
     """Compare the mean of every slice with a level; returns all that are large enough, the least p first.
 
-    values: (rows,) finite, as a model's loss less another's. Every word is a slice, however rare. The rest as `worst_slices`.
+    values: (rows,) finite, as a model's loss less another's. possible: the most by which a value could have been off 0, with which
+    rare values that did not come are allowed for; 0: not known. No slice is taken to vary less than all rows together.
+    Every word is a slice, however rare. The rest as `worst_slices`.
     Raises: ValueError if there are no rows, lengths differ, or a value is not finite.
     Source: Holm 1979; Deng, Knoblich and Lu, Applying the delta method in metric analytics, 2018.
     """
     array, units = _checked(values, unit, depth)
     found: list[Slice] = []
     for cut in _partitions(columns, len(array), bins, depth, len(array)):
-        found += _held_against(level, cut, array, units, min_rows, min_units)
+        found += _held_against(level, cut, array, units, min_rows, min_units, possible)
     return tuple(sorted(_corrected(found), key=lambda one: (one.corrected, -one.mean)))
 
 
@@ -258,19 +261,31 @@ def _tested(cut: _Partition, loss: Floats, unit: Ints, min_rows: int, min_units:
 
 
 def _held_against(
-    level: float, cut: _Partition, values: Floats, unit: Ints, min_rows: int, min_units: int
+    level: float,
+    cut: _Partition,
+    values: Floats,
+    unit: Ints,
+    min_rows: int,
+    min_units: int,
+    possible: float,
 ) -> Iterator[Slice]:
-    """Test the slices of a partition that are large enough, each mean against `level` with the variance of the sums of units."""
+    """Test the slices of a partition that are large enough, each mean against `level` with the variance of the sums of units.
+
+    That variance is not below the one of all slices' units and a made-up one at either end of what is possible: a slice without a
+    rare row hardly varies.
+    """
     present, cell = np.unique(cut.cell, return_inverse=True)
     units = int(unit.max()) + 1
     rows, total = np.bincount(cell), np.bincount(cell, values)
     mean = total / rows
     pairs, inside = np.unique(cell * units + unit, return_inverse=True)
     k = pairs // units
-    residual = np.bincount(inside, values) - mean[k] * np.bincount(inside)
+    sums, sizes = np.bincount(inside, values), np.bincount(inside)
+    residual, from_all = sums - mean[k] * sizes, sums - values.mean() * sizes
     witnesses = np.bincount(k)
     few = np.maximum(witnesses, 2.0)
-    error = np.sqrt(np.bincount(k, residual**2) * few / (few - 1)) / rows
+    of_a_row = (np.sum(from_all**2) + 2 * possible**2) / (len(values) + 2 * (possible > 0))
+    error = np.sqrt(np.maximum(np.bincount(k, residual**2), of_a_row * rows) * few / (few - 1)) / rows
     above = mean - level
     z = above / np.where(error > 0, error, 1.0)
     p = np.where(error > 0, special.stdtr(few - 1, -z), np.where(above > 0, 0.0, 1.0))

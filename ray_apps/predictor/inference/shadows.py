@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from dataclasses import dataclass, replace
 from typing import Any, Final
+from weakref import WeakSet
 
 from toque.ray_apps.predictor.inference.keys import KeyedRows, ModelInputs
 from toque.ray_apps.predictor.inference.live import LiveCounter
@@ -22,7 +23,8 @@ __all__ = ["ShadowJob", "Shadows"]
 
 SHADOW: Final = "shadow"
 TURN_S: Final = 100e-6
-"""Time spent on shadows between answers; a faster version runs on the event loop, as a thread would cost more."""
+"""Time spent on shadows between answers. A version whose example takes less runs on the event loop, as a thread would cost more,
+until one of its turns takes longer."""
 MAX_ROWS: Final = 32
 _log = logging.getLogger("ray.serve")
 LookUp = Callable[[LoadedVersion, KeyedRows], Awaitable[ModelInputs]]
@@ -54,6 +56,7 @@ class Shadows:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="shadow")
         self._task: asyncio.Task[None] | None = None
         self._live = live or LiveCounter(None)
+        self._slow: WeakSet[LoadedVersion] = WeakSet()
         self.scored = 0
         self.failed = 0
         self.dropped = 0
@@ -121,8 +124,16 @@ class Shadows:
         elif job.keys is None:
             found = replace(found, inputs=version.selected(found.inputs, job.answered_by))
         rows = version.check(found.inputs)
-        if version.inline and 0 < version.example_ms < TURN_S * 1e3 and rows <= MAX_ROWS:
-            outputs = version.predict(found.inputs, found.abstained)
+        quick = version.inline and 0 < version.example_ms < TURN_S * 1e3 and version not in self._slow
+        if quick and rows <= MAX_ROWS:
+            turn = time.perf_counter()
+            try:
+                outputs = version.predict(found.inputs, found.abstained)
+            finally:
+                if time.perf_counter() - turn > TURN_S:
+                    self._slow.add(
+                        version
+                    )  # its requests take longer than its example: callers would wait for it
         else:
             loop = asyncio.get_running_loop()
             outputs = await loop.run_in_executor(self._pool, version.predict, found.inputs, found.abstained)

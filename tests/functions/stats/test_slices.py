@@ -141,3 +141,45 @@ def test_an_interval_is_of_a_slice_that_is_held_against_a_level():
     (worse,) = worst_slices(loss, {"a": ["x"] * 50 + ["y"] * 50}).slices
     with pytest.raises(ValueError, match="a = y: need a slice of slices_above"):
         worse.interval(0.05)
+
+
+def pair_of_equals(
+    rng: np.random.Generator, rows: int, rate: float, *, high: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the excess of a version whose expected log loss is the reference's on each row, by both labels, and the labels."""
+    low, top = rate * np.exp(rng.normal(-0.3, 0.05, rows)), rate * np.exp(rng.normal(0.3, 0.05, rows))
+    ours, theirs = (top, low) if high else (low, top)
+    if_not, if_so = -np.log1p(-ours) + np.log1p(-theirs), -np.log(ours) + np.log(theirs)
+    return if_not, if_so, rng.random(rows) < if_not / (if_not - if_so)
+
+
+@pytest.mark.parametrize("high", [True, False])
+@pytest.mark.parametrize(
+    ("slices", "rows"), [(2, 100), (8, 100), (20, 100), (8, 250), (20, 500), (8, 1_000), (4, 5_000)]
+)
+@pytest.mark.parametrize("rate", [0.005, 0.0144, 0.05, 0.2, 0.5])
+def test_a_version_that_is_nowhere_worse_passes_however_rare_the_outcome(
+    rate: float, slices: int, rows: int, *, high: bool
+):
+    # 100 null runs at level .05: runs with any <= .05 + 3 s.e. = .115
+    rng, place = np.random.default_rng([7, slices, rows]), np.repeat(np.arange(slices).astype(str), rows)
+    loud = 0
+    for _ in range(100):
+        if_not, if_so, late = pair_of_equals(rng, slices * rows, rate, high=high)
+        possible = float(max(np.abs(if_not).max(), np.abs(if_so).max()))
+        found = slices_above(np.where(late, if_so, if_not), {"place": place}, possible=possible)
+        loud += found[0].corrected <= 0.05
+    assert loud / 100 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
+
+
+@pytest.mark.parametrize(("rate", "rows"), [(0.0144, 1_000), (0.05, 250), (0.2, 1_000)])
+def test_a_slice_of_a_rare_outcome_that_is_worse_is_found(rate: float, rows: int):
+    # the version says too little, and on one slice of eight the outcome comes three times as often
+    rng, place, power = np.random.default_rng(8), np.repeat(np.arange(8).astype(str), rows), 0
+    for _ in range(50):
+        if_not, if_so, late = pair_of_equals(rng, 8 * rows, rate, high=False)
+        late[:rows] |= rng.random(rows) < 2 * rate
+        possible = float(max(np.abs(if_not).max(), np.abs(if_so).max()))
+        found = slices_above(np.where(late, if_so, if_not), {"place": place}, possible=possible)
+        power += found[0].corrected <= 0.05 and found[0].name == "place = 0"
+    assert power >= 45
