@@ -31,7 +31,6 @@ from toque.functions.evaluation.batch_shards import (
     numbered,
     planned,
 )
-from toque.functions.evaluation.errors import EvaluationError
 from toque.functions.evaluation.language.evaluation_set import asked_column
 from toque.functions.evaluation.language.prompt_batches import (
     ANSWER_COLUMNS,
@@ -230,7 +229,7 @@ class PoolScorer:
         self._work = work
         self._rows = Table(work.registry.store, work.job.dataset.name).pinned(work.job.dataset.version)
         if number_of(self._rows.digest()) != work.job.snapshot:
-            raise EvaluationError(
+            raise TrainingDataError(
                 f"dataset={work.job.dataset} lost rows by an erasure while it was scored, so its rows have other numbers: "
                 "call predict_batch again, it begins anew"
             )

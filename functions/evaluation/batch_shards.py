@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 from deltalake import DeltaTable
 
-from toque.functions.evaluation.errors import EvaluationError
 from toque.registry import InvalidInput, ModelVersion, NotFound, Registry, Table, TableSnapshot
 from toque.registry.store import PinnedRows
 
@@ -99,7 +98,7 @@ class ShardWork:
         return run.start * self.job.shard_rows, min(run.stop * self.job.shard_rows, self.count)
 
     def append(self, shard: int, scored: pa.Table) -> None:
-        """Append a scored shard, unless another run of the job has. Raises: EvaluationError if another plan was begun meanwhile."""
+        """Append a scored shard, unless another run of the job has. Raises: InvalidInput if another plan was begun meanwhile."""
         names = [name.removeprefix(_KEPT) for name in scored.column_names]
         result, rows = scored.rename_columns(names), scored.num_rows
         result = result.append_column("source", pa.array([str(self.job.dataset)] * rows, pa.string()))
@@ -110,7 +109,7 @@ class ShardWork:
         if not self.target.transactions(written):
             self.target.append(result, transactions=written | plan, expected=self.before)
         if not self.target.transactions(written):
-            raise EvaluationError(
+            raise InvalidInput(
                 f"dataset={self.job.dataset}: another run of predict_batch began to score it into "
                 f"output={self.target.name!r} by another plan; wait for its end, or name another output"
             )
