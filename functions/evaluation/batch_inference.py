@@ -130,7 +130,7 @@ def predict_batch(
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a
-    table of the platform's own; NoRoom if the cluster has no node for a scorer, and never could.
+    table of the platform's own, or an output that was begun with another `keep`; NoRoom if the cluster has no node for a scorer, and never could.
     """
     began = time.perf_counter()
     registry = context().registry()

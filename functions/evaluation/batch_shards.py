@@ -129,12 +129,12 @@ def planned(work: ShardWork) -> ShardWork:
         begun = replace(
             work, job=replace(job, snapshot=snapshot, shard_rows=shard_rows), count=rows, before=before
         )
+        if keep != plan[f"{job.base}:keep"]:
+            raise InvalidInput(
+                f"keep={list(job.keep)}: output={target.name!r} was begun with other columns of {job.dataset}; "
+                "give the same, or name another output"
+            )
         if snapshot == job.snapshot or not begun.pending(workers=1):
-            if keep != plan[f"{job.base}:keep"]:
-                raise InvalidInput(
-                    f"keep={list(job.keep)}: output={target.name!r} was begun with other columns of {job.dataset}; "
-                    "give the same, or name another output"
-                )
             return begun
     _remove_rows(job, target)
     return replace(work, before=before)
