@@ -1,7 +1,8 @@
 """Batch inference of any registered version over a table snapshot, each row scored exactly once.
 
 The snapshot's rows are numbered and cut into shards. A shard's predictions are appended under a Delta transaction that
-names version, snapshot and shard, so a killed run resumes where it stopped, and a second run adds nothing. On a cluster a
+names version, snapshot with its files, and shard, so a killed run resumes where it stopped, and a second run adds nothing.
+Once an erasure has changed the files, an unfinished output is made anew. On a cluster a
 pool of actors on all nodes reads, scores and writes runs of shards: the caller handles their numbers and no rows. Without a
 cluster, or for a single shard, this process does the same. Whoever scores holds a piece of a shard, bounded in bytes.
 """
@@ -20,7 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from toque.featurestore.offline.retrieval import row_bytes
 from toque.functions.arguments import LimitSeconds, Model, Priority
-from toque.functions.evaluation.batch_shards import ADDED, ROW, BatchJob, Scorer, ShardWork, numbered
+from toque.functions.evaluation.batch_shards import (
+    ADDED,
+    ROW,
+    BatchJob,
+    Scorer,
+    ShardWork,
+    number_of,
+    numbered,
+    planned,
+)
 from toque.functions.evaluation.language.evaluation_set import asked_column
 from toque.functions.evaluation.language.prompt_batches import (
     ANSWER_COLUMNS,
@@ -120,19 +130,21 @@ def predict_batch(
     The output has `row` (the row's number in the snapshot), the kept columns, the model's outputs, `source` (the
     snapshot) and `model_version`.
     Raises: NotFound; TrainingDataError if the dataset does not fit the version's signature; InvalidInput for the name of a
-    table of the platform's own; NoRoom if the cluster has no node for a scorer, and never could.
+    table of the platform's own, or an output that was begun with another `keep`; NoRoom if the cluster has no node for a scorer, and never could.
     """
     began = time.perf_counter()
     registry = context().registry()
     found = registry.get_version(model, version)
     if shard_rows is None:
         shard_rows = SHARD_PROMPTS if is_generative(found) else _SHARD_ROWS
-    job = BatchJob(found, dataset, tuple(keep or ()), shard_rows, threads)
     target = Table(registry.store, check_table_name(output or f"batch/{model}", what="output"))
     rows = Table(registry.store, dataset.name).pinned(dataset.version)
+    job = BatchJob(found, dataset, tuple(keep or ()), shard_rows, threads, number_of(rows.digest()))
     _check(job, rows.schema)
-    work = ShardWork(registry, job, target, rows.count)
-    where: Literal["ray", "here"] = "ray" if ray.is_initialized() and rows.count > shard_rows else "here"
+    work = planned(ShardWork(registry, job, target, rows.count))
+    where: Literal["ray", "here"] = (
+        "ray" if ray.is_initialized() and rows.count > work.job.shard_rows else "here"
+    )
     scored = 0
     for more in _on_ray(work, max_actors) if where == "ray" else _here(work, rows):
         scored += more
@@ -216,6 +228,11 @@ class PoolScorer:
         lower_priority()
         self._work = work
         self._rows = Table(work.registry.store, work.job.dataset.name).pinned(work.job.dataset.version)
+        if number_of(self._rows.digest()) != work.job.snapshot:
+            raise TrainingDataError(
+                f"dataset={work.job.dataset} lost rows by an erasure while it was scored, so its rows have other numbers: "
+                "call predict_batch again, it begins anew"
+            )
         self._scorer = _scorer(work)
 
     def __call__(self, run: pa.Table) -> pa.Table:

@@ -19,7 +19,10 @@ _UTC = pa.timestamp("us", "UTC")
 
 @dataclass(frozen=True, slots=True)
 class EntityRows:
-    """Choice of rows of a snapshot: `start <= event_timestamp < end`, and a label that was known by `known_by`."""
+    """Choice of rows of a snapshot: `start <= event_timestamp < end`, and a label that was known by `known_by`.
+
+    digest: of the snapshot's files as the build's plan has them, or None if the rows are read once.
+    """
 
     table: Table
     snapshot: TableSnapshot
@@ -27,6 +30,7 @@ class EntityRows:
     start: datetime
     end: datetime
     known_by: datetime
+    digest: str | None = None
 
     @property
     def first(self) -> datetime:
@@ -39,8 +43,14 @@ class EntityRows:
         return self.end - timedelta(microseconds=1)
 
     def pinned(self) -> PinnedRows:
-        """Open all rows of the snapshot, by their numbers. Raises: NotFound."""
-        return self.table.pinned(self.snapshot.version)
+        """Open all rows of the snapshot, by their numbers. Raises: NotFound; InvalidRows if an erasure has changed the numbers since `digest`."""
+        rows = self.table.pinned(self.snapshot.version)
+        if self.digest is not None and rows.digest() != self.digest:
+            raise InvalidRows(
+                f"entities={self.snapshot} lost rows by an erasure while its training set was made, so its rows have other "
+                "numbers: make the call again, it begins with the first row"
+            )
+        return rows
 
     def read(self) -> pa.Table:
         """Read the chosen rows, all at once. Raises: NotFound; InvalidRows as `choose`."""

@@ -246,11 +246,12 @@ def _built_in_shards(asked: _Asked) -> TableSnapshot:
             known_by=asked.entities.known_by,
             tables=versions,
             shard_rows=build.shard_rows(ctx.memory_share * memory_bytes()),
+            entities=asked.entities.pinned().digest(),
         )
     )
     asked = replace(
         asked,
-        entities=replace(asked.entities, known_by=plan.known_by),
+        entities=replace(asked.entities, known_by=plan.known_by, digest=plan.entities),
         job=None if job is None else replace(job, versions=plan.tables),
     )
     try:

@@ -7,7 +7,8 @@ are those of the small way.
 
 A call that was killed is taken up after its last finished shard by the next one. The plan is stored before the first
 shard, and the files of each shard after they were written; both by `create`, so that of several callers one decides.
-The record goes when the set is committed.
+The record goes when the set is committed. Once an erasure has rewritten the entity table the ranges hold other rows,
+so the plan is made anew; a call that is at work then ends with what to do.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class BuildPlan(BaseModel):
     """What a build has fixed before its first shard, so that all its shards are of one whole.
 
     id: of its commit; known_by: of the labels; tables: the version that is read of each view; shard_rows: rows of the
-    entity table that become one shard.
+    entity table that become one shard; entities: digest of that table's files.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -122,6 +123,7 @@ class BuildPlan(BaseModel):
     known_by: datetime
     tables: dict[str, TableSnapshot | None]
     shard_rows: int
+    entities: str = ""
 
 
 _Parts = RootModel[list[Part]]
@@ -135,13 +137,14 @@ class BuildRecord:
         self._folder = f"training_builds/{key}/"
 
     def begin(self, plan: BuildPlan) -> BuildPlan:
-        """Store a plan, or return the one of an earlier call that did not end, if it is no older than six hours."""
+        """Store a plan, or return the one of an earlier call that did not end, if it is no older than six hours and of the same rows."""
         while True:
             try:
                 self._store.create(self._folder + _PLAN, plan.model_dump_json().encode())
             except AlreadyExists:
                 found = self._find_plan()
-                if found is not None and abs(plan.made_at - found.made_at) <= _RESUMABLE_WITHIN:
+                same = found is not None and found.entities == plan.entities
+                if found is not None and same and abs(plan.made_at - found.made_at) <= _RESUMABLE_WITHIN:
                     return found
                 self.end()
             else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -43,6 +44,11 @@ class PinnedRows:
             self._files.append((fragment, range(first, first + count)))
             first += count
         self.count = first
+
+    def digest(self) -> str:
+        """Digest of which files have which numbers: another one once an erasure has rewritten the version."""
+        files = [f"{file.path}:{numbers.start}:{numbers.stop}" for file, numbers in self._files]
+        return sha256("\n".join(files).encode()).hexdigest()
 
     def slices(
         self, start: int, stop: int, *, rows: int, columns: Sequence[str] | None = None
