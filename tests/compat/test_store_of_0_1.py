@@ -49,7 +49,7 @@ ADDED = {
     "store_writes", "trace", "live", "live_alpha", "slow_ratio", "ramp", "ramp_hold", "error_margin", "promote_by", "go_back",
     "go_back_within", "step", "step_since", "next_start", "next_end", "propensity", "trusted_types", "declining", "keep_texts", "limit_s", "timed_out",
     "environment", "season", "split_share", "split_entry", "span", "next_square", "next_cross", "next_size", "first", "last",
-    "observations", "unit_noise", "exact", "number", "failure", "without_challenger", "late", "by_returning_unit", "possible",
+    "observations", "unit_noise", "exact", "number", "failure", "without_challenger", "late", "by_returning_unit", "possible", "handles", "finished_later",
 }  # fmt: skip
 # Rules that later releases ask of an open rollout, too; decisions that were recorded are made again without them.
 ADDED_RULES = {"live_errors", "live_missing", "live_latency", "service_shadow_done", "service_done", "ramp"}
