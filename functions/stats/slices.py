@@ -271,7 +271,7 @@ def _held_against(
 ) -> Iterator[Slice]:
     """Test the slices of a partition that are large enough, each mean against `level` with the variance of the sums of units.
 
-    That variance is not below the one of all slices' units and a made-up one at either end of what is possible: a slice without a
+    That variance is not below the one within all slices, with a made-up unit at either end of what is possible: a slice without a
     rare row hardly varies.
     """
     present, cell = np.unique(cut.cell, return_inverse=True)
@@ -281,10 +281,10 @@ def _held_against(
     pairs, inside = np.unique(cell * units + unit, return_inverse=True)
     k = pairs // units
     sums, sizes = np.bincount(inside, values), np.bincount(inside)
-    residual, from_all = sums - mean[k] * sizes, sums - values.mean() * sizes
+    residual = sums - mean[k] * sizes
     witnesses = np.bincount(k)
     few = np.maximum(witnesses, 2.0)
-    of_a_row = (np.sum(from_all**2) + 2 * possible**2) / (len(values) + 2 * (possible > 0))
+    of_a_row = (np.sum(residual**2) + 2 * possible**2) / (len(values) + 2 * (possible > 0))
     error = np.sqrt(np.maximum(np.bincount(k, residual**2), of_a_row * rows) * few / (few - 1)) / rows
     above = mean - level
     z = above / np.where(error > 0, error, 1.0)
