@@ -49,23 +49,28 @@ _YAML: Final = frozenset({".yaml", ".yml"})
 _PROGRAM_SUFFIX: Final = ".pt2"
 _MLFLOW: Final = "MLmodel"  # is YAML
 _HEAD_BYTES: Final = 4096
+_ARCHIVE_STARTS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
 _ARCHIVE_END: Final = b"PK\x05\x06"
 _TAIL_BYTES: Final = 22 + (1 << 16)  # in which an archive's end lies: a record, and a comment
 _MAX_DEPTH: Final = 3  # of a content in archives, beginning with 1 for a member of the file itself
 _CODE_STARTS: Final = re.compile(
     rb"\x7fELF|[\xfe\xca]\xed\xfa[\xce\xcf]|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe|#![ \t]*/|!<arch>\n|\0asm|BC\xc0\xde"  # programs
     rb"|\x1f\x8b\x08|BZh[1-9](?:1AY&SY|\x17rE8P\x90)|\xfd7zXZ\0|LZIP\x01|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|[\x50-\x5f]\x2a\x4d\x18|ZF[\s\w+-]{19}|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07"  # packed
-    rb"|PK(\x03\x04|\x05\x06|\x07\x08)|\x89HDF\r\n\x1a\n"  # archives, and networks of Keras with functions in them
+    rb"|\x89HDF\r\n\x1a\n"  # networks of Keras with functions in them
 )
 _PROGRAM: Final = (b"MZ", 0x3C, b"PE\0\0")  # of Windows, and where it says that the second beginning lies
-_NUMBERS: Final = re.compile(r"[<>|=]?[biufcSUVMm]\d+(\[\w+\])?")  # elements of an array, as NumPy writes them
+_NUMBERS: Final = re.compile(
+    r"[<>|=]?[biufcSUVMm]\d+(\[\w+\])?"
+)  # elements of an array, as NumPy writes them
 _TAG: Final = re.compile(
     rb"(?:^|[\s\[{,:-])(?:!!(?!(?:str|int|float|bool|null|binary|map|seq|set|omap|pairs|timestamp|merge)\b)|!<|!ruby/)|%TAG"
 )
 _CUSTOM_OBJECTS: Final = ("custom_obj_", "opaque_obj_")
 _TABLES: Final = ("weights_config.json", "constants_config.json")
 _SAMPLES: Final = ".pt"  # an archive of torch.save in a program
-_MAX_BYTES: Final = 64 << 20  # read at once, or unpacked, of a content that is looked into; a larger one counts as code
+_MAX_BYTES: Final = (
+    64 << 20
+)  # read at once, or unpacked, of a content that is looked into; a larger one counts as code
 
 # A pickle of tensors calls these and nothing else.
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -124,31 +129,17 @@ def _can_execute(path: PurePosixPath, file: IO[bytes], size: int, depth: int = 0
     if depth >= _MAX_DEPTH:
         return True
     head = file.read(_HEAD_BYTES)
-    try:
-        archive = _find_archive(file, size)
-    except (_Unreadable, ValueError, RuntimeError, EOFError):
+    begins = head.startswith(_ARCHIVE_STARTS)
+    if _archive_can_execute(path, file, size, depth, begins=begins):
         return True
-    if archive is not None:
-        with archive:
-            if depth and size > _MAX_BYTES:
-                return True  # its members lie anywhere in a content that is unpacked from its beginning
-            program = path.suffix.lower() == _PROGRAM_SUFFIX
-            return _archive_can_execute(archive, size, depth, program=program)
     if (path.suffix.lower() in _YAML or path.name == _MLFLOW) and (b"\0" in head or _has_tags(file, size)):
         return True
     if _is_program_or_packed(head) or _holds_objects(head) or _unpacks_to_code(file, depth):
         return True
     file.seek(0)
-    return executes_code(file, size)
-
-
-def _find_archive(file: IO[bytes], size: int) -> zipfile.ZipFile | None:
-    """Open a file as an archive, or return None if it is none; bytes before and after one do not matter to its readers."""
-    file.seek(max(size - _TAIL_BYTES, 0))
-    if _ARCHIVE_END in file.read(_TAIL_BYTES):  # looked for first: a large member is unpacked to its end only once
-        with suppress(zipfile.BadZipFile):
-            return zipfile.ZipFile(file)
-    return None
+    return not begins and executes_code(
+        file, size
+    )  # no unpickler goes beyond the first byte of such an archive
 
 
 def _is_program_or_packed(head: bytes) -> bool:
@@ -168,7 +159,7 @@ def _is_tar(head: bytes) -> bool:
     """Whether a file begins with the header of a tar's member, of any format: its sum is right."""
     try:
         tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
-    except tarfile.HeaderError:  # type: ignore[attr-defined]  # public, but not in typeshed
+    except tarfile.HeaderError:
         return False
     return True
 
@@ -177,11 +168,14 @@ def _unpacks_to_code(file: IO[bytes], depth: int) -> bool:
     """Whether a file is LZMA of code, or of more than is looked into; what precedes an error counts, as its readers return it."""
     file.seek(0)
     unpacked = BytesIO()
-    with suppress(lzma.LZMAError, EOFError), lzma.LZMAFile(file) as stream:
-        while data := stream.read1():
-            unpacked.write(data)
-            if unpacked.tell() > _MAX_BYTES:
-                return True
+    try:
+        with suppress(lzma.LZMAError, EOFError), lzma.LZMAFile(file) as stream:
+            while data := stream.read1():
+                unpacked.write(data)
+                if unpacked.tell() > _MAX_BYTES:
+                    return True
+    except MemoryError:  # its header asks for gigabytes
+        return True
     size = unpacked.tell()
     unpacked.seek(0)
     return size > 0 and _can_execute(PurePosixPath(), unpacked, size, depth + 1)
@@ -220,22 +214,40 @@ def _are_numbers(descr: Any) -> bool:
     """Whether all elements are numbers, times or texts. descr: a code, a code and a shape, or a list of fields."""
     if isinstance(descr, str):
         return _NUMBERS.fullmatch(descr) is not None
-    return _are_numbers(descr[0]) if isinstance(descr, tuple) else all(_are_numbers(field[1]) for field in descr)
+    return (
+        _are_numbers(descr[0]) if isinstance(descr, tuple) else all(_are_numbers(field[1]) for field in descr)
+    )
 
 
-def _archive_can_execute(archive: zipfile.ZipFile, size: int, depth: int, *, program: bool) -> bool:
-    """Whether an archive holds a pickle (as `torch.save` makes), a library, or a program with something pickled."""
+def _archive_can_execute(
+    path: PurePosixPath, file: IO[bytes], size: int, depth: int, *, begins: bool
+) -> bool:
+    """Whether a file holds an archive, with bytes before and after it or none, that has a member which is code.
+
+    A member is code if it is a pickle (as `torch.save` makes), a library, or something pickled in a program. begins: whether
+    the file begins as an archive, and so is one that cannot be inspected if it has no end.
+    """
+    file.seek(max(size - _TAIL_BYTES, 0))
+    if _ARCHIVE_END not in file.read(_TAIL_BYTES):
+        return begins
+    judge = _part_can_execute if path.suffix.lower() == _PROGRAM_SUFFIX else _member_can_execute
+    archive = None
     try:
-        return _fault(archive.infolist(), size) is not None or any(
-            _part_can_execute(archive, member) if program else _member_can_execute(archive, member, depth)
-            for member in archive.infolist()
-            if not member.is_dir()
-        )
+        with suppress(zipfile.BadZipFile):
+            archive = zipfile.ZipFile(file)
+        if archive is None:
+            return begins  # bytes that look like an end
+        with archive:
+            if depth and size > _MAX_BYTES:
+                return True  # it is itself unpacked from its beginning, and its members lie anywhere in it
+            return _fault(archive.infolist(), size) is not None or any(
+                judge(archive, member, depth) for member in archive.infolist() if not member.is_dir()
+            )
     except (zipfile.BadZipFile, zlib.error, _Unreadable, ValueError, EOFError, RuntimeError):
         return True  # an archive that cannot be inspected
 
 
-def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth: int = 0) -> bool:
+def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth: int) -> bool:
     if not _has_data_suffix(member.filename):
         return True
     path, size = PurePosixPath(member.filename), member.file_size
@@ -244,7 +256,7 @@ def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth
         return _can_execute(path, BytesIO(content.read()) if small else content, size, depth + 1)
 
 
-def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth: int) -> bool:
     """Whether a part of a program can execute code: pickled samples and objects, or what no program of tensors holds."""
     path = PurePosixPath(member.filename)
     if path.name.startswith(_CUSTOM_OBJECTS):
@@ -253,9 +265,7 @@ def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool
         return member.file_size > 0 and not _holds_tensors_only(_content(archive, member))
     if path.name.endswith(_TABLES):
         return _marks_pickles(_content(archive, member))
-    if path.suffix:
-        return _member_can_execute(archive, member)
-    return False  # raw tensors
+    return _member_can_execute(archive, member, depth)
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
