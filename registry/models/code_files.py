@@ -1,8 +1,10 @@
 """Which files of a version are data, by a list of formats and by content; all others can execute code when loaded.
 
-A suffix says what a file claims to be. The content may not say otherwise: no pickle that calls something, no program, script or
-library, nothing packed that cannot be looked into, no array of objects, no tag that has YAML make one. An archive is data if
-its members are.
+A suffix says what a file claims to be. The content may not say otherwise, whatever the suffix: no pickle that calls something,
+no program, script or library, no tar, nothing packed, no array of objects; in YAML, no tag that makes one. A zip archive is
+data if its members are, two archives deep; it is known by its end, as its readers know it. LZMA has no magic number, so plain
+numbers may look like it: what it unpacks to is judged, up to 64 MiB. Whatever lies deeper, is larger than that, is encrypted or
+packed in another way counts as code.
 
 An exported program (.pt2) is an archive of tables, raw tensors and a graph as JSON. `torch.export.load` unpickles its
 sample inputs, payloads that a table marks as pickled, and custom objects; it runs libraries, and evaluates the
@@ -18,15 +20,17 @@ from __future__ import annotations
 
 import ast
 import json
+import lzma
 import mmap
 import pickletools
 import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from io import SEEK_CUR, SEEK_END, BytesIO
+from io import SEEK_CUR, SEEK_END, BufferedReader, BytesIO, FileIO
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -42,25 +46,31 @@ parquet arrow feather avro orc zip png jpg jpeg gif webp bmp tif tiff wav flac m
 _DATA: Final = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 """Suffixes of data. A file without a suffix is judged by its content alone."""
 _YAML: Final = frozenset({".yaml", ".yml"})
-_ARCHIVES: Final = frozenset({".pt2", ".skops", ".npz", ".zip"})
+_PROGRAM_SUFFIX: Final = ".pt2"
 _MLFLOW: Final = "MLmodel"  # is YAML
 _HEAD_BYTES: Final = 4096
-_ZIP_START: Final = b"PK"
+_ARCHIVE_STARTS: Final = (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")
+_ARCHIVE_END: Final = b"PK\x05\x06"
+_TAIL_BYTES: Final = 22 + (1 << 16)  # in which an archive's end lies: a record, and a comment
+_MAX_DEPTH: Final = 3  # of a content in archives, beginning with 1 for a member of the file itself
 _CODE_STARTS: Final = re.compile(
     rb"\x7fELF|[\xfe\xca]\xed\xfa[\xce\xcf]|[\xce\xcf]\xfa\xed\xfe|\xca\xfe\xba\xbe|#![ \t]*/|!<arch>\n|\0asm|BC\xc0\xde"  # programs
-    rb"|\x1f\x8b\x08|BZh[1-9]1AY&SY|\xfd7zXZ\0|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07"  # packed
-    rb"|PK(\x03\x04|\x05\x06|\x07\x08)|\x89HDF\r\n\x1a\n"  # archives, and networks of Keras with functions in them
+    rb"|\x1f\x8b\x08|BZh[1-9](?:1AY&SY|\x17rE8P\x90)|\xfd7zXZ\0|LZIP\x01|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|[\x50-\x5f]\x2a\x4d\x18|ZF[\s\w+-]{19}|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07"  # packed
+    rb"|\x89HDF\r\n\x1a\n"  # networks of Keras with functions in them
 )
-_TAR: Final = (257, b"ustar")
 _PROGRAM: Final = (b"MZ", 0x3C, b"PE\0\0")  # of Windows, and where it says that the second beginning lies
-_ZLIB: Final = (b"\x78\x01", b"\x78\x5e", b"\x78\x9c", b"\x78\xda")
+_NUMBERS: Final = re.compile(
+    r"[<>|=]?[biufcSUVMm]\d+(\[\w+\])?"
+)  # elements of an array, as NumPy writes them
 _TAG: Final = re.compile(
     rb"(?:^|[\s\[{,:-])(?:!!(?!(?:str|int|float|bool|null|binary|map|seq|set|omap|pairs|timestamp|merge)\b)|!<|!ruby/)|%TAG"
 )
 _CUSTOM_OBJECTS: Final = ("custom_obj_", "opaque_obj_")
 _TABLES: Final = ("weights_config.json", "constants_config.json")
 _SAMPLES: Final = ".pt"  # an archive of torch.save in a program
-_MAX_BYTES: Final = 64 << 20  # of an archive member that is inspected; a larger one counts as code
+_MAX_BYTES: Final = (
+    64 << 20
+)  # read at once, or unpacked, of a content that is looked into; a larger one counts as code
 
 # A pickle of tensors calls these and nothing else.
 _STORAGES = ("Float", "Double", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool")
@@ -88,10 +98,25 @@ def disguised_files(files: Mapping[str, LocalFile]) -> tuple[str, ...]:
     """List paths of files whose content can execute code when it is loaded, whatever their suffix says."""
     disguised = []
     for path, file in files.items():
-        with file.path.open("rb") as content:
+        with _File(FileIO(file.path)) as content:
             if _can_execute(PurePosixPath(path), content, file.size):
                 disguised.append(path)
     return tuple(disguised)
+
+
+class _Unreadable(Exception):  # noqa: N818 - a signal inside this module
+    """What is needed to judge a content takes too much memory."""
+
+
+class _File(BufferedReader):
+    """File that is never read into memory as a whole, such as by an archive that says its directory is as large."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        most = _MAX_BYTES + 1
+        data = super().read(most if size is None or size < 0 else min(size, most))
+        if len(data) == most:
+            raise _Unreadable
+        return data
 
 
 def _has_data_suffix(path: str) -> bool:
@@ -99,31 +124,61 @@ def _has_data_suffix(path: str) -> bool:
     return not suffix or suffix in _DATA
 
 
-def _can_execute(path: PurePosixPath, file: IO[bytes], size: int) -> bool:
-    suffix = path.suffix.lower()
+def _can_execute(path: PurePosixPath, file: IO[bytes], size: int, depth: int = 0) -> bool:
+    """Whether a content can execute code. depth: number of archives and packings that it lies in."""
+    if depth >= _MAX_DEPTH:
+        return True
     head = file.read(_HEAD_BYTES)
-    if suffix in _ARCHIVES and head.startswith(_ZIP_START):
-        return _archive_can_execute(file, program=suffix == ".pt2")
-    if suffix == ".npy" and _holds_objects(head):
+    begins = head.startswith(_ARCHIVE_STARTS)
+    if _archive_can_execute(path, file, size, depth, begins=begins):
         return True
-    if (suffix in _YAML or path.name == _MLFLOW) and (b"\0" in head or _has_tags(file, size)):
+    if (path.suffix.lower() in _YAML or path.name == _MLFLOW) and (b"\0" in head or _has_tags(file, size)):
         return True
-    if _is_program_or_packed(head):
+    if _is_program_or_packed(head) or _holds_objects(head) or _unpacks_to_code(file, depth):
         return True
     file.seek(0)
-    return executes_code(file, size)
+    return not begins and executes_code(
+        file, size
+    )  # no unpickler goes beyond the first byte of such an archive
 
 
 def _is_program_or_packed(head: bytes) -> bool:
-    if _CODE_STARTS.match(head) or head.startswith(_TAR[1], _TAR[0]):
+    if _CODE_STARTS.match(head) or _is_tar(head):
         return True
     if head.startswith(_PROGRAM[0]):
         second = int.from_bytes(head[_PROGRAM[1] : _PROGRAM[1] + 4], "little")
         return head.startswith(_PROGRAM[2], second)
-    if head.startswith(_ZLIB):
-        with suppress(zlib.error):  # which random bytes of this beginning meet
-            return bool(zlib.decompressobj().decompress(head, _MAX_BYTES))
+    stream = zlib.decompressobj()  # of any window
+    with suppress(zlib.error):  # which random bytes of such a beginning meet
+        begun = bool(stream.decompress(head, _MAX_BYTES))
+        return begun or stream.eof or len(head) == _HEAD_BYTES
     return False
+
+
+def _is_tar(head: bytes) -> bool:
+    """Whether a file begins with the header of a tar's member, of any format: its sum is right."""
+    try:
+        tarfile.TarInfo.frombuf(head[: tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def _unpacks_to_code(file: IO[bytes], depth: int) -> bool:
+    """Whether a file is LZMA of code, or of more than is looked into; what precedes an error counts, as its readers return it."""
+    file.seek(0)
+    unpacked = BytesIO()
+    try:
+        with suppress(lzma.LZMAError, EOFError), lzma.LZMAFile(file) as stream:
+            while data := stream.read1():
+                unpacked.write(data)
+                if unpacked.tell() > _MAX_BYTES:
+                    return True
+    except MemoryError:  # its header asks for gigabytes
+        return True
+    size = unpacked.tell()
+    unpacked.seek(0)
+    return size > 0 and _can_execute(PurePosixPath(), unpacked, size, depth + 1)
 
 
 def _has_tags(file: IO[bytes], size: int) -> bool:
@@ -133,9 +188,9 @@ def _has_tags(file: IO[bytes], size: int) -> bool:
     try:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text:
             return _TAG.search(text) is not None
-    except OSError:  # a member of an archive, whose size is bounded
+    except OSError:  # a member of an archive
         file.seek(0)
-        return _TAG.search(file.read()) is not None
+        return size > _MAX_BYTES or _TAG.search(file.read(size)) is not None
 
 
 def _holds_objects(head: bytes) -> bool:
@@ -145,40 +200,63 @@ def _holds_objects(head: bytes) -> bool:
     start = 10 if head[6:7] == b"\x01" else 12  # after the length of the header
     end = start + int.from_bytes(head[8:start], "little")
     text = head[start:end].decode("latin-1")
-    try:
-        return end > _HEAD_BYTES or _names_objects(ast.literal_eval(text)["descr"])
-    except (SyntaxError, ValueError, KeyError, TypeError, IndexError, MemoryError, RecursionError):
-        return "O" in text
+    for readable in (text, text.replace("L", "")):  # numbers of Python 2, which NumPy reads too
+        try:
+            return end > _HEAD_BYTES or not _are_numbers(ast.literal_eval(readable)["descr"])
+        except (SyntaxError, ValueError):
+            continue  # NumPy cannot read it either
+        except (KeyError, TypeError, IndexError, MemoryError, RecursionError):
+            return True
+    return False
 
 
-def _names_objects(descr: Any) -> bool:
+def _are_numbers(descr: Any) -> bool:
+    """Whether all elements are numbers, times or texts. descr: a code, a code and a shape, or a list of fields."""
     if isinstance(descr, str):
-        return "O" in descr
-    return any(_names_objects(field[1]) for field in descr)
+        return _NUMBERS.fullmatch(descr) is not None
+    return (
+        _are_numbers(descr[0]) if isinstance(descr, tuple) else all(_are_numbers(field[1]) for field in descr)
+    )
 
 
-def _archive_can_execute(file: IO[bytes], *, program: bool) -> bool:
-    """Whether an archive holds a pickle (as `torch.save` makes), a library, or a program with something pickled."""
+def _archive_can_execute(
+    path: PurePosixPath, file: IO[bytes], size: int, depth: int, *, begins: bool
+) -> bool:
+    """Whether a file holds an archive, with bytes before and after it or none, that has a member which is code.
+
+    A member is code if it is a pickle (as `torch.save` makes), a library, or something pickled in a program. begins: whether
+    the file begins as an archive, and so is one that cannot be inspected if it has no end.
+    """
+    file.seek(max(size - _TAIL_BYTES, 0))
+    if _ARCHIVE_END not in file.read(_TAIL_BYTES):
+        return begins
+    judge = _part_can_execute if path.suffix.lower() == _PROGRAM_SUFFIX else _member_can_execute
+    archive = None
     try:
-        with open_archive(file) as archive:
-            return any(
-                (_part_can_execute if program else _member_can_execute)(archive, member)
-                for member in archive.infolist()
-                if not member.is_dir()
+        with suppress(zipfile.BadZipFile):
+            archive = zipfile.ZipFile(file)
+        if archive is None:
+            return begins  # bytes that look like an end
+        with archive:
+            if depth and size > _MAX_BYTES:
+                return True  # it is itself unpacked from its beginning, and its members lie anywhere in it
+            return _fault(archive.infolist(), size) is not None or any(
+                judge(archive, member, depth) for member in archive.infolist() if not member.is_dir()
             )
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError):
+    except (zipfile.BadZipFile, zlib.error, _Unreadable, ValueError, EOFError, RuntimeError):
         return True  # an archive that cannot be inspected
 
 
-def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
-    path = PurePosixPath(member.filename)
-    if not _has_data_suffix(member.filename) or path.suffix.lower() in _ARCHIVES:
+def _member_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth: int) -> bool:
+    if not _has_data_suffix(member.filename):
         return True
+    path, size = PurePosixPath(member.filename), member.file_size
     with archive.open(member) as content:
-        return _can_execute(path, content, member.file_size)
+        small = size <= _MAX_BYTES
+        return _can_execute(path, BytesIO(content.read()) if small else content, size, depth + 1)
 
 
-def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool:
+def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo, depth: int) -> bool:
     """Whether a part of a program can execute code: pickled samples and objects, or what no program of tensors holds."""
     path = PurePosixPath(member.filename)
     if path.name.startswith(_CUSTOM_OBJECTS):
@@ -187,9 +265,7 @@ def _part_can_execute(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bool
         return member.file_size > 0 and not _holds_tensors_only(_content(archive, member))
     if path.name.endswith(_TABLES):
         return _marks_pickles(_content(archive, member))
-    if path.suffix:
-        return _member_can_execute(archive, member)
-    return False  # raw tensors
+    return _member_can_execute(archive, member, depth)
 
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:

@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from toque.registry.models.code_files import executable_files, executes_code, open_archive
-from toque.registry.store.blobs import scan
+from toque.registry.store.blobs import LocalFile, scan
 
 
 class Evil:
@@ -280,12 +282,138 @@ def test_what_runs_code_when_it_is_loaded_is_found_under_any_name_and_in_any_pac
     assert names(tmp_path) == [name]
 
 
+def tar_of_the_oldest_format(content: bytes) -> bytes:
+    """A tar without a magic number, which is known by its sum."""
+    tar = bytearray(packed("data.pkl", content, "tar"))
+    tar[257:265], tar[148:156] = bytes(8), b" " * 8
+    tar[148:156] = b"%06o\0 " % sum(tar[:512])
+    return bytes(tar)
+
+
+def zlib_of_window(bits: int, content: bytes) -> bytes:
+    stream = zlib.compressobj(9, zlib.DEFLATED, bits)
+    return stream.compress(content) + stream.flush()
+
+
+def zlib_that_begins_empty(content: bytes) -> bytes:
+    stream = zlib.compressobj()
+    return b"".join(
+        [*(stream.flush(zlib.Z_FULL_FLUSH) for _ in range(2_000)), stream.compress(content), stream.flush()]
+    )
+
+
+def header(text: str, elements: bytes) -> bytes:
+    """An array of NumPy whose header is a text."""
+    return b"\x93NUMPY\x01\0" + (len(text) + 1).to_bytes(2, "little") + text.encode() + b"\n" + elements
+
+
+HARMLESS_JSON = b'{"weights": [1.5, 2.5]}'
+NUMBERS = array(np.arange(4.0, dtype=np.float32))
+LOOKED_INTO = {  # container: with code, its twin without, and the depth of what they hold
+    "zip": (packed("data/a.bin", PICKLED), packed("data/a.bin", HARMLESS_JSON), 1),
+    "zip after other bytes": (b"\0junk" * 99 + packed("a", PICKLED), b"\0junk" * 99 + packed("a", HARMLESS_JSON), 1),
+    "zip before other bytes": (packed("a", PICKLED) + b"\0junk" * 99, packed("a", HARMLESS_JSON) + b"\0junk" * 99, 1),
+    "npz whose member has no suffix": (packed("a", OBJECTS), packed("a", NUMBERS), 1),
+    "array": (OBJECTS, NUMBERS, 0),
+    "array of a type by its name": (
+        header("{'descr': 'object', 'fortran_order': False, 'shape': (1,)}", PICKLED),
+        header("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(8)),
+        0,
+    ),
+    "array with numbers of Python 2": (
+        header("{'descr': [('x', [('y', '|O')])], 'fortran_order': False, 'shape': (1L,)}", PICKLED),
+        header("{'descr': [('O', ('<f4', (2,)))], 'fortran_order': False, 'shape': (1L,)}", bytes(8)),
+        0,
+    ),
+    "LZMA": (lzma.compress(PICKLED, lzma.FORMAT_ALONE), lzma.compress(HARMLESS_JSON, lzma.FORMAT_ALONE), 1),
+    "LZMA of an archive": (
+        lzma.compress(packed("a", PICKLED), lzma.FORMAT_ALONE), lzma.compress(packed("a", NUMBERS), lzma.FORMAT_ALONE), 2,
+    ),
+    "pickle before a zip": (PICKLED + packed("a", NUMBERS), HARMLESS_JSON + packed("a", NUMBERS), 1),
+    "program before a zip": (b"\x7fELF\x02" + packed("a", NUMBERS), b"\x7fEL.\x02" + packed("a", NUMBERS), 1),
+}  # fmt: skip
+PACKED = {  # code whatever is in it
+    **{f"zlib, window {bits}": zlib_of_window(bits, PICKLED) for bits in range(9, 16)},
+    "zlib that begins empty": zlib_that_begins_empty(PICKLED),
+    "gzip": gzip.compress(PICKLED),
+    "bzip2": bz2.compress(PICKLED),
+    "bzip2 that begins empty": bz2.compress(b"") + bz2.compress(PICKLED),
+    "xz": lzma.compress(PICKLED),
+    "zstd after a frame to skip": b"\x50\x2a\x4d\x18\0\0\0\0\x28\xb5\x2f\xfd",
+    "joblib of long ago": b"ZF" + b"0x40".ljust(19) + zlib.compress(PICKLED),
+    "tar": packed("data.pkl", PICKLED, "tar"),
+    "tar of the oldest format": tar_of_the_oldest_format(PICKLED),
+}
+CONTAINERS = {**LOOKED_INTO, **{name: (content, None, 0) for name, content in PACKED.items()}}
+NESTINGS: dict[int, Any] = {  # by the depth that they add
+    0: lambda content: content,
+    1: lambda content: packed("rows/a.dat", content),
+    2: lambda content: packed("b.zip", packed("a", content)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.bin", "weights", "data.zip", "rows.npz", "rows.txt", "weights.gguf", "m.pt2"]
+)
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_code_is_found_in_any_container_and_its_twin_is_data_if_it_can_be_looked_into(
+    tmp_path: Path, container: str, nesting: int, name: str
+):
+    code, twin, depth = CONTAINERS[container]
+    (tmp_path / name).write_bytes(NESTINGS[nesting](code))
+    assert names(tmp_path) == [name]
+    if twin is not None:
+        (tmp_path / name).write_bytes(NESTINGS[nesting](twin))
+        assert names(tmp_path) == ([] if depth + nesting < 3 else [name])
+
+
+@given(before=st.binary(max_size=200), after=st.binary(max_size=200), deep=st.booleans())
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_bytes_around_an_archive_hide_nothing(tmp_path: Path, before: bytes, after: bytes, deep: bool):  # noqa: FBT001 - drawn
+    for content, is_code in ((PICKLED, True), (HARMLESS_JSON, False)):
+        inner = packed("a.bin", content)
+        (tmp_path / "weights.bin").write_bytes(before + (packed("b", inner) if deep else inner) + after)
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(tmp_path / "weights.bin"):
+            assert names(tmp_path) == (["weights.bin"] if is_code else [])
+
+
+def test_what_lies_too_deep_or_is_too_large_is_code_and_its_shallow_twin_is_data(tmp_path: Path):
+    deep = HARMLESS_JSON
+    for level in range(4):
+        (tmp_path / f"level-{level}.zip").write_bytes(deep := packed("a.zip" if level else "a.json", deep))
+    (tmp_path / "bomb.bin").write_bytes(lzma.compress(bytes(65 << 20), lzma.FORMAT_ALONE, preset=0))
+    (tmp_path / "small.bin").write_bytes(lzma.compress(bytes(1 << 20), lzma.FORMAT_ALONE, preset=0))
+    assert names(tmp_path) == ["bomb.bin", "level-2.zip", "level-3.zip"]
+
+
+def test_a_directory_of_an_archive_that_says_it_is_large_is_not_read(tmp_path: Path):
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(8 << 30)
+        file.seek(0, io.SEEK_END)
+        file.write(b"PK\x05\x06" + bytes(8) + (3 << 30).to_bytes(4, "little") + bytes(6))
+    size = (tmp_path / "weights.bin").stat().st_size
+    local = LocalFile(path=tmp_path / "weights.bin", sha256="", size=size, mtime_ns=0)
+    assert executable_files({"weights.bin": local}) == ("weights.bin",)
+
+
+def test_arrays_that_look_like_lzma_without_a_header_are_data(tmp_path: Path):
+    random_numbers = np.random.default_rng(3)
+    for kind in ("i8", "i4", "i2", "u1", "f8", "f4", "?"):
+        for number in range(40):
+            sparse = random_numbers.random(20_000) < (0.0001, 0.01)[number % 2]
+            (tmp_path / f"{kind.strip('?')}-{number}.bin").write_bytes(sparse.astype(kind).tobytes())
+    assert names(tmp_path) == []
+
+
 def test_archives_of_data_are_data(tmp_path: Path):
     rows = np.zeros((2, 3), np.float32)
     (tmp_path / "weights.npz").write_bytes(array({"a": rows}["a"], np.savez))
     (tmp_path / "packed.npz").write_bytes(array(rows, np.savez_compressed))
     (tmp_path / "model.skops").write_bytes(packed("schema.json", b"{}"))
     (tmp_path / "tables.zip").write_bytes(packed("rows/train.csv", b"a,b\n1,2\n"))
+    (tmp_path / "one-line.zip").write_bytes(packed("rows.json", b"[" + b"0," * (2 << 20) + b"0]"))
+    (tmp_path / "zeros.npz").write_bytes(array(np.zeros(9 << 20), np.savez))
     assert names(tmp_path) == []
 
 
