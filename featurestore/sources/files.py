@@ -231,7 +231,7 @@ class _Lines:
         before = np.where(quotes > 0, codes[quotes - 1], 10)
         within = (turn % 2 == 0) & ~np.isin(before, [10, 13, ord('"'), self._delimiter[0]])
         odd = line[begins][np.diff(begins, append=len(quotes)) % 2 == 1]
-        kept, at = list[bytes](), 0
+        parts, at = list[bytes](), 0
         for number in np.union1d(odd, line[within]).tolist():
             begin, end = (
                 int(ends[number - 1]) + 1 if number else 0,
@@ -239,8 +239,8 @@ class _Lines:
             )
             if not self._closed_line.fullmatch(data, begin, end):
                 self._torn.append(data[begin:end])
-                kept, at = [*kept, data[at:begin]], end
-        return b"".join([*kept, data[at:]]) if at else data
+                parts, at = [*parts, data[at:begin]], end
+        return b"".join([*parts, data[at:]]) if parts else data
 
     def close(self) -> None:
         self.closed = True
@@ -397,14 +397,14 @@ def _only_grew(system: fs.FileSystem, file: _Listed, known: Sequence[Any], diges
 
 def _digests(system: fs.FileSystem, path: str, ends: Sequence[int]) -> list[str]:
     """Digest what lies before each end, the least first, in one reading."""
-    digest, at, found = hashlib.sha256(), 0, list[str]()
+    digest, at, digests = hashlib.sha256(), 0, list[str]()
     with system.open_input_file(path) as file:
         for end in ends:
             while at < end and (data := file.read_at(min(_BLOCK_BYTES, end - at), at)):
                 digest.update(data)
                 at += len(data)
-            found.append(digest.hexdigest())
-    return found
+            digests.append(digest.hexdigest())
+    return digests
 
 
 def _digest_of_ends(system: fs.FileSystem, path: str, end: int) -> str:

@@ -275,15 +275,12 @@ class Executor:
         """Leave an invocation to executors that have its function; once none had it in time, end it among the dead letters."""
         now = self.ledger.clock()
         since = self._unknown.setdefault(invocation, now)
-        followed = self.ledger.follow(invocation)
-        if (
-            self._may_end
-            and followed.record.runnable
-            and now >= since + timedelta(seconds=self.code_patience_s)
-        ):
-            self._refuse(followed, refused_entry(error))
-        else:
-            self._postpone(invocation, error)
+        if self._may_end and now >= since + timedelta(seconds=self.code_patience_s):
+            followed = self.ledger.follow(invocation)
+            if followed.record.runnable:
+                self._refuse(followed, refused_entry(error))
+                return
+        self._postpone(invocation, error)
 
     def _look(self, invocation: str) -> Look:
         """Read what decides what becomes of an invocation; makes no change, so that many are read at once."""
