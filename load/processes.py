@@ -73,16 +73,3 @@ def redis_cpu_s(server: redis.Redis) -> float:
     """Read the processor seconds of a redis-server."""
     used: Any = server.info("cpu")
     return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
-
-
-__all__ = [
-    "ROLES",
-    "Processes",
-    "cpu_s",
-    "niceness",
-    "of_platform",
-    "platform_processes",
-    "redis_cpu_s",
-    "spent_s",
-    "stat",
-]

@@ -18,8 +18,6 @@ import grpc
 
 from toque.load.attacks.target import Attack, Attacks, Finding, Target
 
-__all__ = ["ATTACKS"]
-
 _SERVICE: Final = "/inference.GRPCInferenceService"
 _INFER, _LIVE = f"{_SERVICE}/ModelInfer", f"{_SERVICE}/ServerLive"
 MESSAGE_BYTES: Final = 64 << 20

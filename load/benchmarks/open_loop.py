@@ -21,8 +21,6 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["OpenLoop", "ask_steadily", "at_once"]
-
 _SWEEP_S = 0.05  # how often patience is looked at, and between two attempts to connect
 _PATIENCE_S = 30.0  # after which a request without a connection or an answer has failed
 Floats = npt.NDArray[np.float64]

@@ -296,18 +296,3 @@ def _shared(points: Sequence[Point], costs: Costs) -> tuple[Costs, tuple[str, ..
     if sizes:
         measured["message_bytes"] = float(np.median(sizes))
     return replace(costs, **measured), tuple(sorted(measured))
-
-
-__all__ = [
-    "Bounds",
-    "CostModel",
-    "Interval",
-    "Needs",
-    "Point",
-    "Wish",
-    "fit_cost",
-    "fit_shared",
-    "needs_of",
-    "read_points",
-    "write_points",
-]

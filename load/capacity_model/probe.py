@@ -22,8 +22,6 @@ from toque.load.scenarios.scenario import Ask, Scenario, Steady
 from toque.load.scenarios.sending.processes import put_load
 from toque.load.scenarios.target import NotPossible, Target
 
-__all__ = ["Probe"]
-
 _CLIENT_S = 250e-6  # of a core for a request, in the client, which runs here too
 _RATES = (
     1.0,

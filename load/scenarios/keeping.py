@@ -8,8 +8,6 @@ from typing import Any, Protocol
 
 import httpx
 
-__all__ = ["Door", "HttpDoor", "read_file", "record"]
-
 _MLFLOW = "/api/2.0/mlflow"
 _ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 _MOST_EXPERIMENTS = 1_000

@@ -17,8 +17,6 @@ from toque.load.scenarios.sending.processes import put_load
 from toque.load.scenarios.target import Target
 from toque.load.scenarios.windows import median_p99_ms
 
-__all__ = ["Criterion", "Knee", "Step", "find_knee", "knee_of", "next_rate"]
-
 _MOST_STEPS = 40
 _LEAST_RATE = 0.5
 BUSY = 0.85  # share of a core from which on the client may be what broke

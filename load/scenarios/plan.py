@@ -205,16 +205,3 @@ def _value(datatype: str, rng: random.Random) -> float | int | str | bool:
     if datatype == "BOOL":
         return rng.random() < 0.5
     raise ValueError(f"datatype {datatype!r} is not of the Open Inference Protocol")
-
-
-__all__ = [
-    "LOAD_TEST",
-    "Part",
-    "Plan",
-    "check_of",
-    "keyed_request",
-    "plan_of",
-    "problem_of",
-    "read_rows",
-    "tensor_request",
-]

@@ -200,6 +200,3 @@ def _block_weights(count: int, resamples: int, rng: np.random.Generator) -> Floa
     drawn = (starts[:, :, None] + np.arange(length)).reshape(resamples, -1)[:, :count] % count
     numbered = drawn + count * np.arange(resamples)[:, None]
     return np.bincount(numbered.ravel(), minlength=resamples * count).reshape(resamples, count).astype(float)
-
-
-__all__ = ["Difference", "Finding", "LoadRun", "broken", "compare", "judge"]

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from toque.load.scenarios.result import LoadRun
 from toque.load.scenarios.scenario import Scenario, Slo
-from toque.load.scenarios.sending.processes import NotPossible, put_load
-from toque.load.scenarios.target import find_target
-
-__all__ = ["SLO", "described", "main", "report_lines"]
+from toque.load.scenarios.sending.processes import put_load
+from toque.load.scenarios.target import NotPossible, find_target
 
 SLO = Path(__file__).parent / "slo.toml"
 

@@ -205,18 +205,3 @@ class Slo(_Part):
         if chosen not in self.scenarios:
             raise ValueError(f"no scenario {chosen!r}; there are {', '.join(self.scenarios)}")
         return chosen, self.scenarios[chosen]
-
-
-__all__ = [
-    "Ask",
-    "Objectives",
-    "Ramp",
-    "Scenario",
-    "Shape",
-    "Slo",
-    "Spike",
-    "Steady",
-    "Steps",
-    "Wave",
-    "arrivals",
-]

@@ -10,8 +10,6 @@ from typing import Any
 
 import httpx
 
-__all__ = ["NotPossible", "Target", "find_target"]
-
 
 class NotPossible(Exception):  # noqa: N818 - a state of the world, said to a person
     """Raised where the load cannot be generated; the message says what is missing."""

@@ -227,18 +227,3 @@ def quantile_ms(counts: npt.NDArray[np.integer], share: float, *, slower: float 
     if wanted > cumulated[-1]:
         return math.inf
     return upper_ms(int(np.searchsorted(cumulated, wanted)))
-
-
-__all__ = [
-    "BINS",
-    "Counts",
-    "Measured",
-    "Tally",
-    "Window",
-    "Windows",
-    "bin_of",
-    "counts_of",
-    "median_p99_ms",
-    "quantile_ms",
-    "upper_ms",
-]

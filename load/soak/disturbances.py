@@ -18,8 +18,6 @@ import httpx
 from toque.load.soak.project import RETRAINED, STEADY
 from toque.load.soak.verdict import has_ended, held_by
 
-__all__ = ["Disturbances", "Event"]
-
 _BACK_S = 180.0  # for a killed process, or a promoted version
 _FULL_S = 10.0
 _ROUND_S = 1.0

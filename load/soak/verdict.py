@@ -185,18 +185,3 @@ def role_of(command: str) -> str:
     if program.startswith(("haproxy", "redis-server", "raylet", "gcs_server")):
         return program.split(":")[0]
     return "ray worker" if command.startswith("ray::") else "other"
-
-
-__all__ = [
-    "Growth",
-    "Held",
-    "Processes",
-    "Sample",
-    "growths",
-    "has_ended",
-    "held_by",
-    "memory_by_role",
-    "role_of",
-    "sample",
-    "unexcused",
-]

@@ -23,8 +23,6 @@ from toque.load.scenarios.scenario import Scenario
 from toque.load.scenarios.target import NotPossible, Target
 from toque.load.scenarios.windows import Windows
 
-__all__ = ["NotPossible", "Sending", "put_load", "start_sending"]
-
 _POLL_S = 0.25
 _READY_S = 120.0  # a process imports numpy and gevent on a busy machine
 _JOIN_S = 600.0  # for workers that a person starts elsewhere
