@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
-import multiprocessing
 import random
 import time
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-import httpx
 import psutil
 
 from toque.load.attacks.target import Finding, Target
 from toque.load.benchmarks.harness import MIB, greatest
-from toque.load.benchmarks.open_loop import ask_steadily
-from toque.load.scenarios.plan import tensor_request
+from toque.load.scenarios.scenario import Scenario, Steady
+from toque.load.scenarios.sending.processes import put_load
+from toque.load.scenarios.target import Target as Asked
+from toque.load.scenarios.windows import median_p99_ms
 
 MAX_GROWTH_MIB: Final = 100
 MAX_RATIO: Final = 2.0
@@ -62,43 +62,32 @@ def listeners(target: Target) -> list[psutil.Process]:
 def _family(process: psutil.Process) -> list[psutil.Process]:
     """The process, and the replicas and proxies that stand beside it under the same parent."""
     parent = process.parent()
-    if parent is None or parent.pid == 1:
-        return [process]
-    return [
-        process,
-        *(
-            each
-            for each in parent.children(recursive=True)
-            if "ServeReplica" in each.name() or "Proxy" in each.name()
-        ),
-    ]
+    siblings = [] if parent is None or parent.pid == 1 else parent.children(recursive=True)
+    return [process, *(one for one in siblings if "ServeReplica" in one.name() or "Proxy" in one.name())]
 
 
 def memory_of(processes: list[psutil.Process]) -> int:
     """Bytes of memory that are the processes' own, where that can be told."""
-    total = 0
-    for process in processes:
-        with contextlib.suppress(psutil.Error):
-            total += process.memory_full_info().uss
-    return total
+    return _sum(processes, lambda process: int(process.memory_full_info().uss))
 
 
 def files_of(processes: list[psutil.Process]) -> int:
     """Number of files that the processes have open."""
+    return _sum(processes, lambda process: int(process.num_fds()))
+
+
+def _sum(processes: list[psutil.Process], figure: Callable[[psutil.Process], int]) -> int:
     total = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            total += process.num_fds()
+            total += figure(process)
     return total
 
 
-def throw(target: Target, seconds: float, opened: Any) -> None:
-    """Throw garbage at both ports for so long; adds to `opened` how many connections were opened. For a process."""
+async def throw(target: Target, seconds: float) -> int:
+    """Throw garbage at both ports for so long; returns how many connections were opened."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # each write to what was closed is a line
-    asyncio.run(_throw(target, seconds, opened))
-
-
-async def _throw(target: Target, seconds: float, opened: Any) -> None:
+    opened = 0
     ports = [(urlsplit(target.url).hostname or "127.0.0.1", urlsplit(target.url).port or 80, HTTP_GARBAGE)]
     if target.grpc_address:
         grpc_host, _, grpc_port = target.grpc_address.rpartition(":")
@@ -106,12 +95,13 @@ async def _throw(target: Target, seconds: float, opened: Any) -> None:
     deadline = time.monotonic() + seconds
 
     async def worker(host: str, port: int, kinds: tuple[Garbage, ...], seed: int) -> None:
+        nonlocal opened
         rng = random.Random(seed)  # garbage, no secret
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(min(30.0, max(0.1, deadline - time.monotonic()))):
                     streams = await asyncio.open_connection(host, port)
-                    opened.value += 1
+                    opened += 1
                     try:
                         await rng.choice(kinds)(streams, rng)
                     finally:
@@ -122,6 +112,7 @@ async def _throw(target: Target, seconds: float, opened: Any) -> None:
         for host, port, kinds in ports:
             for number in range(CONNECTIONS):
                 group.create_task(worker(host, port, kinds, number))
+    return opened
 
 
 async def _slow_header(streams: Opened, rng: random.Random) -> None:
@@ -203,18 +194,10 @@ GRPC_GARBAGE: Final[tuple[Garbage, ...]] = (_half_http2, _pings, _broken, _idle)
 
 def honest(target: Target, seconds: float) -> tuple[float, int]:
     """Ask the model as one honest caller for so long; returns p99 in ms of the median second, and how many failed."""
-    with httpx.Client(base_url=target.url, headers=target.headers(), timeout=30) as client:
-        metadata = client.get(f"/v2/models/{target.model}").raise_for_status().json()
-    body = json.dumps(tensor_request(metadata, rows=1, rng=random.Random(1))).encode()
-    found = ask_steadily(
-        f"{target.url}/v2/models/{target.model}/infer",
-        target.headers() | {"Content-Type": "application/json"},
-        body,
-        rate=HONEST_RATE,
-        seconds=seconds,
-        connections=4,
-    )
-    return found.p99_of_a_second_ms, found.failed
+    shape = Steady(rate=HONEST_RATE, seconds=seconds)
+    scenario = Scenario(shape=shape, connections=4, as_users=True, warm_up_s=0, patience_s=30, timeout_s=30)
+    run = put_load(Asked(target.url, target.token, target.model or ""), "honest", scenario)
+    return median_p99_ms(run.each_window()), run.measured().lost
 
 
 def garbage(target: Target, minutes: float) -> Finding:
@@ -225,26 +208,17 @@ def garbage(target: Target, minutes: float) -> Finding:
     with (
         greatest(lambda: memory_of(processes), every_s=0.5) as most_memory,
         greatest(lambda: files_of(processes), every_s=0.5) as most_files,
+        ThreadPoolExecutor(1) as thread,
     ):
-        spawning = multiprocessing.get_context(
-            "spawn"
-        )  # in one interpreter the honest caller would wait for us
-        opened = spawning.Value("i", 0)
-        thrower = spawning.Process(target=throw, args=(target, 60 * minutes, opened), daemon=True)
-        thrower.start()
-        during_ms, failed = honest(target, 60 * minutes - 5)
-        thrower.join()
+        throwing = thread.submit(lambda: asyncio.run(throw(target, 60 * minutes)))
+        during_ms, failed = honest(target, max(1.0, 60 * minutes - 10))
+        opened = throwing.result()
     growth_mib = (most_memory[0] - memory) / MIB
-    bounded = (
-        growth_mib < MAX_GROWTH_MIB
-        and during_ms < MAX_RATIO * before_ms
-        and most_files[0] < MAX_FILES
-        and not failed
-    )
+    bounded = growth_mib < MAX_GROWTH_MIB and during_ms < MAX_RATIO * before_ms
     return Finding(
         "garbage",
-        bounded,
-        f"{minutes:g} min, {opened.value} connections: memory {memory / MIB:.0f} MiB and {growth_mib:+.0f}, "
+        bounded and most_files[0] < MAX_FILES and not failed,
+        f"{minutes:g} min, {opened} connections: memory {memory / MIB:.0f} MiB and {growth_mib:+.0f}, "
         f"files {files} and {most_files[0]} at most, p99 of an honest caller {before_ms:.1f} and {during_ms:.1f} ms, "
         f"{failed} of its requests failed; {len(processes)} processes",
     )

@@ -1,9 +1,8 @@
 """Open loop of one process that is precise to a tenth of a millisecond, at rates that locust does not reach in one process.
 
-A request of locust takes 200 µs of a core, so that 70 % of what a predictor answers, some 6,000 requests/s, would be locust's own latency;
-this client, written on sockets, takes 75 µs, and root may give it real-time priority. Scenarios are sent by locust. The
-moments are drawn beforehand, as of many callers who do not know of each other (a Poisson process, seeded), and an answer is timed from
-when its request was due: a caller that waits for an answer before it asks again is silent while a server stalls, and never sees it.
+A request of locust takes 200 µs of a core, so that 70 % of what a predictor answers, some 6,000 requests/s, would be locust's own
+latency. The moments are drawn beforehand, as of many callers who do not know of each other (a Poisson process, seeded), and an answer is
+timed from when its request was due: a caller that waits for an answer before it asks again is silent while a server stalls, and never sees it.
 """
 
 from __future__ import annotations
@@ -11,18 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import selectors
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
 
-_SWEEP_S = 0.05  # how often patience is looked at, and between two attempts to connect
-_PATIENCE_S = 30.0  # after which a request without a connection or an answer has failed
+_PATIENCE_S = 30.0  # for the last answers; what has none then has failed
 Floats = npt.NDArray[np.float64]
 
 
@@ -65,6 +61,7 @@ def ask_steadily(
     lines = [f"POST {parts.path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
     request = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
     due_s = np.cumsum(np.random.default_rng(7).exponential(1 / rate, size=max(1, round(rate * seconds))))
+    sending = _send(parts.hostname or "", parts.port or 80, request.encode() + body, due_s, connections)
     gc.collect()
     gc.freeze()  # what is imported here takes 80 ms to look through, in which nobody would be asked
     try:
@@ -72,160 +69,71 @@ def ask_steadily(
         with asyncio.Runner(
             loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())
         ) as runner:
-            caller = runner.run(
-                _send(parts.hostname or "", parts.port or 80, request.encode() + body, due_s, connections)
-            )
+            rows = runner.run(sending)
     finally:
         gc.unfreeze()
-    _, latencies_s, late_s = np.array(sorted(caller.rows)).T
-    return OpenLoop(rate, latencies_s * 1e3, late_s * 1e3, caller.failed)
+    _, latencies_s, late_s, answered = np.array(sorted(rows)).T
+    return OpenLoop(rate, latencies_s * 1e3, late_s * 1e3, len(due_s) - int(answered.sum()))
 
 
-@contextlib.contextmanager
-def at_once() -> Iterator[bool]:
-    """Run the block with real-time priority if allowed; yields whether it was, which root may.
+async def _send(
+    host: str, port: int, request: bytes, due_s: Floats, connections: int
+) -> list[tuple[float, float, float, bool]]:
+    """Send a request at each moment; returns when each was due, its latency, how late it was sent, and whether the answer was good."""
+    loop, arrivals = asyncio.get_running_loop(), iter(due_s.tolist())
+    rows: list[tuple[float, float, float, bool]] = []
 
-    Else what it waits for a CPU, to send and to read, counts as the server's time. For a few requests a second: with
-    thousands it takes the CPU from the server.
-    """
-    before = os.sched_getscheduler(0), os.sched_getparam(0)
-    try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
-    except PermissionError:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        os.sched_setscheduler(0, *before)
+    async def opened() -> _Connection:
+        return (await loop.create_connection(_Connection, host, port))[1]
 
-
-async def _send(host: str, port: int, request: bytes, due_s: Floats, connections: int) -> _Caller:
-    caller = _Caller(host, port, request, deque(due_s.tolist()))
-    for _ in range(connections):
-        await caller.open()
-    caller.begin = asyncio.get_running_loop().time()
-    caller.go_on()
-    sweeping = asyncio.create_task(caller.sweep())
-    await caller.done.wait()
-    sweeping.cancel()
-    for connection in list(caller.all):
+    async def call(connection: _Connection) -> None:
+        for due in arrivals:
+            await asyncio.sleep(begin + due - loop.time())
+            if connection.transport.is_closing():
+                connection = await opened()
+            late_s = loop.time() - begin - due
+            answered = await connection.ask(request)
+            rows.append((due, loop.time() - begin - due, late_s, answered))
         connection.transport.close()
-    return caller
 
-
-class _Caller:
-    """State of a load under way: what is next, what waits for a connection, what is in flight.
-
-    rows: of each request when it was due, its latency, and how late it was sent, in seconds.
-    """
-
-    def __init__(self, host: str, port: int, request: bytes, upcoming: deque[float]) -> None:
-        self.rows: list[tuple[float, float, float]] = []
-        self.failed, self.begin, self.done = 0, 0.0, asyncio.Event()
-        self.all: set[_Connection] = set()
-        self._host, self._port, self._request, self._upcoming = host, port, request, upcoming
-        self._left = len(upcoming)
-        self._free: deque[_Connection] = deque()
-        self._waiting: deque[float] = deque()
-        self._loop = asyncio.get_running_loop()
-        self._reconnecting: set[asyncio.Task[None]] = set()
-
-    async def open(self) -> None:
-        """Open a connection to the server. Raises: OSError."""
-        _, connection = await self._loop.create_connection(lambda: _Connection(self), self._host, self._port)
-        self.all.add(connection)
-        self._free.append(connection)
-
-    def go_on(self) -> None:
-        """Take what is due, send what can be sent, and come back when the next is due."""
-        now = self._loop.time() - self.begin
-        while self._upcoming and self._upcoming[0] <= now:
-            self._waiting.append(self._upcoming.popleft())
-        self._send()
-        if self._upcoming:
-            self._loop.call_at(self.begin + self._upcoming[0], self.go_on)
-
-    def _send(self) -> None:
-        while self._waiting and self._free:
-            connection = self._free.popleft()
-            connection.times = self._waiting.popleft(), self._loop.time() - self.begin
-            connection.received = b""
-            connection.transport.write(self._request)
-
-    def ended(self, times: tuple[float, float], connection: _Connection | None, *, failed: bool) -> None:
-        """Record the end of a request, and use its connection for the next one if that is still open."""
-        due_s, sent_s = times
-        self.rows.append((due_s, self._loop.time() - self.begin - due_s, sent_s - due_s))
-        self.failed += failed
-        self._left -= 1
-        if connection in self.all:
-            self._free.append(connection)
-        self._send()
-        if not self._left:
-            self.done.set()
-
-    def lost(self, connection: _Connection) -> None:
-        """Replace a connection that ended."""
-        self.all.discard(connection)
-        with contextlib.suppress(ValueError):
-            self._free.remove(connection)
-        if not self.done.is_set():
-            task = self._loop.create_task(self._reconnect())
-            self._reconnecting.add(task)
-            task.add_done_callback(self._reconnecting.discard)
-
-    async def _reconnect(self) -> None:
-        while not self.done.is_set():
-            try:
-                await self.open()
-            except OSError:
-                await asyncio.sleep(_SWEEP_S)
-            else:
-                self._send()
-                return
-
-    async def sweep(self) -> None:
-        """Give up, again and again, what took too long: in a connection, and waiting for one."""
-        while True:
-            await asyncio.sleep(_SWEEP_S)
-            before = self._loop.time() - self.begin - _PATIENCE_S
-            for connection in [one for one in self.all if one.times and one.times[1] < before]:
-                connection.transport.abort()
-            while self._waiting and self._waiting[0] < before:
-                due_s = self._waiting.popleft()
-                self.ended((due_s, due_s + _PATIENCE_S), None, failed=True)
+    callers = [await opened() for _ in range(connections)]
+    begin = loop.time()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(due_s[-1] + _PATIENCE_S):
+            await asyncio.gather(*map(call, callers))
+    return rows
 
 
 class _Connection(asyncio.Protocol):
-    """Persistent connection: a request, its answer, the next request. times: when its request was due and sent, None without one."""
+    """Persistent connection: a request, its answer, the next request."""
 
     transport: asyncio.WriteTransport
 
-    def __init__(self, caller: _Caller) -> None:
-        self._caller, self.received = caller, b""
-        self.times: tuple[float, float] | None = None
+    def __init__(self) -> None:
+        self._received, self._answer = b"", asyncio.get_running_loop().create_future()
+
+    def ask(self, request: bytes) -> asyncio.Future[bool]:
+        """Send a request; the result is whether it was answered by 200."""
+        self._received, self._answer = b"", asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._answer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.WriteTransport)  # noqa: S101 - a stream's is one
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.received += data
-        head, end, rest = self.received.partition(b"\r\n\r\n")
-        if not end or self.times is None:
+        self._received += data
+        head, end, rest = self._received.partition(b"\r\n\r\n")
+        lines = head.lower().split(b"\r\n")
+        if not end or self._answer.done():
             return
-        length = next(
-            int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
-        )
+        length = next(int(line[15:]) for line in lines if line.startswith(b"content-length:"))
         if len(rest) >= length:
-            times, self.times = self.times, None
-            if b"connection: close" in head.lower():
-                self._caller.all.discard(self)
-            self._caller.ended(times, self, failed=b" 200 " not in head[:13])
+            if b"connection: close" in lines:
+                self.transport.close()
+            self._answer.set_result(b" 200 " in head[:13])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the protocol's signature
-        self._caller.lost(self)
-        if self.times is not None:
-            times, self.times = self.times, None
-            self._caller.ended(times, None, failed=True)
+        if not self._answer.done():
+            self._answer.set_result(False)

@@ -1,16 +1,17 @@
 """Windows of requests to a served model, alone and beside something else, in turns: what that does to its p99.
 
-One row is sent about `rate` times a second, whatever became of those before, and its time is from when it was due. How late the caller's
-own timer was is printed too: no answer can be steadier than that. Run by root, the caller has real-time priority, as if it
-were on a machine of its own; else it waits for a CPU that others fill, and that counts. This module is also the platform's project.
+Locust asks for one row about `rate` times a second, whatever became of those before, and times each from when it was due. Run by root, it has
+real-time priority, as if it were on a machine of its own; else it waits for a CPU that others fill, and that counts. This module is also
+the platform's project.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,23 +19,25 @@ import numpy as np
 import numpy.typing as npt
 
 from toque.load.benchmarks.harness import NotPossible, say
-from toque.load.benchmarks.open_loop import OpenLoop, ask_steadily, at_once
 from toque.load.benchmarks.servers import Platform
-from toque.load.benchmarks.serving.fixtures import BenchmarkModel, headers_of, json_body, register
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, register
 from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.scenarios.scenario import Scenario, Steady
+from toque.load.scenarios.sending.processes import put_load
+from toque.load.scenarios.target import Target
+from toque.load.scenarios.windows import Measured, quantile_ms
 from toque.load.unmonitored import unmonitored
 
 MODEL, PROJECT = "mlp", "toque.load.benchmarks.platform.windows"
 FEATURES: list[object] = []
 MODELS = [unmonitored(MODEL)]
-_WARM_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
     """Window of requests under measurement. normal, niced: CPUs that the machine spent meanwhile at niceness 0 or less, and above 0."""
 
-    sent: OpenLoop
+    sent: Measured
     normal: float
     niced: float
 
@@ -55,38 +58,45 @@ def alone_and_beside(
     rate: float,
 ) -> tuple[list[Window], list[Window]]:
     """Measure windows alone and windows within `beside`, in turns, so that a noisy neighbour hits both."""
-
-    def ask(for_s: float) -> Window:
-        url, before, began = f"{platform.url}/v2/models/{MODEL}/infer", cpu_seconds(), time.perf_counter()
-        with at_once():
-            sent = ask_steadily(url, headers_of(token), json_body(), rate=rate, seconds=for_s, connections=16)
-        normal, niced = (cpu_seconds() - before) / (time.perf_counter() - began)
-        return Window(sent, float(normal), float(niced))
-
-    platform.wait_for(MODEL)
-    ask(_WARM_S)
+    scenario = Scenario(shape=Steady(rate=rate, seconds=seconds), connections=16, as_users=True)
     windows: dict[str, list[Window]] = {"alone": [], "beside": []}
+    platform.wait_for(MODEL)
     for number in range(rounds):
         for name, around in (("alone", nullcontext), ("beside", beside)):
             with around():
-                windows[name].append(ask(seconds))
-            window = windows[name][-1]
-            say(f"{number} {name}: {window.sent}; CPUs {window.normal:.2f} + {window.niced:.2f} niced")
+                before, began = cpu_seconds(), time.perf_counter()
+                with _at_once():
+                    sent = put_load(Target(platform.url, token, MODEL), name, scenario).measured()
+                normal, niced = (cpu_seconds() - before) / (time.perf_counter() - began)
+                windows[name].append(Window(sent, float(normal), float(niced)))
+            say(
+                f"{number} {name}: p99 {sent.latency_ms(0.99):.2f} ms, {sent.lost} failed, CPUs {normal:.2f} + {niced:.2f} niced"
+            )
     return windows["alone"], windows["beside"]
+
+
+@contextmanager
+def _at_once() -> Iterator[None]:
+    """Start what sends with real-time priority if allowed, which root is; it keeps that."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    yield
+    os.sched_setscheduler(0, *before)
 
 
 def p99_ratio(alone: Sequence[Window], beside: Sequence[Window]) -> float:
     """Print the latencies of both, pooled, and return the ratio of their p99. Raises: NotPossible if a request failed."""
-    if failed := sum(window.sent.failed for window in (*alone, *beside)):
+    if failed := sum(window.sent.lost for window in (*alone, *beside)):
         raise NotPossible(f"{failed} requests failed")
     p99 = []
     for name, windows in (("alone", alone), ("beside", beside)):
-        latencies = np.concatenate([window.sent.latencies_ms for window in windows])
-        late = np.quantile(np.concatenate([window.sent.late_ms for window in windows]), 0.99)
-        p99.append(float(np.quantile(latencies, 0.99)))
+        counts = np.sum([window.sent.counts for window in windows], axis=0)
+        late = max(window.sent.late_ms for window in windows)
+        p99.append(quantile_ms(counts, 0.99))
         say(
-            f"{name:7} p50 {np.median(latencies):6.2f} ms  p99 {p99[-1]:6.2f} ms  {len(latencies)} requests, "
-            f"the caller's timer late by {late:.2f} ms (p99)"
+            f"{name:7} p50 {quantile_ms(counts, 0.5):6.2f} ms  p99 {p99[-1]:6.2f} ms  {counts.sum()} requests, "
+            f"sent late by {late:.2f} ms at most"
         )
     return p99[1] / p99[0]
 

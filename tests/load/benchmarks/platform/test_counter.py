@@ -1,20 +1,19 @@
 """How the benchmark of the counter judges its windows, and what its project declares."""
 
-import numpy as np
 import pytest
 
 from toque.functions.project import load_project
 from toque.functions.runtime.declaration import NICENESS
 from toque.load.benchmarks.harness import NotPossible
-from toque.load.benchmarks.open_loop import OpenLoop
 from toque.load.benchmarks.platform.counter import Trainings, verdict
 from toque.load.benchmarks.platform.windows import MODEL, PROJECT, Window
+from toque.load.scenarios.windows import Measured, bin_of, counts_of
 
 
 def window(p99: float, *, failed: int = 0) -> Window:
     """A hundred requests, all of 1 ms but for the slowest two."""
-    took = np.array([1.0] * 98 + [p99] * 2)
-    return Window(OpenLoop(50.0, took, np.zeros(100), failed), 0.2, 1.6)
+    counts = counts_of([(bin_of(1e-3), 98), (bin_of(p99 / 1e3), 2)])
+    return Window(Measured(100 + failed, 100, failed, 0, 2.0, 0.0, counts), 0.2, 1.6)
 
 
 def trainings(*niceness: int, waiting: int = 22) -> Trainings:
@@ -23,7 +22,7 @@ def trainings(*niceness: int, waiting: int = 22) -> Trainings:
 
 def test_twice_the_p99_alone_is_allowed(capsys) -> None:
     assert verdict([window(5.0), window(5.0)], [window(9.0)] * 2, trainings(NICENESS))
-    assert "1.8000" in capsys.readouterr().out
+    assert "1.79" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
