@@ -1,6 +1,6 @@
 """Pages of the console over a store of size: how long until a browser paints each, and how many bytes it loads.
 
-Writes the store into `--store` if it is not there (some minutes), serves the gateway without Ray on this machine, and opens each page in
+Writes the store into `--store` if it is not there (a quarter of an hour), serves the gateway without Ray on this machine, and opens each page in
 Chromium: once for the first time in the process, then again. The floor is the sign-in page, which reads nothing. Before, costs are summed as
 the platform does every ten minutes. Beside the time stand the CPU seconds of the gateway's processes, which other work on the machine
 changes little. Exit code 1 if a page took longer than `--limit` seconds when it was opened again.

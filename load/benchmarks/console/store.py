@@ -1,7 +1,7 @@
 """Store of a size at which lists must be paged: 10,000 runs, 1,000 versions, a million predictions, 100,000 invocations.
 
-Written once into a folder without waiting for the disk, and found again there: models and predictions by the platform's own
-code, runs and invocations as its code leaves them. Times lie in the 30 days before it was written.
+Written once into a folder by the platform's own code without waiting for the disk, and found again there. Times lie in the 30 days
+before it was written.
 """
 
 from __future__ import annotations
@@ -10,25 +10,23 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from unittest import mock
 
 import numpy as np
 
 from toque.functions import function
 from toque.functions.prediction_log import predictions_table
-from toque.functions.runtime.durable.ledger import Ledger, invocation_id
+from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import CHECKPOINT, index
 from toque.functions.runtime.durable.values import put_value
 from toque.load.benchmarks.harness import NotPossible, say, seconds_of, temporary
 from toque.load.benchmarks.prep.logged import logged_rows
 from toque.registry import ModelPolicy, ObjectStore, Registry, Table, open_store
-from toque.registry.journal.entry import NO_DIGEST, Entry
-from toque.registry.runs.record import Point, RunRecord, Segment, with_segments
 from toque.registry.store import folder as folder_store
 
 DAYS, MODEL = 30, "late-flights"
@@ -143,114 +141,37 @@ def _write_predictions(store: ObjectStore, size: Size) -> None:
 
 
 def _write_runs(store: ObjectStore, size: Size) -> None:
-    """Log runs of some experiments, each with four metrics; every hundredth failed. Their indexes get a snapshot at the end."""
+    """Log runs of some experiments, each with four metrics of twenty steps; every hundredth failed."""
     clock = _Clock(size.runs)
-    names = [f"experiment-{number:02d}" for number in range(size.experiments)]
-    indexes = {name: Chain(store, f"experiments/{name}/journal", actor="sweep") for name in names}
-    for number in clock.steps(size.runs):
-        record = _run(number, names[number % len(names)], clock())
-        segment = Segment(points=_points(0.3 / (1 + number % 40), record.started_at))
-        status: Literal["FAILED", "FINISHED"] = "FAILED" if number % 100 == 0 else "FINISHED"
-        ended = replace(with_segments(record, [segment]), status=status, ended_at=record.started_at)
-        write_object(store, f"runs/{record.id}/run.json", json.dumps(record.to_json()).encode())
-        write_object(store, f"runs/{record.id}/segments/00000000.json", segment.to_bytes(nonce=record.id))
-        for kind, brief in (("started", record.brief()), ("ended", ended.brief())):
-            indexes[record.experiment].append({"kind": kind, "run": brief}, record.started_at)
     registry = Registry(store, actor="sweep", clock=clock)
-    for number, name in enumerate(names):  # one more run as the platform writes it, which makes the snapshot
-        record = _run(size.runs + number, name, clock())
-        registry.begin(record)
-        registry.end(record, "FINISHED")
-
-
-def _run(number: int, experiment: str, started_at: datetime) -> RunRecord:
-    return RunRecord(
-        id=f"{int(started_at.timestamp() * 1000):012x}{number:020x}",
-        experiment=experiment,
-        name=f"trial-{number}",
-        status="RUNNING",
-        actor="sweep",
-        started_at=started_at,
-        params={
-            "lr": f"{0.3 / (1 + number % 40):.4g}",
-            "width": str(16 * (1 + number % 3)),
-            "optimizer": "adam",
-        },
-        facts={"remote": True},
-    )
-
-
-def _points(rate: float, logged_at: datetime) -> list[tuple[str, Point]]:
-    names = ("valid_loss", "train_loss", "auc", "ece")
-    values = [0.4 + 0.3 * math.exp(-rate * step) for step in range(20)]
-    return [(name, Point(step, value, logged_at)) for step, value in enumerate(values) for name in names]
+    for number in clock.steps(size.runs):
+        rate, width = 0.3 / (1 + number % 40), 16 * (1 + number % 3)
+        params = {"lr": f"{rate:.4g}", "width": width, "optimizer": "adam"}
+        experiment = f"experiment-{number % size.experiments:02d}"
+        run = registry.start_run(experiment, name=f"trial-{number}", params=params)
+        for step in range(20):
+            value = 0.4 + 0.3 * math.exp(-rate * step)
+            run.log_metrics(dict.fromkeys(("valid_loss", "train_loss", "auc", "ece"), value), step)
+        run.finish("FINISHED" if number % 100 else "FAILED")
 
 
 def _write_invocations(store: ObjectStore, size: Size) -> None:
     """Write invocations as executors leave them: nearly all succeeded, every thousandth is dead.
 
-    The first is submitted by the platform's ledger; the others are like it, but for key, model and time. At the end stands the
-    checkpoint of an executor that has read all of them.
+    At the end stands the checkpoint of an executor that has read all of them.
     """
     clock = _Clock(size.invocations)
-    ledger = Ledger(store, actor="ada", clock=clock)
-    first = ledger.submit(count_flights, {"model": "model-0000", "day": "2026-02-28"}, key="0")
-    submitted, result = ledger.first_entry(first).body, put_value(store, 3)
-    queue = Chain(store, f"queues/{next(iter(index(store, actor='ada').refresh()))}", actor="ada")
-    started = {
-        "kind": "started",
-        "worker": "w",
-        "node": "10.0.0.1",
-        "lease_s": 15.0,
-        "digest": count_flights.digest,
-    }
+    ledger, result = Ledger(store, actor="ada", clock=clock), put_value(store, 3)
+    started = {"worker": "w", "node": "10.0.0.1", "lease_s": 15.0, "digest": count_flights.digest}
     for number in clock.steps(size.invocations):
-        now, invocation = clock(), invocation_id(count_flights.name, str(number))
-        arguments = {"json": {"model": f"model-{number % 20:04d}", "day": "2026-02-28"}}
-        ended = (
-            {"kind": "succeeded", "result": result}
-            if number % 1_000
-            else {"kind": "dead", "failure": _FAILURE}
-        )
-        queue.append({"invocation": invocation}, now)
-        chain = Chain(store, f"invocations/{invocation}", actor="ada")
-        for body in (
-            submitted | {"key": str(number), "arguments": arguments},
-            started,
-            ended | {"usage": _USAGE},
-        ):
-            chain.append(body, now)
+        arguments = {"model": f"model-{number % 20:04d}", "day": "2026-02-28"}
+        invocation = ledger.submit(count_flights, arguments, key=str(number))
+        ended: dict[str, Any] = {"kind": "succeeded", "result": result}
         if number % 1_000 == 0:
+            ended = {"kind": "dead", "failure": _FAILURE}
             ledger.dead_letters.add(invocation)
-    positions = {queue.path.rpartition("/")[2]: queue.written}
-    store.put(CHECKPOINT, json.dumps({"positions": positions, "open": {}}).encode())
-
-
-class Chain:
-    """Journal of a new store, written without reading it: the same entries as `Journal.append`, at a tenth of the time.
-
-    Of those that carry earlier ones only what the platform writes later does. written: number of entries so far.
-    """
-
-    def __init__(self, store: ObjectStore, path: str, *, actor: str) -> None:
-        self.path, self.written = path, 0
-        self._store, self._actor, self._digest = store, actor, NO_DIGEST
-
-    def append(self, body: dict[str, Any], written_at: datetime) -> None:
-        """Write the next entry, over one that is there."""
-        txn = f"{self.written:032x}"
-        entry = Entry(self.written, body, self._actor, written_at, txn, self._digest).with_digest()
-        write_object(self._store, f"{self.path}/entries/{self.written:08d}.json", entry.to_bytes())
-        self.written, self._digest = self.written + 1, entry.digest
-
-
-def write_object(store: ObjectStore, key: str, data: bytes) -> None:
-    """Write an object of a store in a folder that nobody reads yet."""
-    path = f"{store.url.removeprefix('file://')}/{key}"
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120  # a million times
-        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.write(file, data)
-    os.close(file)
+        journal = ledger.journal(invocation)
+        journal.append({"kind": "started", **started}, at=1)
+        journal.append({**ended, "usage": _USAGE}, at=2)
+    (queue,) = index(store, actor="ada").refresh()
+    store.put(CHECKPOINT, json.dumps({"positions": {queue: size.invocations}, "open": {}}).encode())
