@@ -23,7 +23,7 @@ BENCHMARKS := $(addprefix platform.,backlog capacity counter first_hour function
   $(addprefix prep.,computed_features features log_reading sources stream_latency stream_replay streams vectors) \
   $(addprefix serving.,policy pool reflexes replay throughput variants) \
   $(addprefix training.,gpu_month kernels mfu plans sweeps tabular workers) monitoring.bounds monitoring.languages \
-  console.pages console.viewers statistics.bounds statistics.peeking
+  console.pages console.viewers statistics.bounds
 
 help: ## print the targets
 	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -142,7 +142,7 @@ bench: $(STAMP) ## every benchmark that needs no argument, each with its ratio t
 	  $(BIN)/python -m toque.load.benchmarks.$$bench || test $$? -eq 2 || broken=1; done; exit $$broken
 
 bench-stats: $(STAMP) ## simulations of the statistics, each against its bound; exit code 1 if one breaks
-	@set -e; for bench in bounds peeking; do echo "== $$bench"; $(BIN)/python -m toque.load.benchmarks.statistics.$$bench; done
+	@$(BIN)/python -m toque.load.benchmarks.statistics.bounds
 
 load: $(STAMP) ## the first scenario of load/scenarios/slo.toml on what runs; exit code 1 when an objective is missed
 	@$(BIN)/python -m toque.load.scenarios.run

@@ -1,4 +1,4 @@
-"""Simulation of the statistics, each against a stated bound; exit 1 if one breaks.
+"""Simulation of the statistics, each against a stated bound: false alarms under peeking at every batch, power against theory, delays.
 
 A false-alarm share may exceed its level by four standard errors. Every simulation is seeded.
 """
@@ -6,7 +6,7 @@ A false-alarm share may exceed its level by four standard errors. Every simulati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -20,11 +20,16 @@ from toque.functions.stats import (
     Moments,
     TableSketch,
     asymptotic_cs,
+    asymptotic_threshold,
+    betting_cs,
     block_means,
     cuped,
     difference,
     drift,
+    group_sequential_bounds,
+    normal_mixture_bound,
     plan_run,
+    quantile_test,
     ratio_effect,
     sequential_counts,
     stratified_effect,
@@ -33,16 +38,19 @@ from toque.functions.stats import (
 from toque.load.benchmarks.harness import bound, line, main, say, timed
 
 Floats = npt.NDArray[np.float64]
+Run = Callable[[np.random.Generator], bool]
+"""One run of equal arms: whether a difference is ever found."""
 Look = Callable[[np.random.Generator], Iterator[Effect]]
 
 RUNS = 1_000
 ALPHA = 0.05
 LOOKS = 50
+TEN_LOOKS = group_sequential_bounds(10, alpha=ALPHA)
 
 
 def run() -> bool:
     """Run every simulation; returns whether every bound held."""
-    passed = [_null(*case) for case in NULLS] + [check() for check in CHECKS]
+    passed = [_null(*case) for case in NULLS] + [one for check in CHECKS for one in check()]
     say(f"{sum(passed)} of {len(passed)} bounds held")
     return all(passed)
 
@@ -52,14 +60,21 @@ def allowed(runs: int = RUNS) -> float:
     return ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
-def _null(name: str, looks: Look) -> bool:
+def _null(name: str, draw: Run, runs: int = RUNS) -> bool:
     """Watch equal arms at every batch and count the runs in which a difference is ever found."""
     rng = np.random.default_rng(20_13)
-    runs = (any(asymptotic_cs(effect, n_opt=2_000).reject for effect in looks(rng)) for _ in range(RUNS))
-    return bound(f"false alarms, {name}, {LOOKS} looks", sum(runs) / RUNS, most=allowed())
+    share = sum(draw(rng) for _ in range(runs)) / runs
+    return bound(f"false alarms, {name}, {runs:,} runs", share, most=allowed(runs))
 
 
-def _watch(draw: Callable[[np.random.Generator, int], Floats]) -> Look:
+def _means(looks: Look) -> Run:
+    """Watch a difference by a confidence sequence."""
+    return lambda rng: any(asymptotic_cs(effect, n_opt=2_000).reject for effect in looks(rng))
+
+
+def _arms(draw: Callable[[np.random.Generator, int], Floats]) -> Look:
+    """Two equal arms, of which 50 more are seen at each look."""
+
     def looks(rng: np.random.Generator) -> Iterator[Effect]:
         a, b = Moments(), Moments()
         for _ in range(LOOKS):
@@ -127,20 +142,80 @@ def _autocorrelated(rng: np.random.Generator) -> Iterator[Effect]:
         yield Effect(moments.mean, moments.standard_error, n)
 
 
-NULLS: tuple[tuple[str, Look], ...] = (
-    ("normal", _watch(lambda rng, n: rng.standard_normal(n))),
-    ("Student t, 3 degrees of freedom", _watch(lambda rng, n: rng.standard_t(3, n))),
-    ("Pareto 1.5, winsorised", _watch(_pareto)),
-    ("1 % events", _watch(lambda rng, n: (rng.random(n) < 0.01).astype(float))),
-    ("ratios", _ratios),
-    ("CUPED", _adjusted),
-    ("ramp over a falling level", _ramp),
-    ("diurnal level and traffic", _diurnal),
-    ("AR(1) with phi = .8 in blocks", _autocorrelated),
+def _counts(shares: tuple[float, ...], concentration: float = 100.0) -> Run:
+    def run(rng: np.random.Generator) -> bool:
+        looks = np.cumsum(rng.multinomial(1_000, shares, LOOKS), axis=0)
+        return any(sequential_counts(look, shares, concentration=concentration).reject for look in looks)
+
+    return run
+
+
+def _betting(rng: np.random.Generator) -> bool:
+    cs = betting_cs(grid=200)
+    for _ in range(20):
+        cs = cs.update(rng.beta(0.2, 1.8, 50))
+        if cs.p(0.1) <= ALPHA:
+            return True
+    return False
+
+
+def _quantile(q: float) -> Run:
+    def run(rng: np.random.Generator) -> bool:
+        a, b = rng.lognormal(size=2_000), rng.lognormal(size=500)
+        return any(quantile_test(a[: 100 * n], b[: 25 * n], q=q).reject for n in range(1, 21))
+
+    return run
+
+
+def _groups(rng: np.random.Generator) -> bool:
+    a, b = Moments(), Moments()
+    for look in range(10):
+        a, b = a + Moments.of(rng.standard_t(3, 200)), b + Moments.of(rng.standard_t(3, 200))
+        effect = difference(a, b)
+        if TEN_LOOKS.reject(look, effect.estimate / effect.standard_error):
+            return True
+    return False
+
+
+def _mixture(rng: np.random.Generator) -> bool:
+    """Simulate sums of coin tosses, which are 1/4-sub-Gaussian, so that no test is asymptotic."""
+    sums = np.cumsum(rng.random(5_000) < 0.5) - 0.5 * np.arange(1, 5_001)
+    return bool((np.abs(sums) > normal_mixture_bound(np.arange(1, 5_001) / 4, alpha=ALPHA)).any())
+
+
+def _one_sided(rng: np.random.Generator) -> bool:
+    a, b = Moments(), Moments()
+    for _ in range(LOOKS):
+        a, b = a + Moments.of(rng.exponential(size=50)), b + Moments.of(rng.exponential(size=50))
+        if asymptotic_cs(a, b, n_opt=2_000, alternative="greater").reject:
+            return True
+    return False
+
+
+NULLS: tuple[tuple[str, Run] | tuple[str, Run, int], ...] = (
+    ("normal", _means(_arms(lambda rng, n: rng.standard_normal(n)))),
+    ("Student t, 3 degrees of freedom", _means(_arms(lambda rng, n: rng.standard_t(3, n)))),
+    ("Pareto 1.5, winsorised", _means(_arms(_pareto))),
+    ("1 % events", _means(_arms(lambda rng, n: (rng.random(n) < 0.01).astype(float)))),
+    ("ratios", _means(_ratios)),
+    ("CUPED", _means(_adjusted)),
+    ("ramp over a falling level", _means(_ramp)),
+    ("diurnal level and traffic", _means(_diurnal)),
+    ("AR(1) with phi = .8 in blocks", _means(_autocorrelated)),
+    ("mean of exponentials, one-sided", _one_sided),
+    ("counts, split of 50 to 50", _counts((0.5, 0.5))),
+    ("counts, split of 99 to 1", _counts((0.99, 0.01))),
+    ("counts, split of 90, 9 and 1", _counts((0.9, 0.09, 0.01))),
+    ("counts as a rollout watches errors", _counts((0.9, 0.1), 5.0)),
+    ("betting, skewed values in [0, 1]", _betting, 400),
+    ("median of lognormals", _quantile(0.5), 400),
+    ("99th percentile of lognormals", _quantile(0.99), 400),
+    ("group sequential, 10 looks at Student t, 3 degrees", _groups),
+    ("normal mixture, every one of 5,000 tosses", _mixture),
 )
 
 
-def _power() -> bool:
+def _planned_power() -> Iterator[bool]:
     """Watch an effect up to the size planned for 80 % power."""
     rng, effect = np.random.default_rng(1), 0.2
     plan = plan_run(1.0, effect, units_per_day=1.0)
@@ -150,40 +225,59 @@ def _power() -> bool:
         sums = np.cumsum(rng.standard_normal((2, size)) + np.array([[0.0], [effect]]), axis=1)
         z = (Effect(float(sums[1, n - 1] - sums[0, n - 1]) / n, math.sqrt(2 / n), 2 * n) for n in looks)
         found += any(asymptotic_cs(look, n_opt=plan.n_opt).reject for look in z)
-    return bound("distance of the power from the planned .8", abs(found / RUNS - 0.8), most=0.05)
+    yield bound("distance of the power from the planned .8", abs(found / RUNS - 0.8), most=0.05)
 
 
-def _mismatch() -> bool:
-    """Test for an arm that lost 2 % of its units, on a hundred looks at a million of them."""
+def _first(looks: Iterator[bool]) -> float:
+    """Number of the first look that finds something, from 1."""
+    return next((number for number, found in enumerate(looks, 1) if found), math.inf)
+
+
+def _mismatch() -> Iterator[bool]:
+    """Test for an arm that lost 2 % of a million units, and for a small one that lost a tenth, at 1,000 units a look."""
     rng = np.random.default_rng(2)
     arrivals = np.cumsum(rng.multinomial(10_000, [0.5051, 0.4949], 100), axis=0)
-    found = next((n for n, counts in enumerate(arrivals, 1) if sequential_counts(counts).reject), math.inf)
-    return bound("looks (10,000 units each) until a split of 50.5 to 49.5 is found", found, most=30)
+    found = _first(bool(sequential_counts(counts).reject) for counts in arrivals)
+    yield bound("looks (10,000 units each) until a split of 50.5 to 49.5 is found", found, most=30)
+    rng, needed = np.random.default_rng(2), []
+    for _ in range(100):
+        looks = np.cumsum(rng.multinomial(1_000, [0.991, 0.009], 2_000), axis=0)
+        needed.append(_first(bool(sequential_counts(look, [0.99, 0.01]).reject) for look in looks))
+    what = "median thousands of units until a split of 99.1 to .9 instead of 99 to 1 is found"
+    yield bound(what, float(np.median(needed)), most=400)
 
 
-def _errors() -> bool:
+def _errors() -> Iterator[bool]:
     """Measure the minutes until errors that rise from .5 to 2 % at a tenth of 1,000 requests a minute are found."""
     rng, minutes, false = np.random.default_rng(3), [], 0
     for _ in range(RUNS):
         for rate in (0.005, 0.02):
             errors = np.cumsum(rng.binomial([[900, 100]] * 60, [0.005, rate]), axis=0)
             looks = (sequential_counts(counts, [0.9, 0.1], concentration=5).reject for counts in errors)
-            minute = next((n for n, reject in enumerate(looks, 1) if reject), math.inf)
+            minute = _first(looks)
             false += rate == 0.005 and minute < math.inf
             minutes += [minute] if rate == 0.02 else []
-    return all(
-        [
-            bound(
-                "median minutes until errors of 2 % instead of .5 % are found",
-                float(np.median(minutes)),
-                most=6,
-            ),
-            bound("false alarms of equal error rates, 60 looks", false / RUNS, most=allowed()),
-        ]
-    )
+    late = float(np.median(minutes))
+    yield bound("median minutes until errors of 2 % instead of .5 % are found", late, most=6)
+    yield bound("false alarms of equal error rates, 60 looks", false / RUNS, most=allowed())
 
 
-def _concept() -> bool:
+def _failures() -> Iterator[bool]:
+    """Measure the seconds until 5 % of a canary's answers failing is found at 1,000 requests a minute, looked at each second."""
+    for share, most in ((0.1, 60.0), (0.2, 45.0)):
+        rng, seconds = np.random.default_rng(6), []
+        counts = (sequential_counts([0, k], [1 - share, share], concentration=5) for k in range(1, 50))
+        least = _first(count.reject for count in counts)
+        for _ in range(RUNS):
+            canary = rng.binomial(1_000 // 60 + (rng.random(300) < 1_000 / 60 % 1), share)
+            errors = np.cumsum(rng.binomial(canary, 0.05))
+            seconds.append(float(np.searchsorted(errors, least) + 1))
+        within = np.mean(np.array(seconds) <= 60)
+        what = f"median seconds until 5 % errors are found at a share of {share} ({within:.0%} within 60)"
+        yield bound(what, float(np.median(seconds)), most=most)
+
+
+def _concept() -> Iterator[bool]:
     """Find a loss that goes from .2 to .3 by ADWIN, after 10,000 labels in which it does not; `monitoring.bounds` does so by CUSUM."""
     rng, false, delays = np.random.default_rng(5), 0, []
     for _ in range(100):
@@ -191,15 +285,45 @@ def _concept() -> bool:
         false += quiet.alarm
         late = [n for n in quiet.update(rng.random(2_000) < 0.3).alarms if n > 10_000]
         delays.append(late[0] - 10_000 if late else math.inf)
-    return all(
-        [
-            bound("false alarms of ADWIN in 10,000 labels", false / 100, most=allowed(100)),
-            bound("median labels until ADWIN finds .2 -> .3", float(np.median(delays)), most=600),
-        ]
-    )
+    yield bound("false alarms of ADWIN in 10,000 labels", false / 100, most=allowed(100))
+    yield bound("median labels until ADWIN finds .2 -> .3", float(np.median(delays)), most=600)
 
 
-def _speed() -> bool:
+def _paths(rng: np.random.Generator, looks: int) -> np.ndarray:
+    """Simulate z-values (RUNS, looks) of a skewed metric, with an effect that a fixed test at the last look finds in 80 %."""
+    size = 4_000 // looks
+    drift = (1.959964 + 0.841621) * math.sqrt(2 / (size * looks))
+    draws = rng.exponential(size=(2, RUNS, looks, size))
+    n = size * np.arange(1, looks + 1)
+    sums, squares = draws.sum(axis=3).cumsum(axis=2), np.square(draws).sum(axis=3).cumsum(axis=2)
+    variance = (squares - sums**2 / n) / (n - 1)
+    z: np.ndarray = ((sums[1] - sums[0]) / n + drift) / np.sqrt(variance.sum(axis=0) / n)
+    return z
+
+
+def _power(what: str, bounds: Sequence[float], theory: float) -> bool:
+    """Compare power with theory on 4,000 runs, as a relative distance."""
+    rng = np.random.default_rng(4)
+    paths = np.concatenate([_paths(rng, len(bounds)) for _ in range(4)])
+    found = float((np.abs(paths) > np.array(bounds)).any(axis=1).mean())
+    return bound(f"power of {what}: {found:.3f}, {theory:.3f} in theory", abs(found / theory - 1), most=0.05)
+
+
+def _power_of_peeking() -> Iterator[bool]:
+    """Compare the power of two tests with theory, of Brownian motion with that drift at the same looks.
+
+    For ten looks it is integrated numerically; for a hundred simulated, and with looks without end it comes to .555.
+    """
+    yield _power("10 looks by group sequential bounds", list(TEN_LOOKS), 0.774)
+    bounds = [asymptotic_threshold(n, n_opt=8_000) for n in range(80, 8_001, 80)]
+    time = np.arange(1, 101) / 100
+    moves = np.random.default_rng(5).standard_normal((20_000, 100)).cumsum(axis=1) / 10
+    z = (moves + (1.959964 + 0.841621) * time) / np.sqrt(time)
+    theory = float((np.abs(z) > np.array(bounds)).any(axis=1).mean())
+    yield _power("100 looks by the confidence sequence", bounds, theory)
+
+
+def _speed() -> Iterator[bool]:
     """Time drift of a large window against a stored reference; the baseline is scipy on the rows of both.
 
     The bound is on their ratio, which a busy machine hardly changes.
@@ -211,13 +335,11 @@ def _speed() -> bool:
     other = {name: rng.standard_normal(1_000_000) for name in names}
     ours = timed(lambda: drift.compare(reference, reference.window(table)), repeats=3)
     base = timed(lambda: [stats.ks_2samp(table[name].to_numpy(), other[name]) for name in names], repeats=1)
-    line(
-        "drift.compare, 1M rows x 20 columns against a stored sketch, beside ks_2samp of 1M + 1M", ours, base
-    )
-    return bound("times as fast as ks_2samp", base.p50_s / ours.p50_s, least=5)
+    line("drift.compare, 1M rows x 20 columns against a sketch, beside ks_2samp of 1M + 1M", ours, base)
+    yield bound("times as fast as ks_2samp", base.p50_s / ours.p50_s, least=5)
 
 
-CHECKS = (_power, _mismatch, _errors, _concept, _speed)
+CHECKS = (_planned_power, _mismatch, _power_of_peeking, _errors, _failures, _concept, _speed)
 
 
 if __name__ == "__main__":
