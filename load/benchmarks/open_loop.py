@@ -58,7 +58,7 @@ def ask_steadily(
 ) -> OpenLoop:
     """POST `body` to `url` about `rate` times a second for so long. Raises: OSError if nobody listens there."""
     parts = urlsplit(url)
-    lines = [f"POST {parts.path} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
+    lines = [f"POST {parts.path or '/'} HTTP/1.1", f"Host: {parts.netloc}", f"Content-Length: {len(body)}"]
     request = "\r\n".join([*lines, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
     due_s = np.cumsum(np.random.default_rng(7).exponential(1 / rate, size=max(1, round(rate * seconds))))
     sending = _send(parts.hostname or "", parts.port or 80, request.encode() + body, due_s, connections)

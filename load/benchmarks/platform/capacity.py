@@ -16,8 +16,8 @@ from typing import Annotated
 from toque.functions.placement import Placement
 from toque.load.benchmarks.harness import bound, main, say, temporary
 from toque.load.benchmarks.servers import started
-from toque.load.benchmarks.serving.fixtures import BenchmarkModel, WideMlp, register
-from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, register
+from toque.load.benchmarks.serving.floor import small_mlp, wide_mlp
 from toque.load.capacity_model.fit import Point, fit_cost
 from toque.load.capacity_model.probe import Probe
 from toque.load.scenarios.target import Target
@@ -41,7 +41,7 @@ def run(
     points: Annotated[Path | None, "file to write the points to, by model"] = None,
 ) -> bool:
     """Measure points, then tell each configuration from the others."""
-    networks = {"small": BenchmarkModel(small_mlp()), "wide": BenchmarkModel(WideMlp().eval())}
+    networks = {"small": BenchmarkModel(small_mlp()), "wide": BenchmarkModel(wide_mlp())}
     measured: dict[str, list[Point]] = {kind: [] for kind in networks}
     with temporary() as folder:
         store_url = (folder / "store").as_uri()

@@ -1,22 +1,19 @@
-"""What the serving benchmarks ask, by wrk or h2load, and the predictor, models, splits and features that they start with.
-
-wrk and h2load send in a closed loop; h2load takes JSON over HTTP/1.1 and gRPC.
-"""
+"""What the serving benchmarks ask by h2load, and the predictor, models, splits and features that they start with."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import shutil
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -25,26 +22,17 @@ import torch
 
 from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
 from toque.functions.model_formats.program import export_program, save_program
-from toque.load.benchmarks.harness import NotPossible, Ratio, in_turns, say
-from toque.load.benchmarks.servers import Child, free_port, module, process, until
+from toque.load.benchmarks.harness import NotPossible, Ratio, in_turns, say, temporary
+from toque.load.benchmarks.servers import Child, free_port, module, process, redis_server, until
 from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
-_PACKAGES = {"wrk": "wrk", "h2load": "nghttp2-client"}
-_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
-WIDE, LONG_ROW, FEATURES = 2_048, 500, 40
+LONG_ROW, FEATURES = 500, 40
 SERVICE, KEY = "forty_features", "k1"
 FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
 _VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
-INFER = "/inference.GRPCInferenceService/ModelInfer"
-
-
-def need(*tools: str) -> None:
-    """Refuse to begin without some programs. Raises: NotPossible."""
-    for tool in tools:
-        if shutil.which(tool) is None:
-            raise NotPossible(f"this benchmark needs {tool} (apt-get install {_PACKAGES.get(tool, tool)})")
+_INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +46,15 @@ class Load:
 
 @dataclass(frozen=True)
 class Target:
-    """Request that is sent again and again. h2load: what that is to ask, instead of wrk; "grpc://host:port" for the message of a call."""
+    """Request that is sent again and again.
+
+    url: "http://…", or "grpc://host:port" for calls of ModelInfer, whose message is `body`.
+    """
 
     name: str
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
-    h2load: str = ""
 
     def answers(self) -> bool:
         """Whether its own request is answered."""
@@ -74,25 +64,45 @@ class Target:
             return False
 
     def ask(self, connections: int, seconds: float, folder: Path) -> Load:
-        """Run wrk or h2load once; refuses to report one with errors. Raises: NotPossible."""
-        if self.h2load:
-            times_us = ask_by_h2load(self.h2load, self.headers, self.body, connections, seconds, folder)
-            p50, p99 = np.quantile(times_us, [0.5, 0.99]) / 1e3
-            return Load(len(times_us) / seconds, float(p50), float(p99))
-        script = folder / "request.lua"
-        body = "".join(f"\\x{byte:02x}" for byte in self.body)
-        headers = [f"wrk.headers['{name}'] = '{value}'" for name, value in self.headers.items()]
-        script.write_text("\n".join(["wrk.method = 'POST'", f'wrk.body = "{body}"', *headers]))
-        options = ["-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "20s", "--latency"]
-        command = ["wrk", *options, "-s", str(script), self.url]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        if "Non-2xx" in told or "Socket errors" in told:
-            raise NotPossible(f"{self.name}: a request failed:\n{told}")
-        ((rate,), *quantiles) = (
-            re.findall(rf"{what}\s+([\d.]+)(us|ms|s)?", told) for what in ("Requests/sec:", "50%", "99%")
-        )
-        p50, p99 = (float(value) * _UNITS[unit] for ((value, unit),) in quantiles)
-        return Load(float(rate[0]), p50, p99)
+        """Run h2load once, with one request at a time per connection. Raises: NotPossible if an answer is no success."""
+        if shutil.which("h2load") is None:
+            raise NotPossible("this benchmark needs h2load (apt-get install nghttp2-client)")
+        url, headers, body, shortest, kind = self.url, dict(self.headers), self.body, 0, "--h1"
+        if url.startswith("grpc://"):
+            address = url.removeprefix("grpc://")
+            url, body, kind = f"http://{address}{_INFER}", _framed(body), "--npn-list=h2c"
+            shortest = len(_framed(_called(address, headers, self.body)))
+            headers |= {"Content-Type": "application/grpc", "TE": "trailers"}
+        sent, log = folder / "h2load.body", folder / "h2load.log"
+        log.unlink(missing_ok=True)
+        sent.write_bytes(body)
+        command = ["h2load", "-t1", f"-c{connections}", "-m1", f"-D{seconds:.0f}", kind, "-d", str(sent)]
+        command += [part for name, value in headers.items() for part in ("-H", f"{name.lower()}: {value}")]
+        command += ["--log-file", str(log), url]
+        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        rows = [line.split() for line in log.read_text().splitlines()]
+        count, size = (re.search(what, printed) for what in (r"(\d+) succeeded", r"\((\d+)\) data"))
+        assert count is not None and size is not None  # noqa: S101, PT018 - h2load prints them
+        # a refusal by gRPC is a 200 too, and has no message
+        if not rows or {row[1] for row in rows} != {"200"} or int(size[1]) < int(count[1]) * shortest:
+            raise NotPossible(f"{self.name}: answers that are no predictions:\n{printed}")
+        p50, p99 = np.quantile([int(row[2]) for row in rows], [0.5, 0.99]) / 1e3
+        return Load(len(rows) / seconds, float(p50), float(p99))
+
+
+def _framed(message: bytes) -> bytes:
+    """Frame a message as gRPC sends it."""
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def _called(address: str, headers: Mapping[str, str], message: bytes) -> bytes:
+    """Call once as a client does. Raises: grpc.RpcError if it is refused."""
+    import grpc  # late: only gRPC needs it
+
+    with grpc.insecure_channel(address) as channel:
+        metadata = (("authorization", headers["Authorization"]),)
+        answer: bytes = channel.unary_unary(_INFER)(message, metadata=metadata, wait_for_ready=True)
+    return answer
 
 
 def compare(
@@ -174,38 +184,17 @@ def predictor(
 ) -> Iterator[Predictor]:
     """Run a predictor on a store. asked: model that answers before the block begins, None for none. Raises: NotPossible."""
     port = free_port()
-    own = {"TOQUE_STORE": store_url} | ({"TOQUE_REDIS_URL": redis_url} if redis_url else {})
-    command, log = (
-        module("toque.ray_apps.predictor", "--port", port, *options),
+    log, command = (
         folder / f"predictor-{port}.log",
+        module("toque.ray_apps.predictor", "--port", port, *options),
     )
-    with process(
-        command,
-        log,
-        own | dict(environment or {}),
-        ready=lambda: b"ready\n" in log.read_bytes(),
-        within_s=300,
-    ) as child:
+    own = {"TOQUE_STORE": store_url} | ({"TOQUE_REDIS_URL": redis_url} if redis_url else {})
+    own |= environment or {}
+    with process(command, log, own, ready=lambda: b"ready\n" in log.read_bytes(), within_s=300) as child:
         running = Predictor(f"http://127.0.0.1:{port}", token, child)
         if asked is not None:
             until(running.target(asked).answers, f"{asked} does not answer")
         yield running
-
-
-class WideMlp(torch.nn.Module):
-    """MLP of 8.4 million weights, which reading dominates for one row as for many."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        widths = (COLUMNS, WIDE, WIDE, WIDE, 1)
-        self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise(widths))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the probabilities (rows, 1) of `x` (rows, 20)."""
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = torch.relu(layer(x))
-        return torch.sigmoid(last(x))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,19 +222,17 @@ class BenchmarkModel:
 
 def keyed_models() -> dict[str, BenchmarkModel]:
     """Make two models of 40 features: one that is sent them, one that looks them up."""
-    module = small_mlp(FEATURES)
+    module, by_key = small_mlp(FEATURES), {"feature_service": SERVICE}
     return {
         "forty": BenchmarkModel(module, columns=FEATURES),
-        "forty-by-key": BenchmarkModel(module, {"feature_service": SERVICE}, columns=FEATURES),
+        "forty-by-key": BenchmarkModel(module, by_key, columns=FEATURES),
     }
 
 
 def define_features(store_url: str, redis_url: str | None = None) -> FeatureStore:
     """Define forty features in four views, if they are not yet; before a platform starts, which signs what it writes."""
-    features, entity = (
-        FeatureStore(open_store(store_url), redis_url=redis_url),
-        Entity("key", join_keys=["key"]),
-    )
+    features = FeatureStore(open_store(store_url), redis_url=redis_url)
+    entity = Entity("key", join_keys=["key"])
     views = [
         FeatureView(view, entities=[entity], schema=[Field(name, Float64) for name in names], ttl=None)
         for view, names in _VIEWS.items()
@@ -256,16 +243,13 @@ def define_features(store_url: str, redis_url: str | None = None) -> FeatureStor
 
 def fill_features(store_url: str, redis_url: str) -> None:
     """Write forty features in four views to Redis, one row each."""
-    features, now = (
-        define_features(store_url, redis_url),
-        pa.array([datetime.now(UTC)], pa.timestamp("us", "UTC")),
-    )
+    features, now = define_features(store_url, redis_url), [datetime.now(UTC)]
+    key: dict[str, Any] = {"key": [KEY], "event_timestamp": pa.array(now, pa.timestamp("us", "UTC"))}
     for view, names in _VIEWS.items():
-        row = pa.table({"key": [KEY], "event_timestamp": now, **{name: [0.5] for name in names}})
-        features.push(view, row, to="online")
+        features.push(view, pa.table(key | {name: [0.5] for name in names}), to="online")
 
 
-def register(store_url: str, folder: Path, models: dict[str, BenchmarkModel]) -> str:
+def register(store_url: str, folder: Path, models: Mapping[str, BenchmarkModel]) -> str:
     """Register the models and set their traffic; returns a token that may predict."""
     store = open_store(store_url)
     registry = Registry(store, actor="bench")
@@ -292,50 +276,27 @@ def another_version(registry: Registry, folder: Path, name: str, model: Benchmar
     return registry.create_version(name, path=path, signature=model.signature(), tags=model.tags).version
 
 
-def ask_by_h2load(
-    url: str, headers: Mapping[str, str], body: bytes, connections: int, seconds: float, folder: Path
-) -> list[int]:
-    """Measure how long each answer took, in sorted microseconds, with one request at a time per connection.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Store with models, a token that may predict, and a Redis, on which predictors can be run."""
 
-    url: "http://…", or "grpc://host:port" for calls of ModelInfer, whose message is `body`.
-    Raises: RuntimeError if an answer is no success; a refusal by gRPC is a 200 too, and has no message.
-    """
-    sent, log = folder / "h2load.body", folder / "h2load.log"
-    log.unlink(missing_ok=True)
-    kind, shortest, place = "--h1", 0, url
-    if url.startswith("grpc://"):
-        shortest = _ask_once(url.removeprefix("grpc://"), headers, body)
-        body = _framed(body)
-        headers = {**headers, "Content-Type": "application/grpc", "TE": "trailers"}
-        kind, place = "--npn-list=h2c", f"http://{url.removeprefix('grpc://')}{INFER}"
-    sent.write_bytes(body)
-    options = [option for name, value in headers.items() for option in ("-H", f"{name.lower()}: {value}")]
-    done = subprocess.run(
-        ["h2load", "-t1", f"-c{connections}", "-m1", f"-D{seconds:.0f}", kind, "-d", str(sent),
-         "--log-file", str(log), *options, place],
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
-    rows = [line.split() for line in log.read_text().splitlines()]
-    count, size = (re.search(what, done.stdout) for what in (r"(\d+) succeeded", r"\((\d+)\) data"))
-    assert count is not None and size is not None  # noqa: S101, PT018 - h2load prints them
-    if not rows or any(status != "200" for _, status, _ in rows) or int(size[1]) < int(count[1]) * shortest:
-        raise RuntimeError(f"{url}: answers that are no predictions:\n{done.stdout}")
-    return sorted(int(microseconds) for _, _, microseconds in rows)
+    folder: Path
+    store_url: str
+    token: str
+    redis_url: str
+
+    def run(self, *options: object, **how: Any) -> Any:
+        """Run a predictor on it, as `predictor` does: a context manager that yields it."""
+        return predictor(self.folder, self.store_url, self.token, *options, redis_url=self.redis_url, **how)
 
 
-def _framed(message: bytes) -> bytes:
-    """Frame a message as gRPC sends it."""
-    return b"\0" + len(message).to_bytes(4, "big") + message
-
-
-def _ask_once(address: str, headers: Mapping[str, str], message: bytes) -> int:
-    """Call once as a client does, and return the size of the answer's message.
-
-    Raises: grpc.RpcError if it is refused.
-    """
-    import grpc  # late: only gRPC needs it
-
-    with grpc.insecure_channel(address) as channel:
-        metadata = (("authorization", headers["Authorization"]),)
-        answer: bytes = channel.unary_unary(INFER)(message, metadata=metadata, wait_for_ready=True)
-    return len(_framed(answer))
+@contextmanager
+def prepared(models: Mapping[str, BenchmarkModel], *, replica: bool = False) -> Iterator[Prepared]:
+    """Register models in a new store, and run a Redis that predictors log to. replica: that another one follows."""
+    with temporary() as folder, ExitStack() as stack:
+        store_url = f"file://{folder}/store"
+        token = register(store_url, folder / "artifacts", models)
+        redis_url = stack.enter_context(redis_server(folder, appends=True))
+        if replica:
+            stack.enter_context(redis_server(folder, appends=True, replica_of=redis_url))
+        yield Prepared(folder, store_url, token, redis_url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -10,24 +11,30 @@ import torch
 COLUMNS = 20
 
 
-class SmallMlp(torch.nn.Module):
-    """Network of the comparison: 20 numbers unless said otherwise, two hidden layers, one probability."""
+class Mlp(torch.nn.Module):
+    """Network of hidden layers of some widths, and one probability."""
 
-    def __init__(self, columns: int = COLUMNS) -> None:
+    def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.one = torch.nn.Linear(columns, 64)
-        self.two = torch.nn.Linear(64, 32)
-        self.three = torch.nn.Linear(32, 1)
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(*pair) for pair in itertools.pairwise((*widths, 1)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the probabilities (rows, 1) of `x` (rows, columns)."""
-        return torch.sigmoid(self.three(torch.relu(self.two(torch.relu(self.one(x))))))
+        *hidden, last = self.layers
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return torch.sigmoid(last(x))
 
 
-def small_mlp(columns: int = COLUMNS) -> SmallMlp:
-    """Make the network with the same weights every time."""
+def small_mlp(columns: int = COLUMNS) -> Mlp:
+    """Make the network of the comparison, with the same weights every time."""
     torch.manual_seed(0)
-    return SmallMlp(columns).eval()
+    return Mlp(columns, 64, 32).eval()
+
+
+def wide_mlp() -> Mlp:
+    """Make one of 8.4 million weights, which reading dominates for one row as for many."""
+    return Mlp(COLUMNS, 2_048, 2_048, 2_048).eval()
 
 
 torch.set_num_threads(1)

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import statistics
 import time
+from collections import Counter
 
 import httpx
 
@@ -38,57 +39,47 @@ def run(*, replicas: int = 2, changes: int = 40, callers: int = 8) -> bool:
         registry = Registry(open_store(store_url), actor="bench")
         second = another_version(registry, folder / "artifacts", "mlp", model)
         with predictor(folder, store_url, token, "mlp", "--replicas", replicas, "--no-log") as ours:
-            asking = Callers(ours.target("mlp"), registry, (second, 1))
-            took = asyncio.run(asking.measure(changes, callers))
-    say(
-        f"{len(took)} changes under {asking.answers} answers, {replicas} replicas: p50 {statistics.median(took):.2f} s"
-    )
-    return all(
-        [
-            bound("seconds of the longest change", max(took), most=MOST_S),
-            bound("failed requests", asking.failed, most=0),
-            bound("changes that were seen", len(took), least=changes),
-        ]
-    )
+            took, counts = asyncio.run(measure(ours.target("mlp"), registry, (second, 1), changes, callers))
+    p50 = statistics.median(took)
+    say(f"{len(took)} changes under {counts['answers']} answers, {replicas} replicas: p50 {p50:.2f} s")
+    longest = bound("seconds of the longest change", max(took), most=MOST_S)
+    good = bound("failed requests", counts["failed"], most=0)
+    return bound("changes that were seen", len(took), least=changes) and longest and good
 
 
-class Callers:
-    """Callers that send requests in a loop, and record each version's last answer and any failure."""
+async def measure(
+    target: Target, registry: Registry, versions: tuple[int, int], changes: int, callers: int
+) -> tuple[list[float], Counter[str]]:
+    """Change the champion again and again under load; returns the seconds that each change took, and counts of requests."""
+    last: dict[str, float] = {}
+    counts = Counter[str]()
 
-    def __init__(self, target: Target, registry: Registry, versions: tuple[int, int]) -> None:
-        self._target, self._registry, self._versions = target, registry, versions
-        self._last: dict[str, float] = {}
-        self.answers = self.failed = 0
-
-    async def measure(self, changes: int, callers: int) -> list[float]:
-        """Change the champion again and again under load; returns the seconds that each change took."""
-        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=callers), timeout=30) as client:
-            asking = [asyncio.create_task(self._ask(client)) for _ in range(callers)]
-            await self._change(len(self._versions))  # both are loaded from here on
-            took = await self._change(changes)
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-        return took
-
-    async def _ask(self, client: httpx.AsyncClient) -> None:
-        target = self._target
+    async def ask(client: httpx.AsyncClient) -> None:
         while True:
             try:
                 answer = await client.post(target.url, content=target.body, headers=dict(target.headers))
-                self._last[answer.json()["model_version"]] = time.monotonic()
-                self.answers += 1
+                last[answer.json()["model_version"]] = time.monotonic()
+                counts["answers"] += 1
             except (httpx.HTTPError, KeyError):
-                self.failed += 1
+                counts["failed"] += 1
 
-    async def _change(self, changes: int) -> list[float]:
+    async def change(times: int) -> list[float]:
         took = []
-        for version in itertools.islice(itertools.cycle(self._versions), changes):
-            await asyncio.to_thread(self._registry.promote, "mlp", version)
+        for version in itertools.islice(itertools.cycle(versions), times):
+            await asyncio.to_thread(registry.promote, "mlp", version)
             appended = time.monotonic()
             await asyncio.sleep(WATCHED_S)
-            took += [max(0.0, last - appended) for other, last in self._last.items() if other != str(version)]
+            took += [max(0.0, at - appended) for other, at in last.items() if other != str(version)]
         return took
+
+    async with httpx.AsyncClient(limits=httpx.Limits(max_connections=callers), timeout=30) as client:
+        asking = [asyncio.create_task(ask(client)) for _ in range(callers)]
+        await change(len(versions))  # both are loaded from here on
+        took = await change(changes)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    return took, counts
 
 
 if __name__ == "__main__":

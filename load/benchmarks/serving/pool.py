@@ -17,15 +17,13 @@ from typing import Annotated
 import httpx
 import numpy as np
 
-from toque.load.benchmarks.harness import main, say, temporary
-from toque.load.benchmarks.servers import redis_server
+from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.serving.fixtures import (
     BenchmarkModel,
     Predictor,
     headers_of,
     json_body,
-    predictor,
-    register,
+    prepared,
 )
 from toque.load.benchmarks.serving.floor import small_mlp
 
@@ -45,12 +43,9 @@ def run(
 ) -> None:
     """Register the models, serve them, and measure."""
     served = dict.fromkeys((f"model-{number}" for number in range(models)), BenchmarkModel(small_mlp()))
-    with temporary() as folder, redis_server(folder, appends=True) as redis_url:
-        store_url = f"file://{folder}/store"
-        token = register(store_url, folder / "artifacts", served)
-        options = ["--pool", "--pool-bytes", fit * FOOTPRINT_BYTES, *["--standalone"] * standalone]
-        with predictor(folder, store_url, token, *options, redis_url=redis_url, asked=None) as ours:
-            asyncio.run(measure(ours, list(served), hot, cold, seconds, rounds))
+    options = ["--pool", "--pool-bytes", fit * FOOTPRINT_BYTES, *["--standalone"] * standalone]
+    with prepared(served) as place, place.run(*options, asked=None) as ours:
+        asyncio.run(measure(ours, list(served), hot, cold, seconds, rounds))
 
 
 async def measure(

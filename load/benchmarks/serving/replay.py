@@ -107,16 +107,14 @@ async def ask(ours: Predictor, name: str, model: ReplayedModel, rows: int, conne
 
         async def work() -> None:
             for body, own in bodies:
-                for attempt in range(
-                    ATTEMPTS
-                ):  # a starved machine keeps the predictor waiting past its limits
+                for left in reversed(range(ATTEMPTS)):  # a starved predictor is kept waiting past its limits
                     try:
                         answer = await client.post(f"/v2/models/{name}/infer", content=body, headers=own)
+                        answer.raise_for_status()
                         break
                     except httpx.TransportError:
-                        if attempt == ATTEMPTS - 1:
+                        if not left:
                             raise
-                answer.raise_for_status()
 
         await asyncio.gather(*(work() for _ in range(connections)))
 

@@ -1,7 +1,7 @@
 """Benchmark of the predictor's throughput against a bare ASGI floor, with a breakdown of one request.
 
 Both servers run at once on this machine, each in one process behind nothing (floor) or behind Serve's HAProxy (ours), and are measured in
-turns by `wrk`, so that a noisy neighbour hits both. The model is the same small MLP, one row, 20 numbers.
+turns by h2load in a closed loop, so that a noisy neighbour hits both. The model is the same small MLP, one row, 20 numbers.
 Ours authenticates, checks, splits and logs.
 """
 
@@ -13,12 +13,12 @@ import subprocess
 from contextlib import ExitStack
 from typing import Annotated
 
-from toque.load.benchmarks.harness import main, say, temporary
+from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.open_loop import ask_steadily
-from toque.load.benchmarks.servers import asgi_server, free_port, module, redis_server, until
+from toque.load.benchmarks.servers import asgi_server, free_port, module, until
 from toque.load.benchmarks.serving import fixtures
 from toque.load.benchmarks.serving.fixtures import LONG_ROW, ROW, BenchmarkModel, Predictor, Target, json_body
-from toque.load.benchmarks.serving.floor import small_mlp
+from toque.load.benchmarks.serving.floor import small_mlp, wide_mlp
 
 FLOOR = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off")
 
@@ -28,7 +28,7 @@ def run(
     seconds: float = 4,
     rounds: int = 3,
     connections: tuple[int, ...] = (1, 16, 64),
-    grpc: Annotated[bool, "also by gRPC, JSON by the same caller (h2load), and 500 numbers"] = False,
+    grpc: Annotated[bool, "also by gRPC, and 500 numbers"] = False,
     batching: Annotated[bool, "a larger model, without and with batches; the first is the baseline"] = False,
     splits: Annotated[bool, "also behind a 3-way split, without and with a shadow"] = False,
     keys: Annotated[bool, "also a model of 40 features, with tensors and by key"] = False,
@@ -37,36 +37,27 @@ def run(
     standalone: Annotated[bool, "ours without Ray and HAProxy"] = False,
 ) -> None:
     """Start both servers, measure them in turns, and print the result."""
-    fixtures.need("wrk", *["h2load"] * grpc)
     models = served(grpc=grpc, batching=batching, splits=splits, keys=keys)
     apart = {"dedicated": BenchmarkModel(small_mlp())} if dedicated else {}
-    with temporary() as folder, ExitStack() as stack:
-        store_url, grpc_port = f"file://{folder}/store", free_port()
-        token = fixtures.register(store_url, folder / "artifacts", models | apart)
-        redis_url = stack.enter_context(redis_server(folder, appends=True))
+    with fixtures.prepared(models | apart) as place, ExitStack() as stack:
         if keys:
-            fixtures.fill_features(store_url, redis_url)
-        options: list[object] = [*models, *["--standalone"] * standalone]
-        options += ["--grpc-port", grpc_port] if grpc else []
-        options += ["--dedicated", *apart] if dedicated else []
-        options += [
-            "--num-cpus",
-            max(os.cpu_count() or 1, len(models) + 3 * dedicated),
-        ]  # idle replicas need room, not time
-        serving = fixtures.predictor(
-            folder, store_url, token, *options, redis_url=redis_url, asked=next(iter(models))
-        )
-        ours = stack.enter_context(serving)
+            fixtures.fill_features(place.store_url, place.redis_url)
+        # idle replicas need room, not time
+        options = [*models, "--num-cpus", max(os.cpu_count() or 1, len(models) + 3 * dedicated)]
+        options += [*["--standalone"] * standalone, *["--dedicated", *apart] * dedicated]
+        grpc_port = free_port()
+        options += ["--grpc-port", grpc_port] * grpc
+        ours = stack.enter_context(place.run(*options, asked=next(iter(models))))
         targets = targets_of(ours, list(models), f"grpc://127.0.0.1:{grpc_port}" * grpc)
         for name in apart:
             targets.append(ours.target(name))
             until(targets[-1].answers, "the dedicated version does not answer")
         if not batching:
-            floor = asgi_server("toque.load.benchmarks.serving.floor:app", folder, *FLOOR)
+            floor = asgi_server("toque.load.benchmarks.serving.floor:app", place.folder, *FLOOR)
             url, _ = stack.enter_context(floor)
             json_headers = {"Content-Type": "application/json"}
             targets.insert(0, Target("bare ASGI floor", url, json_headers, json_body()))
-        most = fixtures.compare(targets, connections, seconds, rounds, folder)
+        most = fixtures.compare(targets, connections, seconds, rounds, place.folder)
         for target in targets[:2] * (rounds * steady):
             rate = 0.7 * most[target.name]
             sent = ask_steadily(target.url, target.headers, target.body, rate=rate, seconds=10)
@@ -78,7 +69,7 @@ def run(
 def served(*, grpc: bool, batching: bool, splits: bool, keys: bool) -> dict[str, BenchmarkModel]:
     """Describe the served models by name."""
     if batching:
-        wide = fixtures.WideMlp().eval()
+        wide = wide_mlp()
         return {"wide": BenchmarkModel(wide), "wide-batches": BenchmarkModel(wide, {"max_batch_rows": "32"})}
     models = {"mlp": BenchmarkModel(small_mlp())}
     if splits:
@@ -97,19 +88,13 @@ def targets_of(ours: Predictor, models: list[str], grpc: str) -> list[Target]:
         body = json_body(row)
         if model == "forty-by-key":
             body = json.dumps({"inputs": [], "parameters": {"entities": [{"key": fixtures.KEY}]}}).encode()
-        plain = ours.target(model, body)
-        if model != "long-row":
-            targets.append(plain)
+        targets.append(ours.target(model, body))
         if model in {"mlp", "long-row"}:
+            url, headers = targets[-1].url, targets[-1].headers
             binary, length = fixtures.binary_body(row)
-            by_h2load = plain.url if model == "long-row" else ""
-            targets.append(
-                Target(f"{model}, binary", plain.url, {**plain.headers, **length}, binary, by_h2load)
-            )
+            targets.append(Target(f"{model}, binary", url, {**headers, **length}, binary))
             if grpc:
-                targets.append(Target(f"{model}, by h2load", plain.url, plain.headers, body, plain.url))
-                message = fixtures.grpc_body(model, row)
-                targets.append(Target(f"{model}, gRPC", plain.url, plain.headers, message, grpc))
+                targets.append(Target(f"{model}, gRPC", grpc, headers, fixtures.grpc_body(model, row)))
     return targets
 
 

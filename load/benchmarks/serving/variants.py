@@ -26,9 +26,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, mark, use_tracing
 from toque.clusters.telemetry.tracing.active import provider_of
-from toque.load.benchmarks.harness import Ratio, in_turns, main, say, temporary
-from toque.load.benchmarks.servers import posts, redis_server
-from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Predictor, need, predictor, register
+from toque.load.benchmarks.harness import Ratio, in_turns, main, say
+from toque.load.benchmarks.servers import posts
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Predictor, prepared
 from toque.load.benchmarks.serving.floor import small_mlp
 from toque.load.processes import cpu_s
 
@@ -73,7 +73,6 @@ def run(
     if what == "stamps":
         print_stamps()
         return
-    need("wrk")
     with posts() as (url, spans):
         own = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, "TOQUE_TRACE_SHARE": str(share)}
         traced = (Variant("untraced"), Variant(f"share {share:g}", environment=own))
@@ -101,20 +100,14 @@ def _report(starts: Starts, names: Sequence[str], connections: Sequence[int]) ->
 def _one_start(
     variants: Sequence[Variant], rounds: int, seconds: float, connections: Sequence[int], *, replicas: bool
 ) -> dict[tuple[str, int], list[tuple[float, float]]]:
-    with temporary() as folder, ExitStack() as stack:
-        store_url = f"file://{folder}/store"
-        token = register(store_url, folder / "artifacts", {"mlp": BenchmarkModel(small_mlp())})
-        redis_url = stack.enter_context(redis_server(folder, appends=True))
-        if replicas:
-            stack.enter_context(redis_server(folder, appends=True, replica_of=redis_url))
+    with prepared({"mlp": BenchmarkModel(small_mlp())}, replica=replicas) as place, ExitStack() as stack:
         ours: dict[str, Predictor] = {}
         for variant in variants:
-            options, own = ("mlp", "--standalone", *variant.flags), variant.environment
-            serving = predictor(folder, store_url, token, *options, redis_url=redis_url, environment=own)
+            serving = place.run("mlp", "--standalone", *variant.flags, environment=variant.environment)
             ours[variant.name] = stack.enter_context(serving)
-            ours[variant.name].target("mlp").ask(16, 2, folder)  # warm
+            ours[variant.name].target("mlp").ask(16, 2, place.folder)  # warm
         calls = {
-            (name, count): partial(_round, one, count, seconds, folder)
+            (name, count): partial(_round, one, count, seconds, place.folder)
             for count in connections
             for name, one in ours.items()
         }
