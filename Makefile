@@ -20,9 +20,9 @@ AUDIT ?= # `make audit-dependencies AUDIT=--offline-passes` passes where the ser
 EXAMPLES := digits.loop texts.loop ranking.loop flights_xgboost.loop gpt
 # Those that need no argument: neither weights of a language model, nor a store on S3, nor a platform that runs.
 BENCHMARKS := $(addprefix platform.,backlog capacity counter first_hour functions registry) \
-  $(addprefix prep.,computed_features features log_reading sources stream_latency stream_replay streams vectors) \
+  $(addprefix prep.,computed_features features log_reading sources streams vectors) \
   $(addprefix serving.,policy pool reflexes replay throughput variants) \
-  $(addprefix training.,gpu_month kernels mfu plans sweeps tabular workers) monitoring.bounds monitoring.languages \
+  $(addprefix training.,gpu_month kernels mfu plans speed sweeps tabular) monitoring.bounds monitoring.languages \
   console.pages console.viewers statistics.bounds
 
 help: ## print the targets

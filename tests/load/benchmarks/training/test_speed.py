@@ -1,6 +1,6 @@
 """How the benchmark of two workers judges what it found."""
 
-from toque.load.benchmarks.training.workers import judged
+from toque.load.benchmarks.training.speed import judged
 
 
 def found(bare: float, ours: float) -> tuple[bool, str]:
