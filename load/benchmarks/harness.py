@@ -1,14 +1,14 @@
 """Harness of every benchmark: options from a function's parameters, the machine, calls in turns, bounds, and what a process used.
 
-A benchmark is a module with a function whose parameters are its options and whose result is whether its bounds held:
+A benchmark is a module with a function whose parameters are its options:
 
-    def run(file: Path, *, rows: Annotated[int, "of the table"] = 1_000, sizes: tuple[int, ...] = (1, 16)) -> bool: ...
+    def run(file: Path, *, rows: Annotated[int, "of the table"] = 1_000, sizes: tuple[int, ...] = (1, 16)) -> None: ...
 
     if __name__ == "__main__":
         main(run, "torch")
 
-A parameter without a default is an argument, any other an option; several values stand side by side or between commas. Exit codes: 0, the
-bounds held, or there is none; 1, one broke; 2, nothing was measured. `--save FILE` keeps what was printed.
+A parameter without a default is an argument, any other an option; several values stand side by side or between commas. Exit codes: 0, each
+`bound` held, or there is none; 1, one broke, or the result is False; 2, nothing was measured. `--save FILE` keeps what was printed.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ MIB, GIB = 1 << 20, 1 << 30
 Key = TypeVar("Key")
 Result = TypeVar("Result")
 _SAID: list[str] = []
+_BOUNDS: list[bool] = []
 
 
 def main(run: Callable[..., bool | None], *packages: str, arguments: Sequence[str] | None = None) -> NoReturn:
@@ -64,6 +65,7 @@ def main(run: Callable[..., bool | None], *packages: str, arguments: Sequence[st
             options[name] = tuple(itertools.chain.from_iterable(value))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what was started is ended then too
     say(machine(*packages))
+    _BOUNDS.clear()
     begun = time.perf_counter()
     try:
         passed = run(**options)
@@ -72,10 +74,11 @@ def main(run: Callable[..., bool | None], *packages: str, arguments: Sequence[st
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted; what was started has been ended")
-    say(f"# {time.perf_counter() - begun:.0f} s, load {os.getloadavg()[0]:.1f}")
+    held = f", {sum(_BOUNDS)} of {len(_BOUNDS)} bounds held" if _BOUNDS else ""
+    say(f"# {time.perf_counter() - begun:.0f} s, load {os.getloadavg()[0]:.1f}{held}")
     if file is not None:
         file.write_text(json.dumps({"lines": _SAID}, indent=1) + "\n")
-    sys.exit(passed is False)
+    sys.exit(passed is False or not all(_BOUNDS))
 
 
 def parser_of(run: Callable[..., object]) -> argparse.ArgumentParser:
@@ -151,8 +154,9 @@ def say(text: str) -> None:
 
 
 def bound(what: str, value: float, *, most: float | None = None, least: float | None = None) -> bool:
-    """Print a figure beside its bound; returns whether it holds, which no NaN does."""
+    """Print a figure beside its bound, and keep for the exit code whether it holds, which no NaN does; returns that."""
     passed = (most is None or value <= most) and (least is None or value >= least) and not np.isnan(value)
+    _BOUNDS.append(bool(passed))
     limits = " and ".join(
         f"{sign} {limit:.4g}" for sign, limit in (("<=", most), (">=", least)) if limit is not None
     )

@@ -43,14 +43,14 @@ PAGES = (
 
 def run(
     *, rounds: int = 3, seconds: Annotated[float, "of each window"] = 30, rate: float = 50, viewers: int = 200
-) -> bool:
+) -> None:
     """Start a platform, and measure it alone and with viewers."""
     with temporary() as folder:
         store_url, token = register_model(folder)
         with started(folder / "home", store_url, project=PROJECT) as platform, _changes(platform):
             following = partial(_viewers, platform, viewers)
             windows = alone_and_beside(platform, token, following, rounds=rounds, seconds=seconds, rate=rate)
-    return bound(f"times the p99 alone, with {viewers} viewers", p99_ratio(*windows), most=MOST)
+    bound(f"times the p99 alone, with {viewers} viewers", p99_ratio(*windows), most=MOST)
 
 
 @contextmanager

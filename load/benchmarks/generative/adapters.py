@@ -28,14 +28,14 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 
 def run(
     weights: Path, *, adapters: int = 8, tokens: int = 32, rounds: int = 3, threads: int = 2, rank: int = 8
-) -> bool:
-    """Run the benchmark; returns whether no engine has weights for itself."""
+) -> None:
+    """Run the benchmark."""
     with temporary() as folder:
         files = [
             write_adapter(folder / f"{seed}.gguf", weights, rank=rank, seed=seed) for seed in range(adapters)
         ]
         base = EngineSpec(weights, settings=SETTINGS, threads=threads)
-        return asyncio.run(measure(base, files, folder, tokens, rounds))
+        asyncio.run(measure(base, files, folder, tokens, rounds))
 
 
 def write_adapter(file: Path, weights: Path, *, rank: int, seed: int) -> Path:
@@ -58,7 +58,7 @@ def write_adapter(file: Path, weights: Path, *, rank: int, seed: int) -> Path:
     return file
 
 
-async def measure(base: EngineSpec, files: Sequence[Path], folder: Path, tokens: int, rounds: int) -> bool:
+async def measure(base: EngineSpec, files: Sequence[Path], folder: Path, tokens: int, rounds: int) -> None:
     """Start an engine for the base and for each adapter, and measure memory, rates and wakings."""
     patience = Patience(hung_s=300, check_s=0.2)
     engines, leases, begin = (
@@ -84,7 +84,7 @@ async def measure(base: EngineSpec, files: Sequence[Path], folder: Path, tokens:
         f"first token of an adapter whose engine had ended: {median(woken_s):.2f} s ({min(woken_s):.2f} to {max(woken_s):.2f})"
     )
     await engines.close()
-    return bound("MB of the weights that an engine has for itself", own_mb, most=0)
+    bound("MB of the weights that an engine has for itself", own_mb, most=0)
 
 
 def report_memory(leases: Sequence[Lease], weights: Path) -> float:

@@ -182,7 +182,7 @@ def run(
     threads: int = 1,
     seconds: int = 7_200,
     answers: Annotated[Path | None, "file that keeps what was answered"] = None,
-) -> bool:
+) -> None:
     """Have all prompts answer, judge the pairs, and print a line for each kind."""
     evaluation = make_rows(rows)
     with temporary() as folder:
@@ -197,14 +197,14 @@ def run(
         raise NotPossible(
             "too little was answered to judge anything: give more --seconds, and --answers to go on"
         )
-    return _judged(
+    _judged(
         champions, {name: one[0] for name, one in said.items() if one}, [row.expected for row in evaluation]
     )
 
 
 def _judged(
     champions: Sequence[Sequence[str]], worse: Mapping[str, Sequence[str]], expected: Sequence[str]
-) -> bool:
+) -> None:
     """Judge all pairs, and print what came of them."""
     say(f"the good prompt: {mean(_right(run, expected) for run in champions):.0%} right")
     shares = {}
@@ -214,12 +214,8 @@ def _judged(
             f"{name:24}: {_right(said, expected):4.0%} right, blocked in {shares[name]:.0%} of {len(champions)}"
         )
     alarms = mean(blocked(one, other, expected) for one, other in equal_pairs(champions, EQUAL_PAIRS))
-    return all(
-        [
-            bound(f"worse prompts blocked, of {len(shares)} kinds", mean(shares.values()), least=0.95),
-            bound(f"equal pairs blocked, of {EQUAL_PAIRS}", alarms, most=0.05),
-        ]
-    )
+    bound(f"worse prompts blocked, of {len(shares)} kinds", mean(shares.values()), least=0.95)
+    bound(f"equal pairs blocked, of {EQUAL_PAIRS}", alarms, most=0.05)
 
 
 def _right(said: Sequence[str], expected: Sequence[str]) -> float:

@@ -50,7 +50,7 @@ class Turn:
     before: int
 
 
-def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 6, threads: int = 1) -> bool:
+def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 6, threads: int = 1) -> None:
     """Measure both sides in turn, and print a line for each."""
     with temporary() as folder, ExitStack() as stack:
         store_url, token = register_weights(folder, weights, CONTEXT)
@@ -67,16 +67,12 @@ def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 
     by_conversation, plain = (
         _figures(name, [turn for one in taken for turn in one]) for name, taken in results.items()
     )
-    return all(
-        [
-            bound(
-                "share of turns that find their prefix, above Serve's",
-                by_conversation[0] - plain[0],
-                least=1e-9,
-            ),
-            bound("of Serve's time to the first token", by_conversation[1] / plain[1], most=0.9999),
-        ]
+    bound(
+        "share of turns that find their prefix, above Serve's",
+        by_conversation[0] - plain[0],
+        least=1e-9,
     )
+    bound("of Serve's time to the first token", by_conversation[1] / plain[1], most=0.9999)
 
 
 @contextmanager

@@ -34,9 +34,8 @@ def run(
     tokens: int = 64,
     streams: tuple[int, ...] = (1, 8),
     threads: int | None = None,
-) -> bool:
+) -> None:
     """Measure both sides in turn, and print lines for each number of streams."""
-    passed = []
     with temporary() as folder, redis_server(folder, appends=True) as redis_url:
         store_url, token = register_weights(folder, weights, CONTEXT)
         with (
@@ -51,11 +50,8 @@ def run(
                     say(f"{count:3} streams, {name:16}: {rate:8.1f} tokens/s, first token {first_ms:8.1f} ms")
                 base, ours = (np.array(results).T for results in sides.values())
                 share, later_ms = Ratio.of(ours[0], base[0]).median, float(np.median(ours[1] - base[1]))
-                passed += [
-                    bound(f"of the engine's tokens/s, {count} streams", share, least=0.97),
-                    bound(f"ms that the first token comes later, {count} streams", later_ms, most=5.0),
-                ]
-    return all(passed)
+                bound(f"of the engine's tokens/s, {count} streams", share, least=0.97)
+                bound(f"ms that the first token comes later, {count} streams", later_ms, most=5.0)
 
 
 def _measuring(side: Side, streams: int, tokens: int) -> Callable[[], tuple[float, float]]:

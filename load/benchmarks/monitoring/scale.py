@@ -1,6 +1,6 @@
 """Benchmark of monitoring at scale: rows beyond memory, a day from its hours, a thousand models an hour.
 
-Parts of `python -m toque.load.benchmarks.monitoring.bounds`; each prints its figures and returns which bounds held. The
+Parts of `python -m toque.load.benchmarks.monitoring.bounds`; each prints its figures. The
 models have fifty features, a training set and a log that grows.
 """
 
@@ -77,7 +77,7 @@ SIGNATURE = Signature(
 )
 
 
-def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> list[bool]:
+def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> None:
     """Benchmark drift of tables of twenty numbers over Ray Data, made block by block."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # else a page of plans between the figures
     peaks, ns_a_row, named = [], [], []
@@ -98,12 +98,10 @@ def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> li
                 f"drift of {rows:>11,} rows x {COLUMNS} columns over Ray Data: {took_s:7.1f} s, "
                 f"{ns_a_row[-1]:6.0f} ns a row, peak of all processes {peaks[-1] / GIB:.2f} GiB"
             )
-    return [
-        bound(f"GiB at most, {sizes[-1]:,} rows", peaks[-1] / GIB, most=3.0),
-        bound(f"times the peak of {sizes[0]:,} rows", peaks[-1] / peaks[0], most=1.25),
-        bound("times its time a row: linear in rows", ns_a_row[-1] / ns_a_row[0], most=1.2),
-        bound("sizes where the one column that moved is named", named.count(("c0",)), least=len(sizes)),
-    ]
+    bound(f"GiB at most, {sizes[-1]:,} rows", peaks[-1] / GIB, most=3.0)
+    bound(f"times the peak of {sizes[0]:,} rows", peaks[-1] / peaks[0], most=1.25)
+    bound("times its time a row: linear in rows", ns_a_row[-1] / ns_a_row[0], most=1.2)
+    bound("sizes where the one column that moved is named", named.count(("c0",)), least=len(sizes))
 
 
 def _numbers(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
@@ -120,14 +118,14 @@ def _numbers(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
     return numbered.map_batches(make, batch_size=None)
 
 
-def day_from_hours() -> list[bool]:
+def day_from_hours() -> None:
     """Benchmark the drift of the last 24 hours of a model with fifty features, from the state in the store."""
     with temporary() as folder:
         store = _watched(folder).context.store
         took = timed(lambda: _judge_window(store), repeats=29)
         size = sum(len(store.get(key)) for key in _WINDOW_KEYS)
     say(f"{took}  {WINDOW_HOURS} hourly sketches x 50 features, {size / MIB:.2f} MiB read")
-    return [bound(f"ms a model for a {WINDOW_HOURS}-hour window", took.p50_s * 1e3, most=50)]
+    bound(f"ms a model for a {WINDOW_HOURS}-hour window", took.p50_s * 1e3, most=50)
 
 
 def _judge_window(store: ObjectStore) -> None:
@@ -153,7 +151,7 @@ def _watched(root: Path) -> MonitoredStore:
     return monitored
 
 
-def an_hour_of_models(models: int = 1_000) -> list[bool]:
+def an_hour_of_models(models: int = 1_000) -> None:
     """Benchmark one hourly inspection of so many models with fifty features, a thousand logged rows each: CPU of everything.
 
     Each model has a registry entry, a log and labels of its own. What its monitors remember of the day before is what those
@@ -174,7 +172,7 @@ def an_hour_of_models(models: int = 1_000) -> list[bool]:
     if kinds != {("quality", 1), ("performance", 1), ("drift", 1)}:
         raise RuntimeError(f"each monitor of each model judges one hour, but these did: {sorted(kinds)}")
     what = f"CPU s for an hour of {models:,} models x 50 features, {wall_s:.1f} s in one process"
-    return [bound(what, cpu_s, most=600 * models / 1_000)]
+    bound(what, cpu_s, most=600 * models / 1_000)
 
 
 def _make_alike(monitored: MonitoredStore, chunks: list[list[str]]) -> None:

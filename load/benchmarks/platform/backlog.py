@@ -44,7 +44,7 @@ class SlowStore:
         return method(*arguments, **named)
 
 
-def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> bool:
+def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> None:
     """Submit all invocations, and let the executor end them."""
     workers.THREADS = WORKERS
     nothing.in_thread = True
@@ -67,13 +67,9 @@ def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> bool:
                 rounds.append(time.perf_counter() - begun)
         rate = invocations / watch.wall_s
         done = sum(client.read(invocation).status == "succeeded" for invocation in ids)
-    return all(
-        [
-            bound(f"starts a second at {latency_s * 1000:.0f} ms a request", rate, least=STARTS),
-            bound("seconds of the longest round", max(rounds), most=ROUND_S),
-            bound("invocations that succeeded", done, least=invocations),
-        ]
-    )
+    bound(f"starts a second at {latency_s * 1000:.0f} ms a request", rate, least=STARTS)
+    bound("seconds of the longest round", max(rounds), most=ROUND_S)
+    bound("invocations that succeeded", done, least=invocations)
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ def _serve(project: str, hour: FirstHour, where: Path) -> None:
     hour.failed = failed or hour.failed
 
 
-def run(names: tuple[str, ...] = (), *, serve: bool = False) -> bool:
+def run(names: tuple[str, ...] = (), *, serve: bool = False) -> None:
     """Run the tables that are named, or all."""
     good = 0
     for name in names or TABLES:
@@ -133,7 +133,7 @@ def run(names: tuple[str, ...] = (), *, serve: bool = False) -> bool:
         )
         good += hour.good
     within = f"tables live within {LIMIT_LINES} lines and {LIMIT_S:.0f} s each"
-    return bound(within, good, least=len(names or TABLES))
+    bound(within, good, least=len(names or TABLES))
 
 
 if __name__ == "__main__":

@@ -51,32 +51,29 @@ def bare(n: int) -> int:
     return n
 
 
-def run() -> bool:
-    """Run every case; returns whether every bound held."""
+def run() -> None:
+    """Run every case."""
     with temporary() as folder:
         url = f"file://{folder}/store"
         used = _context(url)
-        passed = [
-            _accepting(_context(f"{url}-accepting")),
-            *_requests(f"{url}-counted"),
-            _gateway(f"{url}-gateway", folder),
-        ]
+        _accepting(_context(f"{url}-accepting"))
+        _requests(f"{url}-counted")
+        _gateway(f"{url}-gateway", folder)
         _starts(_context(f"{url}-starts"), "local child process")
         _durable(used, "local child process")
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
         with use_context(replace(used, actor="bench-ray")):
-            passed += _beside_ray()
+            _beside_ray()
         _starts(_context(f"{url}-starts-ray"), "Ray worker")
         _durable(replace(used, actor="bench-ray"), "Ray task")
         ray.shutdown()
-    return all(passed)
 
 
 def _context(url: str) -> Context:
     return Context(open_store(url), url, actor="bench")
 
 
-def _beside_ray() -> list[bool]:
+def _beside_ray() -> None:
     task, items = ray.remote(bare), list(range(ITEMS))
     first = [seconds_of(lambda: ray.get(task.remote(0))), seconds_of(lambda: nothing.remote(0).result())]
     say(f"first call: bare Ray {first[0] * 1e3:.0f} ms, .remote {first[1] * 1e3:.0f} ms")
@@ -85,23 +82,21 @@ def _beside_ray() -> list[bool]:
         "bare Ray": lambda: ray.get([task.remote(item) for item in items]),
         "ours": lambda: nothing.map(items),
     }
-    return [
-        _compare(".remote, one at a time", ones, ROUNDS, warm_ups=20, most=1.3),
-        _compare(f".map over {ITEMS}", maps, MAPS, warm_ups=1, most=1.2),
-    ]
+    _compare(".remote, one at a time", ones, ROUNDS, warm_ups=20, most=1.3)
+    _compare(f".map over {ITEMS}", maps, MAPS, warm_ups=1, most=1.2)
 
 
 def _compare(
     what: str, calls: Mapping[str, Callable[[], object]], rounds: int, *, warm_ups: int, most: float
-) -> bool:
+) -> None:
     timings = timed_in_turns(calls, rounds, warm_ups=warm_ups)
     for name, timing in timings.items():
         say(f"{timing}  {what}, {name}")
     base, ours = timings.values()
-    return bound(f"{what}: ratio of medians", ours.p50_s / base.p50_s, most=most)
+    bound(f"{what}: ratio of medians", ours.p50_s / base.p50_s, most=most)
 
 
-def _accepting(used: Context) -> bool:
+def _accepting(used: Context) -> None:
     with use_context(used):
         nothing.submit(0)
         one_s = seconds_of(lambda: [nothing.submit(number) for number in range(ACCEPTED)])
@@ -118,7 +113,7 @@ def _accepting(used: Context) -> bool:
         f"accepted durable invocations: {ACCEPTED / one_s:.0f}/s from one caller, {one_s / bare_s:.2f}x two bare writes of the store; "
         f"{2 * ACCEPTED / two_s:.0f}/s from two new processes"
     )
-    return bound(f"accepted a second, {CALLERS} callers", ACCEPTED / many_s, least=100)
+    bound(f"accepted a second, {CALLERS} callers", ACCEPTED / many_s, least=100)
 
 
 def _submit(used: Context, number: int) -> None:
@@ -132,7 +127,7 @@ def _submit_many(url: str) -> None:
             nothing.submit(number)
 
 
-def _gateway(url: str, folder: Path) -> bool:
+def _gateway(url: str, folder: Path) -> None:
     """Benchmark a no-op through the gateway against a bare ASGI application, in turns."""
     token = Access(open_store(url), actor="bench").create_token("bench", "operator")
     own = {"TOQUE_STORE": url, "TOQUE_PROJECT": _MODULE}
@@ -150,7 +145,7 @@ def _gateway(url: str, folder: Path) -> bool:
         for door in doors.values():
             door.close()
     say(f"no-op by HTTP: bare ASGI {plain}, gateway {ours}")
-    return bound("ms that the gateway adds", (ours.p50_s - plain.p50_s) * 1e3, most=1.0)
+    bound("ms that the gateway adds", (ours.p50_s - plain.p50_s) * 1e3, most=1.0)
 
 
 async def floor(scope: Any, receive: Any, send: Any) -> None:
@@ -171,7 +166,7 @@ def _ask(connection: HTTPConnection, token: str) -> None:
         raise RuntimeError(f"got {response.status} {answer!r}")
 
 
-def _requests(url: str) -> list[bool]:
+def _requests(url: str) -> None:
     """Count the store requests that each further invocation adds beyond polling."""
     store: Any = CountingStore(open_store(url))
     ledger = Ledger(store, actor="bench")
@@ -182,11 +177,9 @@ def _requests(url: str) -> list[bool]:
         store.count(executor.poll).total() - 2
     )  # the index and the queue's end are read whatever there is
     _drain(executor, lambda: None)
-    return [
-        bound("store requests to accept", accept / COUNTED, most=3),
-        # the worker, in its own process, writes its claim and its result
-        bound("store requests to finish: note, claim, result", polled / COUNTED + 2, most=3),
-    ]
+    bound("store requests to accept", accept / COUNTED, most=3)
+    # the worker, in its own process, writes its claim and its result
+    bound("store requests to finish: note, claim, result", polled / COUNTED + 2, most=3)
 
 
 def _durable(used: Context, where: str) -> None:

@@ -30,7 +30,7 @@ MOST_S = 1.0
 WATCHED_S = 2.0  # after a change, for the last answer of the old champion
 
 
-def run(*, replicas: int = 2, changes: int = 40, callers: int = 8) -> bool:
+def run(*, replicas: int = 2, changes: int = 40, callers: int = 8) -> None:
     """Start the platform, change the policy under load, and judge how long the changes took."""
     model = BenchmarkModel(small_mlp())
     with temporary() as folder:
@@ -42,9 +42,9 @@ def run(*, replicas: int = 2, changes: int = 40, callers: int = 8) -> bool:
             took, counts = asyncio.run(measure(ours.target("mlp"), registry, (second, 1), changes, callers))
     p50 = statistics.median(took)
     say(f"{len(took)} changes under {counts['answers']} answers, {replicas} replicas: p50 {p50:.2f} s")
-    longest = bound("seconds of the longest change", max(took), most=MOST_S)
-    good = bound("failed requests", counts["failed"], most=0)
-    return bound("changes that were seen", len(took), least=changes) and longest and good
+    bound("seconds of the longest change", max(took), most=MOST_S)
+    bound("failed requests", counts["failed"], most=0)
+    bound("changes that were seen", len(took), least=changes)
 
 
 async def measure(

@@ -51,7 +51,7 @@ def run(
     threads: Annotated[int, "that compute a step"] = 1,
     quiet: Annotated[int, "steps between checkpoints"] = 8,
     interval: Annotated[float, "seconds between checkpoints"] = 600.0,
-) -> bool:
+) -> None:
     """Write and read checkpoints, print what it cost, and judge it."""
     torch.set_num_threads(threads)
     layers, opened = max(1, round(gib * GIB / LAYER_BYTES)), open_store(store)
@@ -63,12 +63,8 @@ def run(
     )
     shares = [_read_by(count, store, layers, state) for count in (1, 2, 4)]
     _delete(opened)
-    return all(
-        [
-            bound("a step beside a write, of one without", ratio, most=1.02),
-            bound("what a worker reads, of its own part", max(shares), most=1.05),
-        ]
-    )
+    bound("a step beside a write, of one without", ratio, most=1.02)
+    bound("what a worker reads, of its own part", max(shares), most=1.05)
 
 
 def _delete(store: ObjectStore) -> None:

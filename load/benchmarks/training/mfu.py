@@ -61,7 +61,7 @@ class Steps:
     step_s: float
 
 
-def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2) -> bool | None:
+def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2) -> None:
     """Train both ways, and print tokens a second, MFU and their ratio."""
     if steps <= WARM_UPS:
         raise NotPossible(f"--steps {steps}: the first {WARM_UPS} do not count; ask for more")
@@ -74,7 +74,7 @@ def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2
             )
         )
         say("MFU: not measured, there is no CUDA device here")
-        return None
+        return
     job = Job(BILLION, Setup(1, 4, 2_048, "replicate"), steps, "cuda", compiled=True)
     name = torch.cuda.get_device_name()
     card = card_named(name)
@@ -88,7 +88,7 @@ def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2
         speeds.append(job.setup.batch * job.setup.length / statistics.median(one.step_s for one in results))
         share = "unknown, as the card's peak is" if card is None else f"{mfu(job, speeds[-1], card):.1%}"
         say(f"{name}: {loop:<8} {speeds[-1]:,.0f} tokens/s, MFU {share}, loss {results[0].loss:.4f}")
-    return bound("the platform's speed of the plain loop's", speeds[0] / speeds[1], least=LEAST_RATIO)
+    bound("the platform's speed of the plain loop's", speeds[0] / speeds[1], least=LEAST_RATIO)
 
 
 def _alone(loop: Callable[[Job], Steps], job: Job) -> Steps:

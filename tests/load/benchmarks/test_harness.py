@@ -63,6 +63,21 @@ def test_a_benchmark_that_could_not_measure_ends_with_2(capsys: pytest.CaptureFi
     assert "nothing was measured: no wrk" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("values", [(0.1, 0.2), (0.2, 0.1), (0.1, 0.1)])
+def test_any_bound_that_broke_ends_with_1_and_none_of_an_earlier_run(values: tuple[float, float]) -> None:
+    def measuring() -> None:
+        for value in values:
+            bound("a figure", value, most=0.1)
+
+    for _ in range(2):
+        with pytest.raises(SystemExit) as end:
+            main(measuring, arguments=[])
+        assert end.value.code == (0.2 in values)
+    with pytest.raises(SystemExit) as end:
+        main(lambda: None, arguments=[])
+    assert end.value.code == 0
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.2])
 def test_a_figure_that_is_no_number_breaks_its_bound(value: float) -> None:
     assert not bound("a figure", value, most=0.1)
