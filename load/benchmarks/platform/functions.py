@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPConnection
@@ -104,27 +104,13 @@ def _accepting(used: Context) -> None:
         submit = partial(_submit, used)
         list(threads.map(submit, range(CALLERS)))
         many_s = seconds_of(lambda: list(threads.map(submit, range(ACCEPTED))))
-    with ProcessPoolExecutor(2) as pool:
-        two_s = seconds_of(lambda: list(pool.map(_submit_many, [used.store_url] * 2)))
-    store = open_store(f"{used.store_url}-bare")
-    keys = [f"{kind}/{number}" for number in range(ACCEPTED) for kind in "ab"]
-    bare_s = seconds_of(lambda: [store.create(key, b"x" * 500) for key in keys])
-    say(
-        f"accepted durable invocations: {ACCEPTED / one_s:.0f}/s from one caller, {one_s / bare_s:.2f}x two bare writes of the store; "
-        f"{2 * ACCEPTED / two_s:.0f}/s from two new processes"
-    )
+    say(f"accepted durable invocations: {ACCEPTED / one_s:.0f}/s from one caller")
     bound(f"accepted a second, {CALLERS} callers", ACCEPTED / many_s, least=100)
 
 
 def _submit(used: Context, number: int) -> None:
     with use_context(used):
         nothing.submit(number)
-
-
-def _submit_many(url: str) -> None:
-    with use_context(Context(open_store(url), url, actor="bench-two")):
-        for number in range(ACCEPTED):
-            nothing.submit(number)
 
 
 def _gateway(url: str, folder: Path) -> None:

@@ -23,10 +23,7 @@ import sklearn.datasets
 import torch
 from pyarrow import csv
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import KFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from toque.functions.evaluation.baselines import logistic, number_linear
 from toque.functions.evaluation.metrics.numbers import rmse
@@ -73,16 +70,15 @@ def _bundled() -> None:
     """Print losses by fold, and the paired difference to HistGradientBoosting with its standard error over folds."""
     for name, task in BUNDLED.items():
         params = TabularParams(task=task, split="random")
-        learners = [partial(ours, params=params), partial(boosted, task=task), partial(linear, task=task)]
+        learners = [partial(ours, params=params), partial(boosted, task=task)]
         losses = []
         for seed in range(REPEATS):
             columns, cuts = bundled(name, FOLDS, seed)
             losses += [[loss(b, columns, task, learn(a, b, columns)) for learn in learners] for a, b in cuts]
-        means, gap = np.mean(losses, axis=0), np.subtract(*np.array(losses)[:, :2].T)
+        means, gap = np.mean(losses, axis=0), np.subtract(*np.array(losses).T)
         error = gap.std(ddof=1) / np.sqrt(FOLDS)  # repeats share rows: only one round of folds counts
         say(
-            f"{name:<14} ours {means[0]:.4f}, boosted {means[1]:.4f}, linear {means[2]:.4f}; "
-            f"ours less boosted {gap.mean():+.4f} ({error:.4f})"
+            f"{name:<14} ours {means[0]:.4f}, boosted {means[1]:.4f}; ours less boosted {gap.mean():+.4f} ({error:.4f})"
         )
 
 
@@ -109,7 +105,7 @@ def _flights(table: pa.Table) -> None:
     learners: dict[str, Learner] = {
         f"ours, seed {seed}": partial(ours, params=TabularParams(seed=seed)) for seed in range(SEEDS)
     }
-    learners |= {"boosted": partial(boosted, task="binary"), "logistic": partial(linear, task="binary")}
+    learners |= {"boosted": partial(boosted, task="binary"), "logistic": _logistic}
     masks = [*(month == number for number in range(LEARNT_MONTHS + 1, 13)), month > 0]
     for name, learn in learners.items():
         answers = learn(train, test, columns)
@@ -134,17 +130,13 @@ def boosted(train: pa.Table, test: pa.Table, columns: Columns, task: Task) -> np
     categorical = np.arange(len(columns.numeric), len(columns.numeric) + len(known))
     model = kind(categorical_features=categorical, random_state=0)
     model.fit(_matrix(train, columns, known), _label(train, columns))
-    return _answers(model, _matrix(test, columns, known), task)
+    rows = _matrix(test, columns, known)
+    answers = np.asarray(model.predict(rows) if task == "regression" else model.predict_proba(rows))
+    return answers[:, 1] if task == "binary" else answers
 
 
-def linear(train: pa.Table, test: pa.Table, columns: Columns, task: Task) -> npt.NDArray[Any]:
-    """Predict with logistic or ridge regression; with categories, the gate's baseline."""
-    if columns.categorical:
-        return logistic(train, test, columns.numeric, columns.categorical, columns.label)
-    last = RidgeCV(np.logspace(-3, 3, 13)) if task == "regression" else LogisticRegression(max_iter=2_000)
-    model = make_pipeline(StandardScaler(), last)
-    model.fit(numeric_matrix(train, columns.numeric), _label(train, columns))
-    return _answers(model, numeric_matrix(test, columns.numeric), task)
+def _logistic(train: pa.Table, test: pa.Table, columns: Columns) -> npt.NDArray[Any]:
+    return logistic(train, test, columns.numeric, columns.categorical, columns.label)
 
 
 def loss(test: pa.Table, columns: Columns, task: Task, answers: npt.NDArray[Any]) -> float:
@@ -201,13 +193,6 @@ def _matrix(table: pa.Table, columns: Columns, known: list[pa.Array]) -> Floats:
 def _label(table: pa.Table, columns: Columns) -> npt.NDArray[Any]:
     label: npt.NDArray[Any] = table[columns.label].to_numpy()
     return label
-
-
-def _answers(model: Any, matrix: npt.NDArray[Any], task: Task) -> npt.NDArray[Any]:
-    if task == "regression":
-        return np.asarray(model.predict(matrix))
-    probability = np.asarray(model.predict_proba(matrix))
-    return probability[:, 1] if task == "binary" else probability
 
 
 if __name__ == "__main__":
