@@ -23,6 +23,7 @@ from toque.functions.generative.prompt import (
     call_tool,
     difference,
 )
+from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS, check_template_arguments
 from toque.functions.generative.version_files import (
     ADAPTER,
     ADAPTER_FOLDER,
@@ -47,6 +48,7 @@ __all__ = [
     "CHAT_TEMPLATE",
     "PROMPT",
     "SETTINGS",
+    "TEMPLATE_ARGUMENTS",
     "WEIGHTS",
     "WEIGHTS_FOLDER",
     "AnswerCheck",
@@ -63,6 +65,7 @@ __all__ = [
     "call_tool",
     "check_answer",
     "check_request",
+    "check_template_arguments",
     "declines",
     "difference",
     "engine_files",

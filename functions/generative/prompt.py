@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
 from toque.functions.generative.guardrails import Guardrails
+from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS, check_template_arguments
 from toque.functions.runtime.spans import span
 
 _PLACE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 _PARAMETERS: Final = frozenset(
     {
         "temperature", "top_p", "top_k", "min_p", "max_tokens", "stop", "seed", "presence_penalty",
-        "frequency_penalty", "repeat_penalty", "logit_bias", "logprobs", "top_logprobs",
+        "frequency_penalty", "repeat_penalty", "logit_bias", "logprobs", "top_logprobs", TEMPLATE_ARGUMENTS,
     }
 )  # fmt: skip
 Value = str | int | float | bool
@@ -112,7 +113,10 @@ class Prompt(BaseModel):
     )
     parameters: dict[str, Any] = Field(
         default_factory=dict,
-        description="Parameters of sampling, such as `temperature`, as the OpenAI API has them.",
+        description=(
+            "Parameters of sampling, such as `temperature`, as the OpenAI API has them, and `chat_template_kwargs`, arguments of the "
+            "chat template."
+        ),
     )
     guardrails: Guardrails = Field(
         default=Guardrails(), description="Rules on requests and answers, which no request can leave out."
@@ -132,6 +136,8 @@ class Prompt(BaseModel):
                 variable.text(name, variable.default)
         if strange := sorted(self.parameters.keys() - _PARAMETERS):
             raise ValueError(f"parameters: {strange} are not of {sorted(_PARAMETERS)}")
+        if TEMPLATE_ARGUMENTS in self.parameters:
+            check_template_arguments(self.parameters[TEMPLATE_ARGUMENTS])
         return self
 
     def request(self, body: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -119,6 +119,14 @@ class Engine(Protocol):
 
     async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
         """Count the tokens of a request's prompt as the engine will read it. Raises: EngineRefusal, aiohttp.ClientError."""
+        ...
+
+    async def decode(self, client: aiohttp.ClientSession, base: str, token_ids: Sequence[int]) -> str:
+        """Write token ids of the vocabulary as text, special tokens too. Raises: EngineRefusal, aiohttp.ClientError."""
+        ...
+
+    async def vocabulary(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> int | None:
+        """Count the token ids that there are, from 0; None if that is unknown. Raises: aiohttp.ClientError."""
         ...
 
     async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:

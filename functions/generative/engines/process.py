@@ -68,7 +68,7 @@ class EngineProcess:
     log: file that gets what the engine prints. client: a session that has the engine's key, which is new for each supervisor,
     since others on this machine reach the port too. embedding: held by who asks for the embedding of a text, where the engine makes one
     at a time. slots: of which each generating request takes one before it is sent; most_waiting: for one. no_tools: why tools of a
-    request would not reach the model, None: they do. adapters: those that it loads while it runs, None: it loads none. environment: of
+    request would not reach the model, None: they do. vocabulary: number of its token ids, None: unknown. adapters: those that it loads while it runs, None: it loads none. environment: of
     the process, whole, but for what the engine needs beside it and the key; None: that of this process.
     idle_s: without a use, after which it ends until the next one; 0: it never does. restarts: how often it was started again after a fault.
     """
@@ -93,6 +93,7 @@ class EngineProcess:
         self.base = ""
         self.pid: int | None = None
         self.no_tools: str | None = None
+        self.vocabulary: int | None = None
         self.embedding = asyncio.Lock()
         self.slots = SlotQueue(spec.settings.slots, most_waiting=most_waiting)
         self.restarts = 0
@@ -214,6 +215,7 @@ class EngineProcess:
                 )
             await asyncio.sleep(0.05)
         self.no_tools = await self.engine.no_tools(self.client, self.base, self.spec)
+        self.vocabulary = await self.engine.vocabulary(self.client, self.base, self.spec)
         if self.adapters is not None:
             await self.adapters.started_anew(self.base)
         self._ready.set()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ from toque.functions.generative.engines.engine import (
     EngineSpec,
     answered,
 )
+from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS
 from toque.functions.generative.version_files import check_shapes
 
 _OK: Final = 200
@@ -117,11 +119,24 @@ class LlamaCpp:
         """Count the tokens of a prompt, after the model's own chat template if it is a chat."""
         text = body.get("prompt", "")
         if "messages" in body:
-            asked = {each: body[each] for each in ("messages", "tools") if each in body}
+            asked = {name: body[name] for name in ("messages", "tools", TEMPLATE_ARGUMENTS) if name in body}
             async with client.post(f"{base}/apply-template", json=asked) as response:
                 text = await _prompt_of(response)
         async with client.post(f"{base}/tokenize", json={"content": text, "add_special": True}) as response:
             return len(await answered(response, "tokens", "llama.cpp does not count the prompt's tokens"))
+
+    async def decode(self, client: aiohttp.ClientSession, base: str, token_ids: Sequence[int]) -> str:
+        """Write token ids as text."""
+        async with client.post(f"{base}/detokenize", json={"tokens": token_ids}) as response:
+            return str(await answered(response, "content", "llama.cpp does not decode token ids"))
+
+    async def vocabulary(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> int | None:
+        """Count the token ids of the weights."""
+        del spec
+        async with client.get(f"{base}/v1/models") as response:
+            listed = (await response.json()).get("data") or [{}]
+            size: int | None = (listed[0].get("meta") or {}).get("n_vocab")
+            return size
 
     async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
         """Say that the chat template has no place for tools, if so: llama.cpp would drop them without a word."""
@@ -209,9 +224,28 @@ class Vllm:
 
     async def count_tokens(self, client: aiohttp.ClientSession, base: str, body: Mapping[str, Any]) -> int:
         """Count the tokens of a prompt by the engine's own route."""
-        asked = {each: body[each] for each in ("messages", "tools", "prompt") if each in body}
+        asked = {
+            name: body[name] for name in ("messages", "tools", TEMPLATE_ARGUMENTS, "prompt") if name in body
+        }
         async with client.post(f"{base}/tokenize", json={"model": MODEL_NAME, **asked}) as response:
             return int(await answered(response, "count", "vLLM does not count the prompt's tokens"))
+
+    async def decode(self, client: aiohttp.ClientSession, base: str, token_ids: Sequence[int]) -> str:
+        """Write token ids as text."""
+        asked = {"model": MODEL_NAME, "tokens": token_ids}
+        async with client.post(f"{base}/detokenize", json=asked) as response:
+            return str(await answered(response, "prompt", "vLLM does not decode token ids"))
+
+    async def vocabulary(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> int | None:
+        """Read the number of token ids off the configuration of the weights, as vLLM has no route for it."""
+        del client, base
+        try:
+            document = json.loads((spec.weights / "config.json").read_bytes())
+        except (OSError, ValueError):
+            return None
+        parts = (document, document.get("text_config")) if isinstance(document, dict) else ()
+        sizes = [part.get("vocab_size") for part in parts if isinstance(part, dict)]
+        return next((size for size in sizes if isinstance(size, int)), None)
 
     async def no_tools(self, client: aiohttp.ClientSession, base: str, spec: EngineSpec) -> str | None:
         """Say that no parser is named, or that tools make the prompt no longer: vLLM would drop them without a word."""

@@ -10,11 +10,12 @@ from typing import Any, Final, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.generative.guardrails.rule import Guardrail, plain
+from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS, with_texts
 
 GuardrailStage = Literal["before", "after"]
 _ONLY: Final = {"json_schema": "after", "injection": "before"}
 _VARIABLE: Final = "variable"
-"""Role of a variable's text here; its length has a bound of its own."""
+"""Role of the text of a variable or of a template's argument here; their lengths have bounds of their own."""
 _CALLERS: Final = frozenset({"user", "tool", "function", _VARIABLE})
 """Roles whose texts come from outside: an application's own system message may give orders."""
 _USER: Final = frozenset({"user"})
@@ -31,7 +32,7 @@ class Guardrails(BaseModel):
     before: tuple[Guardrail, ...] = Field(
         default=(),
         max_length=32,
-        description="Rules on the texts of the caller's messages and variables; the prompt's own are not looked at.",
+        description="Rules on the texts of the caller's messages, variables and arguments of the chat template; the prompt's own are not looked at.",
     )
     after: tuple[Guardrail, ...] = Field(
         default=(),
@@ -171,6 +172,10 @@ def _request_texts(body: dict[str, Any], change: Change) -> dict[str, Any]:
         changed["variables"] = {
             name: change(_VARIABLE, value) if isinstance(value, str) else value
             for name, value in variables.items()
+        }
+    if isinstance(arguments := body.get(TEMPLATE_ARGUMENTS), dict):
+        changed[TEMPLATE_ARGUMENTS] = {
+            name: with_texts(value, lambda text: change(_VARIABLE, text)) for name, value in arguments.items()
         }
     return changed
 

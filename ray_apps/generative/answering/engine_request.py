@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from toque.functions.generative import (
+    TEMPLATE_ARGUMENTS,
     EngineSettings,
     Finding,
     GenerativeError,
@@ -24,7 +25,7 @@ from toque.functions.generative import (
 from toque.functions.generative.engines import EngineProcess, EngineRefusal
 from toque.ray_apps.generative.openai.answers import AnswerRecord
 from toque.ray_apps.generative.openai.errors import ApiRefusal, refusal_by_engine
-from toque.ray_apps.generative.openai.requests import CHAT, EMBEDDING, Ask
+from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, Ask
 from toque.ray_apps.generative.versions import GenerativeVersion
 from toque.ray_apps.predictor.protocol.datatypes import Array
 
@@ -70,6 +71,35 @@ async def engine_refusal(
     return refusal
 
 
+async def decoded_prompt(process: EngineProcess, settings: EngineSettings, ask: Ask) -> Ask:
+    """Decode a prompt of token ids with the version's own tokenizer: rules, the log and its readers take the text.
+
+    Raises: ApiRefusal for ids that there are not, and for more than the context.
+    """
+    if ask.token_ids is None:
+        return ask
+    if len(ask.token_ids) >= settings.context_length:
+        raise _too_long(settings, len(ask.token_ids), ask.max_tokens or 1, "prompt")
+    check_vocabulary(process, ask.token_ids, "prompt")
+    try:
+        text = await process.engine.decode(process.client, process.base, ask.token_ids)
+    except EngineRefusal as error:
+        raise refusal_by_engine(error.status, error.content) from error
+    return replace(ask, body={**ask.body, "prompt": text})
+
+
+def check_vocabulary(process: EngineProcess, token_ids: Sequence[int], what: str) -> None:
+    """Check that a version has these token ids, as far as its engine says how many there are. Raises: ApiRefusal."""
+    size = process.vocabulary
+    place = next((place for place, token in enumerate(token_ids) if size is not None and token >= size), None)
+    if size is not None and place is not None:
+        raise ApiRefusal(
+            f"{what}[{place}]: expected a token id of this version, 0 to {size - 1}, got {token_ids[place]}; send the ids that its "
+            "tokenizer makes of the text, or the text",
+            param=what,
+        )
+
+
 async def check_context(
     process: EngineProcess, settings: EngineSettings, ask: Ask, body: dict[str, Any]
 ) -> tuple[int, int]:
@@ -83,8 +113,11 @@ async def check_context(
     if settings.task == "embed":
         raise ApiRefusal("model: this version makes embeddings alone; ask /v1/embeddings", param="model")
     most = int(body["max_tokens"])
-    prompt = _bound(body)
-    if prompt + most > settings.context_length:
+    prompt = _bound(body) if ask.token_ids is None else len(ask.token_ids)
+    is_bound = (
+        ask.token_ids is None and TEMPLATE_ARGUMENTS not in body
+    )  # by these a template may write what it likes
+    if ask.token_ids is None and not (is_bound and prompt + most <= settings.context_length):
         prompt = await _counted(process, body)
     left = settings.context_length - prompt
     if left < 1 or (ask.max_tokens is not None and ask.max_tokens > left):
@@ -102,6 +135,8 @@ async def _check_texts(process: EngineProcess, settings: EngineSettings, ask: As
             param="model", code="unsupported_parameter",
         )  # fmt: skip
     for text in ask.body["input"]:
+        if not isinstance(text, str):
+            check_vocabulary(process, text, "input")
         size = len(text.encode()) + _PER_REQUEST if isinstance(text, str) else len(text)
         if size > most and isinstance(text, str):
             size = await _counted(process, {"prompt": text})
@@ -142,11 +177,22 @@ def _too_long(settings: EngineSettings, prompt: int, answer: int, what: str) -> 
 
 
 def guarded_request(ask: Ask, prompt: Prompt) -> tuple[Ask, tuple[Finding, ...]]:
-    """Apply a version's rules before: the request as it goes on and is logged, and what was found in it."""
+    """Apply a version's rules before: the request as it goes on and is logged, and what was found in it.
+
+    Of a prompt of token ids they read the text, `decoded_prompt`; a rule that would mask something of it refuses it.
+    """
     if ask.kind == EMBEDDING or not prompt.guardrails.before:
         return ask, ()
     checked = check_request(prompt.guardrails, ask.body)
-    return replace(ask, body=checked.body), checked.findings
+    if ask.token_ids is None or checked.body["prompt"] == ask.body["prompt"]:
+        return replace(ask, body=checked.body), checked.findings
+    findings = tuple(
+        replace(finding, action="refuse") if finding.action == "redact" else finding
+        for finding in checked.findings
+    )
+    return replace(
+        ask, body=checked.body, token_ids=None
+    ), findings  # the log must not have the ids of what is masked
 
 
 def guard_answer(answer: AnswerRecord, prompt: Prompt) -> tuple[Finding, ...]:
@@ -165,14 +211,15 @@ def changes(findings: Sequence[Finding]) -> bool:
     return any(each.action != "flag" for each in findings)
 
 
-def refusal_of(findings: Sequence[Finding], version: object) -> ApiRefusal | None:
-    """Make the refusal of a request by which a rule of a version does not let it pass; None if all do."""
+def refusal_of(findings: Sequence[Finding], version: object, kind: str) -> ApiRefusal | None:
+    """Make the refusal of a request of a kind by which a rule of a version does not let it pass; None if all do."""
     finding = next((each for each in findings if each.action == "refuse"), None)
     if finding is None:
         return None
+    what = "prompt" if kind == COMPLETION else "messages"
     return ApiRefusal(
-        f"messages: refused by the guardrail {finding.rule!r} of {version}; leave out what it is about",
-        param="messages",
+        f"{what}: refused by the guardrail {finding.rule!r} of {version}; leave out what it is about",
+        param=what,
         code=FILTERED,
     )
 
@@ -190,6 +237,8 @@ __all__ = [
     "FILTERED",
     "changes",
     "check_context",
+    "check_vocabulary",
+    "decoded_prompt",
     "engine_body",
     "engine_refusal",
     "finding_tensors",

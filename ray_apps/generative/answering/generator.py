@@ -26,6 +26,7 @@ from toque.ray_apps.generative.answering.engine_request import (
     FILTERED,
     changes,
     check_context,
+    decoded_prompt,
     engine_body,
     engine_refusal,
     finding_tensors,
@@ -152,8 +153,11 @@ class Generator:
 
     async def _guard(self, call: Call) -> None:
         """Apply the version's rules before; what they refuse is logged and counted. Raises: ApiRefusal."""
+        if call.ask.token_ids is not None:
+            await call.lease.ready(ENGINE_S)
+            call.ask = await decoded_prompt(call.lease.process, call.version.settings, call.ask)
         call.ask, call.findings = guarded_request(call.ask, call.version.prompt)
-        refusal = refusal_of(call.findings, call.version)
+        refusal = refusal_of(call.findings, call.version, call.ask.kind)
         if refusal is not None:
             answer = AnswerRecord(finish_reason=FILTERED)
             await self._record(call, answer, response_tensors(answer))

@@ -28,6 +28,8 @@ def request_tensors(ask: Ask) -> dict[str, Array]:
     """What was asked, as the caller sent it: the messages (or the prompt, or the texts), and all else."""
     asked = next(ask.body[name] for name in _ASKED if name in ask.body)
     rest = {name: value for name, value in ask.body.items() if name not in (*_ASKED, "model")}
+    if ask.token_ids is not None:  # the prompt is the text of them
+        rest["prompt_token_ids"] = ask.token_ids
     return {"messages": _texts([orjson.dumps(asked)]), "parameters": _texts([orjson.dumps(rest)])}
 
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import aiohttp
@@ -100,8 +100,11 @@ class GenerativeShadows:
         """Offer an answered request to versions that are ready, to each as its own prompt makes it."""
         for version in versions:
             try:
-                ask, found = guarded_request(call.ask, version.prompt)
-                if (refusal := refusal_of(found, version)) is not None:
+                ask = call.ask
+                if version.lease.process.spec.weights != call.lease.process.spec.weights:
+                    ask = replace(ask, token_ids=None)  # of another tokenizer; the text is the same
+                ask, found = guarded_request(ask, version.prompt)
+                if (refusal := refusal_of(found, version, ask.kind)) is not None:
                     raise refusal
                 body = engine_body(ask, version)
                 process = version.lease.process

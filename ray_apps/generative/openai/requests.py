@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from toque.functions.generative import TEMPLATE_ARGUMENTS, check_template_arguments
 from toque.ray_apps.generative.openai import responses
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.registry import SERVICE_TIERS, Limits, ServiceTier
@@ -31,7 +32,7 @@ _SAMPLING: Final = frozenset(
 _FIELDS: Final = {
     CHAT: _SHARED | _SAMPLING | {
         "messages", "variables", "max_completion_tokens", "tools", "tool_choice", "parallel_tool_calls",
-        "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key", FIELD,
+        "response_format", "top_logprobs", "store", "reasoning_effort", "prompt_cache_key", TEMPLATE_ARGUMENTS, FIELD,
     },
     COMPLETION: _SHARED | _SAMPLING | {"prompt", "response_format", "prompt_cache_key", FIELD},
     EMBEDDING: _SHARED | {"input", "encoding_format"},
@@ -42,6 +43,7 @@ _NOT_FOR_ENGINES: Final = (
 )  # fmt: skip
 _MAX_UNIT: Final = 256
 _MAX_ATTRIBUTES: Final = 64
+_MOST_ID: Final = (1 << 31) - 1
 ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 """Roles of messages; chat templates render any other word too, and guardrails go by these."""
 _NUMBERS: Final[Mapping[str, tuple[type, float, float]]] = {
@@ -64,7 +66,8 @@ class Ask:
 
     kind: path below `/v1`. model: name of the registered model; selector: number or alias of a version, None: the split chooses.
     body: as it was sent, or the chat that a response is made by. unit: whom the split assigns, None: none was named; attributes: for the
-    rules of the split. as_response: whether the answer is to be a response's.
+    rules of the split. as_response: whether the answer is to be a response's. token_ids: of a prompt that was sent as such, None: it is a
+    text; `body` has the text of it once a version's tokenizer has read it.
     """
 
     kind: str
@@ -74,6 +77,7 @@ class Ask:
     unit: str | None
     attributes: dict[str, str] | None
     as_response: bool = False
+    token_ids: list[int] | None = None
 
     @property
     def stream(self) -> bool:
@@ -109,6 +113,8 @@ class Ask:
     def for_engine(self) -> dict[str, Any]:
         """The body without what is meant for the door alone, and with one name for each bound."""
         body = {name: value for name, value in self.body.items() if name not in _NOT_FOR_ENGINES}
+        if self.token_ids is not None:
+            body["prompt"] = self.token_ids
         if self.max_tokens is not None:
             body["max_tokens"] = self.max_tokens
         if self.stream:
@@ -136,7 +142,7 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
             param=unknown[0][:80],
             code="unknown_parameter",
         )
-    as_response = kind == RESPONSE
+    as_response, token_ids = kind == RESPONSE, None
     if as_response:
         kind, body = CHAT, responses.chat_of(body)
     _check_types(kind, body)
@@ -146,9 +152,11 @@ def parse_request(kind: str, content: bytes | bytearray, *, unit: str | None = N
         body["messages"] = joined_messages(body["messages"])
     elif kind == EMBEDDING:
         body["input"] = texts_to_embed(body["input"])
+    else:
+        body["prompt"], token_ids = prompt_of(body["prompt"])
     model, selector = _model(body)
     given = unit or body.get("safety_identifier") or body.get("user")
-    return Ask(kind, model, selector, body, given, _attributes(body), as_response)
+    return Ask(kind, model, selector, body, given, _attributes(body), as_response, token_ids)
 
 
 def _model(body: dict[str, Any]) -> tuple[str, int | str | None]:
@@ -166,7 +174,7 @@ def _model(body: dict[str, Any]) -> tuple[str, int | str | None]:
 
 def _check_types(kind: str, body: dict[str, Any]) -> None:
     wanted: dict[str, tuple[type, ...]] = {
-        "messages": (list,), "prompt": (str,), "input": (str, list), "stream": (bool,), "variables": (dict,),
+        "messages": (list,), "prompt": (str, list), "input": (str, list), "stream": (bool,), "variables": (dict,),
         "stream_options": (dict,), "user": (str,), "safety_identifier": (str,), "max_tokens": (int,),
         "max_completion_tokens": (int,), "tools": (list,), "response_format": (dict,),
     }  # fmt: skip
@@ -184,6 +192,11 @@ def _check_types(kind: str, body: dict[str, Any]) -> None:
             raise ApiRefusal(f"{name}: expected at least 1, got {body[name]}", param=name)
     if body.get("n", 1) != 1:
         raise ApiRefusal(f"n: one answer is given for a request, got {body['n']!r:.80}", param="n")
+    if TEMPLATE_ARGUMENTS in body:
+        try:
+            check_template_arguments(body[TEMPLATE_ARGUMENTS])
+        except ValueError as error:
+            raise ApiRefusal(str(error), param=TEMPLATE_ARGUMENTS) from error
     if len(body.get("user", "")) > _MAX_UNIT:
         raise ApiRefusal(f"user: at most {_MAX_UNIT} characters", param="user")
 
@@ -255,8 +268,31 @@ def texts_to_embed(given: Any) -> list[str | list[int]]:
     return texts
 
 
+def prompt_of(given: Any) -> tuple[Any, list[int] | None]:
+    """The prompt of a completion, as a text or token ids, or a list of one of either; with the ids, if it is such. Raises: ApiRefusal."""
+    if isinstance(given, list) and given and all(isinstance(item, str | list) for item in given):
+        if len(given) > 1:
+            raise ApiRefusal(
+                f"prompt: one is answered for a request, got {len(given)}; send a request for each",
+                param="prompt",
+            )
+        given = given[0]
+    if isinstance(given, str):
+        return given, None
+    if not given:
+        raise ApiRefusal("prompt: expected a text or token ids, got none", param="prompt")
+    for place, item in enumerate(given):
+        if not _is_id(item):
+            raise ApiRefusal(
+                f"prompt[{place}]: expected a token id, a whole number from 0 to {_MOST_ID}, got {item!r:.80}; send the ids that the "
+                "tokenizer of the version makes of the text, or the text",
+                param="prompt",
+            )
+    return given, given
+
+
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 31
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_ID
 
 
 def _joined(given: Any, where: str) -> dict[str, Any]:
@@ -346,5 +382,6 @@ __all__ = [
     "granted_tier",
     "joined_messages",
     "parse_request",
+    "prompt_of",
     "texts_to_embed",
 ]

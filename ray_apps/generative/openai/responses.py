@@ -16,7 +16,7 @@ __all__ = ["FIELDS", "chat_of", "items_of", "response_of"]
 _SAME: Final = (
     "model", "user", "safety_identifier", "metadata", "attributes", "variables", "stream", "temperature", "top_p",
     "parallel_tool_calls", "seed", "top_k", "min_p", "repeat_penalty",
-    "service_tier",
+    "service_tier", "chat_template_kwargs",
 )  # fmt: skip
 _IGNORED: Final = ("store", "include", "prompt_cache_key", "stream_options")
 FIELDS: Final = frozenset(

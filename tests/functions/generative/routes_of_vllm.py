@@ -29,6 +29,10 @@ class Routes(BaseHTTPRequestHandler):
             return _load(asked["lora_name"], Path(asked["lora_path"], "adapter_config.json"))
         if self.path == "/v1/unload_lora_adapter":
             return (200, {}) if LOADED.pop(asked["lora_name"], None) else _refused(404, "cannot be found")
+        if self.path == "/detokenize":
+            return 200, {"prompt": " ".join(f"t{token}" for token in asked["tokens"])}
+        if self.path == "/tokenize" and asked.get("chat_template_kwargs"):
+            return 200, {"count": len(asked["chat_template_kwargs"])}
         if self.path == "/tokenize":
             return (200, {"count": 1}) if "prompt" in asked else _refused(400, "no template")
         if asked["model"] not in (BASE, *LOADED):

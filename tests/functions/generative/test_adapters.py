@@ -191,3 +191,35 @@ async def test_a_prompt_that_vllm_does_not_count_is_an_error_that_says_so(
     assert refusal.value.status == 400
     with pytest.raises(aiohttp.ClientError):
         await count(client, "http://127.0.0.1:9", {"prompt": "1"})
+
+
+async def test_vllm_counts_a_chat_with_the_arguments_of_its_template_and_decodes_token_ids(
+    engines: EngineProcesses, tmp_path: Path
+):
+    lease = engines.lease(EngineSpec(tmp_path, settings=SETTINGS))
+    await lease.ready(60)
+    engine, client, base = lease.process.engine, lease.process.client, lease.process.base
+    arguments = {"enable_thinking": False, "style": "brief"}
+    assert await engine.count_tokens(client, base, {"messages": [], "chat_template_kwargs": arguments}) == 2
+    assert await engine.decode(client, base, [7, 5]) == "t7 t5"
+
+
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [
+        ('{"vocab_size": 49152}', 49_152),
+        ('{"text_config": {"vocab_size": 7}}', 7),
+        ('{"model_type": "llama"}', None),
+        ("[]", None),
+        ("{", None),
+        (None, None),
+    ],
+)
+async def test_a_vocabulary_is_that_of_the_weights(
+    engines: EngineProcesses, tmp_path: Path, config: str | None, size: int | None
+):
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    lease = engines.lease(EngineSpec(tmp_path, settings=SETTINGS))
+    await lease.ready(60)
+    assert lease.process.vocabulary == size

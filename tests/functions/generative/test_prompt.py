@@ -86,3 +86,25 @@ def test_a_difference_shows_what_changed_line_by_line():
     assert shown.startswith("--- support@1\n+++ support@2")
     assert '- "max_tokens": 30' in shown
     assert difference(PROMPT, PROMPT) == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"messages": []}, "chat_template_kwargs.messages"),
+        ({"a": float("nan")}, "chat_template_kwargs.a: expected JSON"),
+        ({"a": object()}, "chat_template_kwargs.a: expected JSON"),
+        ({"a": {7: 1}}, "chat_template_kwargs.a: expected a text as the name"),
+        ("enable_thinking", "expected an object"),
+    ],
+)
+def test_a_prompt_with_arguments_that_its_template_may_not_have_is_refused(arguments: object, words: str):
+    with pytest.raises(ValidationError, match=words):
+        Prompt(parameters={"chat_template_kwargs": arguments})
+
+
+def test_arguments_of_the_template_are_a_default_of_the_prompt():
+    prompt = Prompt(parameters={"chat_template_kwargs": {"enable_thinking": False}})
+    own = {"chat_template_kwargs": {"enable_thinking": True}}
+    assert prompt.request({"messages": ASKED}, {})["chat_template_kwargs"] == {"enable_thinking": False}
+    assert prompt.request({"messages": ASKED, **own}, {})["chat_template_kwargs"] == {"enable_thinking": True}

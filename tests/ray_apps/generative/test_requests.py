@@ -5,10 +5,19 @@ from typing import Any
 import orjson
 import pytest
 
-from tests.conditions.messages import LOOK_ALIKE_ROLES, NOT_TEXTS, hidden
+from tests.conditions.messages import (
+    LOOK_ALIKE_ROLES,
+    NOT_TEXTS,
+    NOT_TOKEN_IDS,
+    hidden,
+    hidden_in_template_arguments,
+)
 from toque.functions.generative import Guardrails, check_request
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
+
+
+HI = [{"role": "user", "content": "Hi"}]
 
 
 def refused(kind: str, **fields: Any) -> ApiRefusal:
@@ -49,6 +58,72 @@ def test_a_rule_finds_a_word_wherever_a_model_reads_it(place: str):
     ask = parse_request(CHAT, orjson.dumps(body))
     assert check_request(rules, ask.body).refused is not None
     assert check_request(rules, body).refused is not None
+
+
+@pytest.mark.parametrize("place", hidden_in_template_arguments("forbidden"))
+@pytest.mark.parametrize(("word", "is_refused"), [("forbidden", True), ("forbid", False)])
+def test_a_rule_finds_a_word_wherever_a_template_may_write_it(place: str, word: str, *, is_refused: bool):
+    rules = Guardrails.model_validate({"before": [{"kind": "deny", "patterns": [r"\bforbidden\b"]}]})
+    arguments = hidden_in_template_arguments(word)[place]
+    ask = parse_request(CHAT, orjson.dumps({"model": "m", "messages": HI, "chat_template_kwargs": arguments}))
+    assert (check_request(rules, ask.body).refused is not None) is is_refused
+    assert ask.for_engine()["chat_template_kwargs"] == arguments
+
+
+def test_what_a_rule_masks_of_a_templates_arguments_reaches_no_engine():
+    rules = Guardrails.model_validate({"before": [{"kind": "personal_data", "action": "redact"}]})
+    body = {"chat_template_kwargs": {"thinking": True, "asker": ["ada@example.com"], "budget": 7}}
+    checked = check_request(rules, body).body["chat_template_kwargs"]
+    assert checked == {"thinking": True, "asker": ["[email]"], "budget": 7}
+
+
+def nested(depth: int) -> Any:
+    return [nested(depth - 1)] if depth else 1
+
+
+@pytest.mark.parametrize("kind", [CHAT, RESPONSE])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        *(({name: value}, f"chat_template_kwargs.{name}: got") for value in (None, [{"role": "user", "content": "Hi"}], False) for name in (
+            "messages", "conversation", "tools", "chat_template", "add_generation_prompt", "continue_final_message", "tokenize",
+            "return_dict", "bos_token", "eos_token", "image_token", "raise_exception", "namespace", "range",
+        )),
+        *(({name: 1}, "expected names of up to 64") for name in ("", "_hidden", "a b", "a.b", "é", "x" * 65, "7")),
+        ({"a": nested(4)}, "nested deeper than 4"),
+        ({"a": {"b": {"c": {"d": {"e": 1}}}}}, "nested deeper than 4"),
+        ({"a": "é" * 8_192}, "at most 16384 bytes, got 16393"),
+        ({f"a{number}": 1 for number in range(33)}, "at most 32 names, got 33"),
+        ([], "expected an object"), ("enable_thinking", "expected an object"), (7, "expected an object"),
+        ({"a": (1 << 64) - 1}, "numbers of 64 bits"),
+    ],
+)  # fmt: skip
+def test_arguments_of_a_template_beyond_their_bounds_are_refused(kind: str, arguments: Any, words: str):
+    asked = {"messages": HI} if kind == CHAT else {"input": "Hi"}
+    error = refused(kind, **asked, chat_template_kwargs=arguments)
+    assert error.param == "chat_template_kwargs"
+    assert words in str(error)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {}, {"enable_thinking": False}, {"reasoning_effort": "high"}, {"thinking_budget": 512, "temperature": 0.5, "x": None},
+        {"a": nested(3)}, {"a": "é" * 8_187}, {f"a{number}": 1 for number in range(32)}, {"x" * 64: -1}, {"tools_in_user_message": True},
+    ],
+)  # fmt: skip
+def test_arguments_of_a_template_go_on_to_the_engine(arguments: Any):
+    for kind, asked in ((CHAT, {"messages": HI}), (RESPONSE, {"input": "Hi"})):
+        ask = parse_request(kind, orjson.dumps({"model": "m", **asked, "chat_template_kwargs": arguments}))
+        assert ask.for_engine()["chat_template_kwargs"] == arguments
+
+
+def test_turns_of_a_conversation_stay_on_their_version_whatever_its_template_is_told():
+    keys = {
+        parse_request(CHAT, orjson.dumps({"model": "m", "messages": HI, **more})).split_key
+        for more in ({}, *({"chat_template_kwargs": {"enable_thinking": on}} for on in (True, False)))
+    }
+    assert len(keys) == 1
 
 
 def test_an_engine_gets_the_text_that_the_rules_saw():
@@ -99,3 +174,42 @@ def test_what_is_no_text_to_embed_is_refused(given: Any):
 
 def test_another_length_of_vectors_is_refused():
     assert refused(EMBEDDING, input="a", dimensions=64).param == "dimensions"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "ids"),
+    [
+        ("Hi", "Hi", None),
+        (["Hi"], "Hi", None),
+        ([0], [0], [0]),
+        ([1, 2, 3], [1, 2, 3], [1, 2, 3]),
+        ([[1, 2, 3]], [1, 2, 3], [1, 2, 3]),
+        ([(1 << 31) - 1], [(1 << 31) - 1], [(1 << 31) - 1]),
+    ],
+)
+def test_a_prompt_is_one_text_or_its_token_ids(prompt: Any, text: Any, ids: Any):
+    ask = parse_request(COMPLETION, orjson.dumps({"model": "m", "prompt": prompt}))
+    assert (ask.body["prompt"], ask.token_ids) == (text, ids)
+    assert ask.for_engine()["prompt"] == text
+
+
+@pytest.mark.parametrize("value", NOT_TOKEN_IDS, ids=repr)
+def test_what_is_no_token_id_is_refused_by_its_place(value: Any):
+    for prompt, place in (([5, 6, value], 2), ([value, 5], 0), ([[5, value, 6]], 1)):
+        error = refused(COMPLETION, prompt=prompt)
+        assert error.param == "prompt"
+        assert f"prompt[{place}]: expected a token id" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ([], "got none"), ([[]], "got none"), ([[1], [2]], "one is answered for a request, got 2"),
+        (["a", "b"], "one is answered for a request, got 2"), ([[1], "a"], "one is answered for a request, got 2"),
+        ([[[1]]], "prompt[0]: expected a token id"), (7, "expected str or list"), (True, "expected str or list"), ({}, "expected str or list"),
+    ],
+)  # fmt: skip
+def test_what_is_no_prompt_is_refused(prompt: Any, words: str):
+    error = refused(COMPLETION, prompt=prompt)
+    assert error.param == "prompt"
+    assert words in str(error)
