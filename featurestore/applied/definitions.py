@@ -16,6 +16,7 @@ from toque.featurestore.applied import deserialize
 from toque.featurestore.applied.deserialize import Catalog, Record
 from toque.featurestore.applied.plan import Plan, closure, entry_body, names_of, plan_changes
 from toque.featurestore.definitions.batch_source import BatchSource
+from toque.featurestore.definitions.code import as_recorded
 from toque.featurestore.definitions.computed import Derived
 from toque.featurestore.definitions.stream_source import StreamSource
 from toque.featurestore.definitions.views import (
@@ -268,7 +269,7 @@ def _same_columns(old: Source, new: Source) -> bool:
 def same_meaning(old: FeatureView, new: FeatureView) -> bool:
     """Whether each feature that two versions of a view share comes from the same columns or views, computed the same way."""
     was = old.semantics()
-    becomes = _as_hashed(new.semantics(), {code for code in _codes(was) if "+" not in code})
+    becomes = _as_hashed(new.semantics(), list(_codes(was)))
     if "events" in was and "events" in becomes:
         becomes["events"] = _in_zone_of(was["events"], becomes["events"])
     if _origin(was) != _origin(becomes):
@@ -286,15 +287,14 @@ def _codes(described: Any) -> Iterator[str]:
         yield described["code"]
 
 
-def _as_hashed(described: Any, texts: Collection[str]) -> Any:
-    """Describe code by the digests of its text alone where it is one of these, as version 0.1 recorded them."""
+def _as_hashed(described: Any, recorded: Collection[str]) -> Any:
+    """Describe code by the recorded digest of the same text where that is of a form of before, as version 0.1 wrote it."""
     if isinstance(described, list):
-        return [_as_hashed(each, texts) for each in described]
+        return [_as_hashed(each, recorded) for each in described]
     if not isinstance(described, Mapping):
         return described
-    found = {name: _as_hashed(each, texts) for name, each in described.items()}
-    text = str(found.get("code", "")).partition("+")[0]
-    return found | {"code": text} if text in texts else found
+    found = {name: _as_hashed(each, recorded) for name, each in described.items()}
+    return found | {"code": as_recorded(found["code"], recorded)} if found.get("code") else found
 
 
 def _in_zone_of(was: Mapping[str, Any], becomes: Mapping[str, Any]) -> Mapping[str, Any]:

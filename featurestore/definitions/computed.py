@@ -15,7 +15,7 @@ import polars as pl
 import pyarrow as pa
 
 from toque.featurestore.definitions.casting import cast_column, column_of_values
-from toque.featurestore.definitions.code import code_digest, code_reference
+from toque.featurestore.definitions.code import code_digest
 from toque.featurestore.definitions.dtypes import DType, FeatureType, List, Map, Vector
 from toque.featurestore.definitions.encoding import vectors_of
 from toque.featurestore.definitions.fields import Field, RequestSource, refuse_doubles
@@ -28,6 +28,7 @@ from toque.featurestore.definitions.views import (
     projection,
 )
 from toque.featurestore.errors import InvalidDefinition, InvalidRows
+from toque.registry.code_digest import reference
 from toque.registry.times import epoch_us
 
 Array = np.ndarray[Any, Any]
@@ -67,7 +68,7 @@ class Derived:
         refuse_doubles("Derived: columns of its inputs (rename with view.with_name)", self.columns)
         if self.transform is not None:
             object.__setattr__(self, "code", self.code or code_digest(self.transform))
-            object.__setattr__(self, "reference", self.reference or code_reference(self.transform))
+            object.__setattr__(self, "reference", self.reference or reference(self.transform))
 
     @property
     def projections(self) -> tuple[Projection, ...]:

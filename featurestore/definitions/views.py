@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from toque.featurestore.definitions.batch_source import KNOWN_AT, BatchSource
-from toque.featurestore.definitions.code import code_digest, code_reference
+from toque.featurestore.definitions.code import code_digest
 from toque.featurestore.definitions.dtypes import FeatureType
 from toque.featurestore.definitions.expectations import Expectation, refuse_unknown
 from toque.featurestore.definitions.fields import (
@@ -32,6 +32,7 @@ from toque.featurestore.definitions.fields import (
 )
 from toque.featurestore.definitions.stream_source import StreamSource
 from toque.featurestore.errors import InvalidDefinition, UnknownDefinition
+from toque.registry.code_digest import reference
 
 
 class Transformation(Protocol):
@@ -284,7 +285,7 @@ class OnDemandFeatureView:
         object.__setattr__(self, "schema", tuple(self.schema))
         object.__setattr__(self, "tags", dict(self.tags))
         object.__setattr__(self, "code", self.code or code_digest(self.transform))
-        object.__setattr__(self, "reference", self.reference or code_reference(self.transform))
+        object.__setattr__(self, "reference", self.reference or reference(self.transform))
         object.__setattr__(self, "description", self.description or inspect.getdoc(self.transform) or "")
         if not self.schema or not sources:
             raise InvalidDefinition(f"on-demand feature view {self.name!r} needs sources and a schema")

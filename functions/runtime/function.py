@@ -20,7 +20,6 @@ from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, context, unpacked
 from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
 from toque.functions.runtime.declaration.command import Command, View
-from toque.functions.runtime.declaration.digest import digests_of
 from toque.functions.runtime.declaration.options import (
     check_http_types,
     checked_commands,
@@ -35,7 +34,7 @@ from toque.functions.runtime.durable.workflow import current_run, run_step
 from toque.functions.runtime.environments import Environment
 from toque.functions.runtime.errors import DeclarationError, InvalidResult
 from toque.functions.runtime.process import enter_worker
-from toque.functions.runtime.reference import reference, resolve, travels_by_name
+from toque.functions.runtime.reference import resolve, travels_by_name
 from toque.functions.runtime.run import cluster
 from toque.functions.runtime.run.declared import DeclaredFunction, Future
 from toque.functions.runtime.run.execution import Outcome, attempt, run_to_end, run_with_retries
@@ -47,6 +46,7 @@ from toque.functions.runtime.series import count_retries
 from toque.functions.runtime.signature import Signature
 from toque.functions.runtime.spans import current_position, failed_span, run_span
 from toque.registry.access import Role
+from toque.registry.code_digest import digests_of, reference
 
 P = ParamSpec("P")
 R = TypeVar("R")

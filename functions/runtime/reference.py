@@ -29,18 +29,6 @@ _MOVED = {
 }
 
 
-def reference(target: Callable[..., Any]) -> str:
-    """Name `target` for all processes, as in "toque.functions.features.jobs:materialize".
-
-    The module of `python -m project` is `__main__` in this process and "project" in every other.
-    """
-    module = target.__module__
-    if module == "__main__":
-        spec = getattr(sys.modules["__main__"], "__spec__", None)
-        module = spec.name if spec else module
-    return f"{module}:{target.__qualname__}"
-
-
 def resolve(name: str) -> Any:
     """Import the object that `module:qualname` names.
 

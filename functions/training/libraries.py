@@ -17,11 +17,10 @@ from pydantic import Field, field_serializer
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.evaluation.metrics.ranking import TOP
 from toque.functions.model_formats.flavors import SKOPS_FILE, Categories, number_rows, sklearn_rows
-from toque.functions.runtime.declaration.digest import digest_of
-from toque.functions.runtime.reference import reference
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.request import LOSS, TrainingRequest
 from toque.functions.training.trainer import Trained, Trainer
+from toque.registry.code_digest import digest_of, reference
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer
 
 from toque.functions.evaluation.meanings import Outcome
-from toque.functions.runtime.declaration.digest import digest_of
-from toque.functions.runtime.reference import reference
 from toque.functions.training.cost import Cost
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import Split
+from toque.registry.code_digest import digest_of, reference
 from toque.registry.models import Signature
 
 if TYPE_CHECKING:

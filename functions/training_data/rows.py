@@ -8,14 +8,13 @@ process leaves none, and the next one removes what it had reserved.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from cachetools import LRUCache
 
+from toque.clusters import file_lock
 from toque.functions.training_data.formats import (
     OpenShard,
     SetIndex,
@@ -187,13 +187,13 @@ class ShardCache:
                 fetch.mkdir()
                 (fetch / _BYTES).write_text(str(needed))
                 own = os.open(fetch / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-                fcntl.flock(own, fcntl.LOCK_EX)
+                file_lock.lock(own)
             else:
                 own = None
             no_room = lock is None and own is None and not path.exists()
         try:
             if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_SH)
+                file_lock.lock(lock, shared=True)
             yield fetch if own is not None else self.folder if no_room else None
         finally:
             if own is not None:
@@ -225,14 +225,8 @@ class ShardCache:
                     found.append((state.st_mtime_ns, state.st_size, path))
         return found
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = os.open(self.folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)
+    def _locked(self) -> AbstractContextManager[bool]:
+        return file_lock.file_lock(self.folder / _LOCK)
 
 
 def _opened(path: Path) -> int | None:
@@ -242,7 +236,7 @@ def _opened(path: Path) -> int | None:
             file = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             return None
-        fcntl.flock(file, fcntl.LOCK_SH)
+        file_lock.lock(file, shared=True)
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file).st_ino:
                 os.utime(file)
@@ -257,13 +251,11 @@ def _evicted(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        path.unlink()
-    except BlockingIOError:
-        return False
+        if free := file_lock.lock(file, wait=False):
+            path.unlink()
     finally:
         os.close(file)
-    return True
+    return free
 
 
 def _free(fetch: Path) -> int | None:
@@ -273,9 +265,7 @@ def _free(fetch: Path) -> int | None:
     except FileNotFoundError:
         shutil.rmtree(fetch, ignore_errors=True)
         return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not file_lock.lock(lock, wait=False):
         return lock
     shutil.rmtree(fetch, ignore_errors=True)
     os.close(lock)

@@ -7,7 +7,6 @@ once and kept in the state folder. The projects' code is digested to tell whethe
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -18,11 +17,12 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toque.clusters.file_lock import file_lock
 from toque.ray_apps.config.applications import Layout, applications, follows_streams, placements_of
 from toque.ray_apps.local import jobs, processes, ray_head, redis_server, state_file
 from toque.ray_apps.local.audit_key import make_audit_key, open_platform_store
@@ -57,7 +57,7 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
     Raises: PortTaken, StartFailed; LocalError if one runs with other settings than are given. On any error, and on Ctrl-C, everything started is ended again.
     """
     _close(settings.home)
-    with _locked(settings.home):
+    with file_lock(settings.home / "lock"):  # one `up` or `down` at a time works on it
         recorded = state_file.find_platform(settings.home)
         if recorded is not None and status(settings.home).healthy:
             _check_as_started(recorded, settings)
@@ -66,7 +66,8 @@ def up(settings: Settings, *, report: Report = lambda _: None) -> RunningPlatfor
             return _with_new_models(recorded, report)
         _end(settings.home)
         try:
-            with _one_at_a_time():
+            # a port that one start has chosen is not bound yet when the next looks
+            with file_lock(temporary_folder("starting") / "lock"):
                 return _start(settings, report)
         except BaseException:
             report("ending what was started")
@@ -81,7 +82,9 @@ def down(home: Path, *, report: Report = lambda _: None) -> int:
     Raises: LocalError naming processes that would not end.
     """
     home = home.expanduser().resolve()
-    with _locked(home) if home.exists() else nullcontext():  # its processes may outlive a deleted folder
+    with (
+        file_lock(home / "lock") if home.exists() else nullcontext()
+    ):  # its processes may outlive a deleted folder
         _disconnect()
         ended = _end(home, report=report)
     _sweep_weights()
@@ -257,22 +260,6 @@ def _disconnect() -> None:
     ray = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
         ray.shutdown()
-
-
-@contextmanager
-def _one_at_a_time() -> Iterator[None]:
-    """Serialize starts of a user's platforms: a port that one has chosen is not bound yet when the next looks."""
-    with (temporary_folder("starting") / "lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextmanager
-def _locked(home: Path) -> Iterator[None]:
-    """Lock a state folder, so that one `up` or `down` at a time works on it."""
-    with (home / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def admin_token(settings: Settings) -> str:

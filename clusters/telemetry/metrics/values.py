@@ -10,7 +10,6 @@ dies, however it does, so nobody compares process numbers, which are used again.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -26,6 +25,8 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, Summary, values
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
+
+from toque.clusters.file_lock import file_lock, lock
 
 PREFIX = "toque_"
 SUFFIX = ".db"
@@ -248,16 +249,8 @@ def folder_held(folder: Path, *, alone: bool) -> Iterator[bool]:
 
     Who holds it alone may remove files of dead processes.
     """
-    handle = os.open(folder / _FOLDER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
+    with file_lock(folder / _FOLDER_LOCK, shared=not alone, wait=not alone) as held:
+        yield held
 
 
 def join(folder: Path, role: str) -> Member:
@@ -266,7 +259,7 @@ def join(folder: Path, role: str) -> Member:
     with folder_held(folder, alone=False):  # nobody takes the file for a dead process's before it is locked
         handle = os.open(folder / f"{name}{_LOCK_SUFFIX}", os.O_RDWR | os.O_CREAT, 0o600)
         os.write(handle, json.dumps({"role": role, "pid": os.getpid()}).encode())
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
     return Member(name, role, os.getpid(), handle)
 
 
@@ -277,14 +270,10 @@ def living(folder: Path) -> list[Member]:
         with suppress(FileNotFoundError):
             handle = os.open(path, os.O_RDONLY)
             try:
-                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                content = json.loads(path.read_text() or "{}")
-                found.append(
-                    Member(
-                        path.name.removesuffix(_LOCK_SUFFIX), content.get("role", ""), content.get("pid", 0)
-                    )
-                )
+                if not lock(handle, shared=True, wait=False):
+                    content = json.loads(path.read_text() or "{}")
+                    name = path.name.removesuffix(_LOCK_SUFFIX)
+                    found.append(Member(name, content.get("role", ""), content.get("pid", 0)))
             finally:
                 os.close(handle)
     return found

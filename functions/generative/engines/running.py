@@ -7,17 +7,17 @@ The files that they read lie in a folder that goes with the process even if that
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from toque.clusters.file_lock import file_lock
 from toque.functions.generative.engines.engine import Engine, EngineDown, EngineSpec, RunningAdapters
 from toque.functions.generative.engines.process import MOST_WAITING, EngineProcess, Patience
 from toque.registry.store import temporary_folder
@@ -186,16 +186,14 @@ def scratch_folder() -> Iterator[Path]:
     Weights are large: a job or a door that is killed and started again must not leave a copy of them each time. Who lives holds a
     lock in its folder, which the kernel gives back when the process ends.
     """
+    held = ExitStack()
     with _swept() as parent:
         own = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
         own.mkdir(mode=0o700)
-        lock = (own / "lock").open("wb")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    with lock:
-        try:
-            yield own
-        finally:
-            shutil.rmtree(own, ignore_errors=True)
+        held.enter_context(file_lock(own / "lock"))
+        held.callback(shutil.rmtree, own, ignore_errors=True)
+    with held:
+        yield own
 
 
 def sweep_scratch() -> None:
@@ -208,29 +206,15 @@ def sweep_scratch() -> None:
 def _swept() -> Iterator[Path]:
     """The parent of all folders, locked, with those of living processes alone in it."""
     parent = temporary_folder("engine-files")
-    with _locked(parent / "lock"):
-        for other in parent.iterdir():
-            if other.is_dir() and not _is_held(other / "lock"):
-                shutil.rmtree(other, ignore_errors=True)
+    with file_lock(parent / "lock"):
+        for other in filter(Path.is_dir, parent.iterdir()):
+            with (
+                suppress(FileNotFoundError),
+                file_lock(other / "lock", wait=False) as free,
+            ):  # it may have removed itself
+                if free:
+                    shutil.rmtree(other, ignore_errors=True)
         yield parent
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:  # its process was killed before it had one
-        return False
-    return False
 
 
 __all__ = ["EngineProcesses", "Lease", "scratch_folder", "sweep_scratch"]

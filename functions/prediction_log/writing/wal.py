@@ -10,7 +10,6 @@ call of the kernel. Its room on the disk is taken before, since a full disk behi
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import mmap
 import os
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 from urllib.parse import unquote, urlsplit
 
+from toque.clusters.file_lock import lock
 from toque.functions.prediction_log.errors import LogFullError
 from toque.functions.prediction_log.frames import (
     HEADER_BYTES,
@@ -66,15 +66,13 @@ def is_writers_folder(folder: Path) -> bool:
 def claim(folder: Path) -> int | None:
     """Take the lock of a writer's folder: a file descriptor that holds it, or None if its writer lives."""
     try:
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     except FileNotFoundError:
         return None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
+    if lock(handle, wait=False):
+        return handle
+    os.close(handle)
+    return None
 
 
 class WriteAheadLog:

@@ -1,4 +1,4 @@
-"""What a function declares, and what is checked and computed of it at import: options, argument types, digest of its code."""
+"""What a function declares, and what is checked and computed of it at import: options, argument types."""
 
 from toque.functions.runtime.declaration.values import (
     NICENESS,

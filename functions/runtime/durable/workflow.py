@@ -30,11 +30,12 @@ from toque.functions.runtime.durable.store_requests import with_patience
 from toque.functions.runtime.durable.values import get_value, put_value
 from toque.functions.runtime.errors import Cancelled, FunctionError, RemoteError, SecretLeaked, StepMismatch
 from toque.functions.runtime.receipt import Usage
-from toque.functions.runtime.reference import reference, resolve
+from toque.functions.runtime.reference import resolve
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.interruption import Interruptible
 from toque.functions.runtime.secret import redact
 from toque.functions.runtime.spans import span
+from toque.registry.code_digest import reference
 from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.store import ObjectStore
 

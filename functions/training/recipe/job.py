@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
 from toque.functions.model_formats.program import export_program, save_program
-from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.loop.distributed import run_workers
@@ -29,6 +28,7 @@ from toque.functions.training.recipe.recipe import Recipe
 from toque.functions.training.request import LOSS, Sharding, TrainingRequest, Watch
 from toque.functions.training.trainer import OnEpoch, Trained
 from toque.registry import Run
+from toque.registry.code_digest import digest_of
 
 _PARITY_ATOL = 1e-4
 

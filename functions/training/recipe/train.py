@@ -27,7 +27,6 @@ from toque.functions.arguments import (
 )
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources
-from toque.functions.runtime.declaration.digest import digest_of
 from toque.functions.runtime.declaration.options import reaching_fields
 from toque.functions.runtime.function import function
 from toque.functions.training.errors import TrainingDataError
@@ -45,6 +44,7 @@ from toque.functions.training.request import (
     workers_demand,
 )
 from toque.functions.training.trainer import Trained, Trainer
+from toque.registry.code_digest import digest_of
 
 RecipeName = Annotated[str, Field(description="Name of a recipe in the project's RECIPES.")]
 RecipeSettings = Annotated[RecipeParams, Field(description="How the network is trained.")]

@@ -8,7 +8,6 @@ the weights, whatever the number of workers and interruptions, equal to the last
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +25,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from toque.clusters import file_lock
 from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.splits import TIME_COLUMN
@@ -170,10 +170,10 @@ def _locked(folder: Path, parts: Callable[[], Iterable[Arrays]]) -> int:
             private_folder(folder)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_SH)
+                file_lock.lock(lock, shared=True)
                 if _is_current(folder, lock) and (folder / _DONE).exists():
                     return lock
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                file_lock.lock(lock)
                 if _is_current(folder, lock) and not (folder / _DONE).exists():
                     _write(folder, parts())
             except BaseException:
@@ -212,11 +212,7 @@ def _write(folder: Path, parts: Iterable[Arrays]) -> None:
 
 def _release(folder: Path, lock: int, file: int) -> None:
     os.close(file)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pass  # another process still reads the file
-    else:
+    if file_lock.lock(lock, wait=False):  # else another process still reads the file
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
 

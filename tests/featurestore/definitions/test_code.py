@@ -60,13 +60,13 @@ def unused():
 ''',
     "parts/__init__.py": "",
     "parts/helpers.py": '''
-from .deep import FACTOR
+from .deep import FACTOR, STEPS as LEVELS
 VAT = 1.2
 NOT_VAT = 1.2
 
 def scaled(x):
     """Words."""
-    return recursive(x, 2) * FACTOR
+    return recursive(x, 2) * FACTOR + LEVELS[0]
 
 def recursive(x, n):
     return x if n == 0 else recursive(x, n - 1)
@@ -80,7 +80,7 @@ class Shape:
 def corner():
     return 4
 ''',
-    "parts/deep.py": "FACTOR = 10\nIDLE = 1\n",
+    "parts/deep.py": "FACTOR = 10\nIDLE = 1\nSTEPS = [5]\n",
     "rates.py": "EXTRA = 1\nCLOSED = 3\nUNREAD = 1\n",
     "late.py": "from later import CENTS\ndef unit(x):\n    return x / CENTS\n",
     "later.py": "CENTS = 100\n",
@@ -98,6 +98,7 @@ READ: dict[str, tuple[str, str, str]] = {
     "a helper's import": ("parts/deep.py", "FACTOR = 10", "FACTOR = 11"),
     "a class's constant": ("parts/helpers.py", "SIDE = 3", "SIDE = 4"),
     "what a method calls": ("parts/helpers.py", "return 4", "return 5"),
+    "a table of another module": ("parts/deep.py", "[5]", "[6]"),
     "a late import": ("late.py", "x / CENTS", "x * CENTS"),
     "what a late import imports": ("later.py", "CENTS = 100", "CENTS = 1000"),
 }
@@ -115,9 +116,10 @@ UNREAD: dict[str, tuple[str, str, str]] = {
     "another name of a module": ("parts/helpers.py", "NOT_VAT = 1.2", "NOT_VAT = 1.3"),
     "another name of an import's module": ("parts/deep.py", "IDLE = 1", "IDLE = 2"),
     "a helper's words": ("parts/helpers.py", '"""Words."""', '"""Other words."""'),
-    "a helper's layout": ("parts/helpers.py", "return recursive(x, 2) * FACTOR", "return (\n        recursive(x, 2) * FACTOR\n    )"),
+    "a helper's layout": ("parts/helpers.py", "return recursive(x, 2) * FACTOR + LEVELS[0]", "return (\n        recursive(x, 2) * FACTOR + LEVELS[0]\n    )"),
     "another name of the same import": ("formula.py", "scaled as by_factor, Shape", "scaled as by_factor, Shape, corner"),
     "another default's module": ("rates.py", "UNREAD = 1", "UNREAD = 2"),
+    "what stands beside a module's attribute": ("parts/helpers.py", "NOT_VAT = 1.2", "NOT_VAT = [1.2]"),
 }  # fmt: skip
 SCRIPT = """
 import os, sys
@@ -246,9 +248,10 @@ def test_code_without_a_text_is_refused() -> None:
         code_digest(space["formula"])
 
 
-def test_a_digest_of_version_0_1_is_of_the_same_code_if_the_text_is() -> None:
+@pytest.mark.parametrize("form", ["{text}", "{text}+0123456789abcdef0123456789abcdef"], ids=["0.1", "before"])
+def test_a_digest_in_a_form_of_before_is_of_the_same_code_if_the_text_is(form: str) -> None:
     now = code_digest(closing_over(1))
     text = now.partition("+")[0]
-    assert (same_code(text, now), same_code(now, now)) == (True, True)
+    assert (same_code(form.format(text=text), now), same_code(now, now)) == (True, True)
     assert not same_code(now, code_digest(closing_over(2)))
-    assert not same_code(text[:-1] + "_", now)
+    assert not same_code(form.format(text=text[:-1] + "_"), now)

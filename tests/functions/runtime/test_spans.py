@@ -83,8 +83,8 @@ def test_without_tracing_runs_are_recorded_as_before():
 
 
 def test_the_digest_of_a_function_does_not_depend_on_whether_its_process_is_traced():
-    from toque.functions.runtime.declaration.digest import digest_of
     from toque.functions.training.loop.training_loop import train
+    from toque.registry.code_digest import digest_of
 
     with use_tracing(None):
         without = digest_of(train)

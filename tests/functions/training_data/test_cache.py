@@ -1,5 +1,6 @@
 """The cache of shards: never above its bound, each shard fetched once, whole or not at all, whoever shares it or is killed."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,6 @@ import pytest
 
 from tests.functions.training_data.sets import samples
 from toque.functions.training_data import OpenSet, ShardCache, write_samples
-from toque.functions.training_data import rows as cache_module
 from toque.registry import Damaged, open_store
 
 
@@ -154,15 +154,15 @@ def test_a_shard_evicted_while_it_is_opened_is_fetched_again(store, tmp_path, mo
     index = some_set(store, shards=1)
     cache = ShardCache(tmp_path / "cache")
     cache.open(store, "arrow", index.shards[0]).close()
-    lock, evicted = cache_module.fcntl.flock, []
+    lock, evicted = fcntl.flock, []
 
     def evicting(file, how):
-        if not evicted and how == cache_module.fcntl.LOCK_SH:
+        if not evicted and how == fcntl.LOCK_SH:
             evicted.append(next(cache.folder.glob("*.arrow")))
             evicted[0].unlink()
         return lock(file, how)
 
-    monkeypatch.setattr(cache_module.fcntl, "flock", evicting)
+    monkeypatch.setattr(fcntl, "flock", evicting)
     assert cache.open(store, "arrow", index.shards[0]).shard.rows == 100
     assert evicted[0].exists()
 

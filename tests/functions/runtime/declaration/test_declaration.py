@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field
 
 from toque.functions import Cron, OnEvent, Resources, Retries, function
 from toque.functions.runtime import catalog
-from toque.functions.runtime.declaration.digest import _follow
 from toque.functions.runtime.errors import DeclarationError, InvalidArguments, UnknownFunction
+from toque.registry.code_digest import _follow
 
 
 class Sum(BaseModel):

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.functions.runtime.environments.thin import thin_python
-from toque.functions.runtime.declaration.digest import _follow, digest_of, late_modules
 from toque.functions.training import TabularParams, train_tabular
+from toque.registry.code_digest import _follow, digest_of, late_modules
 
 ROOT = Path(__file__).parents[4]
 
@@ -38,7 +38,7 @@ def digests_in(*folders: Path) -> list[str]:
     """Compute the digest of `app.job.run` of each folder, in a process of its own."""
     program = """
 import os, sys
-from toque.functions.runtime.declaration.digest import _follow, digest_of
+from toque.registry.code_digest import _follow, digest_of
 for folder in sys.argv[1:]:
     if os.fork() == 0:
         sys.path.insert(0, folder)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from toque.functions.runtime.declaration import digest as late_imports
-from toque.functions.runtime.declaration.digest import code_text, digest_of
+from toque.registry import code_digest as late_imports
+from toque.registry.code_digest import code_text, digest_of
 
 SOURCE = '''
 """Module of rates."""
