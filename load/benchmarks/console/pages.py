@@ -66,7 +66,7 @@ def run(
     rounds: Annotated[int, "times that a page is opened again"] = 5,
     limit: Annotated[float, "seconds to the first paint"] = 1.0,
 ) -> None:
-    """Measure every page."""
+    """Measure every page, and hold the slowest to its bound."""
     with temporary() as folder:  # the gateway begins in it: it lacks what a development folder may have
         filled = filled_store((store or folder / "store").resolve(), Size().share(part))
         say(f"store: {(filled.find('written') or b'').decode()}")

@@ -29,7 +29,7 @@ _MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", 
 def run(
     weights: Path, *, adapters: int = 8, tokens: int = 32, rounds: int = 3, threads: int = 2, rank: int = 8
 ) -> None:
-    """Run the benchmark."""
+    """Write the adapters, and measure engines that have them."""
     with temporary() as folder:
         files = [
             write_adapter(folder / f"{seed}.gguf", weights, rank=rank, seed=seed) for seed in range(adapters)

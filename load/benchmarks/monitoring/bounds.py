@@ -72,7 +72,7 @@ FAMILIES = (
 def run(
     *, only: Annotated[Literal["window", "models", "rows", "bounds"] | None, "one part of it"] = None
 ) -> None:
-    """Run every simulation."""
+    """Run every simulation, or one part of them."""
     parts = {
         "window": day_from_hours,
         "models": an_hour_of_models,

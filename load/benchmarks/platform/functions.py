@@ -52,7 +52,7 @@ def bare(n: int) -> int:
 
 
 def run() -> None:
-    """Run every case."""
+    """Run every case, without Ray and on it."""
     with temporary() as folder:
         url = f"file://{folder}/store"
         used = _context(url)

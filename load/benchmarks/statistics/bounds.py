@@ -49,7 +49,7 @@ TEN_LOOKS = group_sequential_bounds(10, alpha=ALPHA)
 
 
 def run() -> None:
-    """Run every simulation."""
+    """Run every simulation and check."""
     for case in NULLS:
         _null(*case)
     for check in CHECKS:
