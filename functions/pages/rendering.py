@@ -33,7 +33,7 @@ def make_templates(*folders: Path) -> Environment:
     A name that a page did not give is an error, never empty text.
     """
     templates = Environment(
-        loader=FileSystemLoader([*folders, _TEMPLATES]),
+        loader=FileSystemLoader([*folders, _TEMPLATES, STATIC]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -272,7 +272,7 @@ async def test_code_and_parent_of_a_version_come_from_none_of_its_data() -> None
         (None, 5),
     ):  # three of data to the run, and run, code and parent to the version
         version = {"model": "m", "version": 2, "lineage": {**lineage, "run": run}}
-        drawn = draw_lineage(version, [], [], page.link)  # type: ignore[arg-type]  # of a page only its links
+        drawn = draw_lineage(version, [], [], page.link)
         assert drawn.count('class="edge"') == edges
 
 
