@@ -176,7 +176,7 @@ def draw_parallel(axes: Sequence[str], lines: Sequence[Line], *, label: str) -> 
     """Draw lines over vertical axes. An axis whose values are all numbers is to scale; of others each text has a place."""
     if not axes or not lines:
         return Markup()
-    drawn = [
+    drawn: list[dict[str, Any]] = [
         {"name": axis, "x": _AXIS_LEFT + at * _AXIS_GAP} | _axis([line.values.get(axis) for line in lines])
         for at, axis in enumerate(axes)
     ]
@@ -269,7 +269,7 @@ def _scale(points: Sequence[Point], levels: Sequence[Level], marks: Sequence[Mar
     least, most = low - margin, high + margin
     if low >= 0.0:  # a rate, an age or a count is never below zero, so neither is its axis
         least = max(least, 0.0)
-    times = [_number(each.at) for each in (*points, *marks)]
+    times = [_number(point.at) for point in points] + [_number(mark.at) for mark in marks]
     start, end = min(times), max(times)
     if (
         end == start

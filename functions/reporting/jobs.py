@@ -158,10 +158,16 @@ def rollout_report(model: Model, rollout: RolloutNumber = None) -> str:
     record = record_of(model, state, decisions, changes)
     last = decisions[-1] if decisions else None
     policy = with_shared_alpha(state.policy, state)
-    metrics = []
-    for guardrail in policy.guardrails if last else ():
-        sums = last.evidence.metrics.get(guardrail.name, MetricSums())
-        metrics.append((guardrail, sums, metric_change(sums, guardrail, policy, policy.alpha)))
+    sums = (
+        {}
+        if last is None
+        else {each.name: last.evidence.metrics.get(each.name, MetricSums()) for each in policy.guardrails}
+    )
+    metrics = [
+        (each, sums[each.name], metric_change(sums[each.name], each, policy, policy.alpha))
+        for each in policy.guardrails
+        if each.name in sums
+    ]
     page = render(
         "rollout.html",
         record=record,
