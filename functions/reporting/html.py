@@ -12,7 +12,10 @@ _TEMPLATES: Final = make_templates(Path(__file__).with_name("templates"))
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a report. values: what its template names; `link`, of the console's page of the same, may be left out."""
+    """Render a report by its template as one HTML file.
+
+    values: what the template names; `link`, to the console's page of the same, may be left out.
+    """
     return _TEMPLATES.get_template(template).render({"link": None, **values})
 
 

@@ -62,7 +62,7 @@ def render_model(
     estimates: Sequence[PerformanceEstimate] = (),
     link: str | None = None,
 ) -> str:
-    """Render a model's page.
+    """Render the report of a model as one HTML file.
 
     summary: sentences at the top; reference: the version that losses are compared with; loss: its name; estimates: of what labels
     had not told; link: to the console's page of the model.
