@@ -15,7 +15,6 @@ from toque.functions.reporting.logged_requests import (
     prediction_inputs,
 )
 from toque.functions.reporting.page import Week, weeks
-from toque.functions.reporting.rollout_record import RolloutRecord, rollout_record
 from toque.functions.reporting.timeline import TimelineEvent, timeline
 from toque.functions.reporting.trace import PredictionTrace, RequestFound, find_request, trace_prediction
 
@@ -29,7 +28,6 @@ __all__ = [
     "PredictionTrace",
     "Report",
     "RequestFound",
-    "RolloutRecord",
     "TimelineEvent",
     "Week",
     "alarm_report",
@@ -40,7 +38,6 @@ __all__ = [
     "model_report",
     "prediction_feature_times",
     "prediction_inputs",
-    "rollout_record",
     "rollout_report",
     "timeline",
     "trace_prediction",

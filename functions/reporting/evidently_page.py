@@ -17,7 +17,7 @@ from toque.functions.arguments import Model
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from toque.functions.prediction_log import predictions
-from toque.functions.reporting.html import json_for_script, write_page
+from toque.functions.reporting.html import write_page
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Table
@@ -25,6 +25,7 @@ from toque.registry import Table
 _COLUMNS = ("prediction_id", "version", "shadow", "predicted_at", "numeric", "categorical")
 _FEWEST = 30
 _DATA_BEGIN, _DATA_END = "<script>\n    var ", ";\n</script>"
+_IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _DATA = re.compile(r"\w+ = \{.*\};\n    var additional_graphs_\w+ = \{.*\}")  # JSON holds no line breaks
 
 
@@ -120,4 +121,6 @@ def _escaped(page: str) -> str:
         raise RuntimeError(
             "evidently's page is not built as that of 0.7, whose data is escaped here; pin evidently<0.8"
         )
-    return head + begin + json_for_script(data) + end + tail
+    return (
+        head + begin + data.translate(_IN_SCRIPT) + end + tail
+    )  # JSON: the signs stand within its strings alone

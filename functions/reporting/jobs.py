@@ -19,28 +19,27 @@ from toque.featurestore import FeatureStore
 from toque.functions.arguments import End, Model, Start
 from toque.functions.evaluation.meanings import MEANINGS
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.evaluation.realised_loss import rescore
 from toque.functions.model_formats.load import load_version
 from toque.functions.monitoring import Alarm, PerformanceEstimate, alarms, performance_estimates
 from toque.functions.monitoring.alarms import alarms_in
-from toque.functions.monitoring.diagnosis import Cause, Causes, Changes, find_causes
+from toque.functions.monitoring.diagnosis import Causes, Changes, find_causes
 from toque.functions.monitoring.quality.watch import Views
 from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.pages.charts import draw_looks
 from toque.functions.prediction_log import outcomes, predictions
-from toque.functions.reporting.html import document, figure_html, linked, new_figure, table, write_page
+from toque.functions.reporting.html import render, write_page
 from toque.functions.reporting.page import (
     Latency,
-    ReportContent,
     answers,
     auc_of,
     by_request,
     labels,
     mean_loss,
-    render,
-    rescore,
+    render_model,
     served,
     weeks,
 )
-from toque.functions.reporting.rollout_record import RolloutNumber, read_rollout, render_rollout
 from toque.functions.reporting.timeline import (
     TimelineEvent,
     from_alarms,
@@ -50,19 +49,14 @@ from toque.functions.reporting.timeline import (
     timeline,
 )
 from toque.functions.reporting.trace import trace_prediction
+from toque.functions.rollout.evidence.sums import MetricSums
+from toque.functions.rollout.judge.interval import metric_change
+from toque.functions.rollout.judge.verdict import with_shared_alpha
+from toque.functions.rollout.record import RolloutDecision, RolloutNumber, read_rollout, record_of
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.registry import Journal, Registry
-
-_CAUSE_COLOURS = {
-    "feature": "#2f6db0",
-    "slice": "#8e5bb0",
-    "table": "#b0822f",
-    "version": "#0b6e4f",
-    "incident": "#c0392b",
-}
-_SHOWN_CAUSES = 15
 
 
 class Report(BaseModel):
@@ -130,7 +124,7 @@ def model_report(
     )
     report = _figures(model, rows, frozen, _first_change(events), kind)
     versions = registry.list_versions(model)
-    findings = ReportContent(
+    page = render_model(
         model=model,
         start=start,
         end=end,
@@ -145,8 +139,9 @@ def model_report(
         versions=versions,
         trace=trace_prediction(registry, model, rows["prediction_id"][-1].as_py()),
         estimates=_estimates(model, start, end),
+        link=used.page("models", model),
     )
-    write_page(used.store, report.key, linked(render(findings), used.page("models", model)))
+    write_page(used.store, report.key, page)
     return report
 
 
@@ -157,11 +152,34 @@ def rollout_report(model: Model, rollout: RolloutNumber = None) -> str:
     Raises: RolloutError if no rollout began there.
     """
     used = context()
-    entries = list(Journal(used.store, f"rollouts/{model}", actor=used.actor).entries())
-    state, _, _ = read_rollout(entries, rollout)
+    entries = Journal(used.store, f"rollouts/{model}", actor=used.actor).entries()
+    state, decisions, changes = read_rollout(entries, rollout)
     key = f"reports/{model}-rollout-{state.rollout}.html"
-    page = render_rollout(model, entries, state.rollout)
-    write_page(used.store, key, linked(page, used.page("rollouts", model, rollout=str(state.rollout))))
+    record = record_of(model, state, decisions, changes)
+    last = decisions[-1] if decisions else None
+    policy = with_shared_alpha(state.policy, state)
+    sums = (
+        {}
+        if last is None
+        else {each.name: last.evidence.metrics.get(each.name, MetricSums()) for each in policy.guardrails}
+    )
+    metrics = [
+        (each, sums[each.name], metric_change(sums[each.name], each, policy, policy.alpha))
+        for each in policy.guardrails
+        if each.name in sums
+    ]
+    page = render(
+        "rollout.html",
+        record=record,
+        chart=draw_looks(record.model_dump(mode="json")),
+        last=last,
+        alpha=policy.alpha,
+        decisions=_decisions(decisions),
+        metrics=metrics,
+        rules=state.policy.model_dump(mode="json"),
+        link=used.page("rollouts", model, rollout=str(state.rollout)),
+    )
+    write_page(used.store, key, page)
     return key
 
 
@@ -222,9 +240,26 @@ def alarm_report(
         from_alarms(entries),
     )
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
-    page = used.page("monitors", model, monitor=found.monitor, subject=found.subject)
-    write_page(used.store, key, linked(render_alarm(causes, events), page))
+    page = render(
+        "alarm.html",
+        causes=causes,
+        events=[each for each in events if causes.before <= each.at <= found.raised_at],
+        link=used.page("monitors", model, monitor=found.monitor, subject=found.subject),
+    )
+    write_page(used.store, key, page)
     return AlarmReport(key=key, causes=causes)
+
+
+def _decisions(decisions: Sequence[RolloutDecision]) -> list[tuple[RolloutDecision, int]]:
+    """List the decisions that changed something and the last one, each with the number of those before it that only held."""
+    rows, held = [], 0
+    for each in decisions:
+        if each.decision.action == "hold" and each is not decisions[-1]:
+            held += 1
+            continue
+        rows.append((each, held))
+        held = 0
+    return rows
 
 
 def _estimates(model: str, start: datetime, end: datetime) -> list[PerformanceEstimate]:
@@ -321,59 +356,3 @@ def _latencies(rows: pa.Table) -> list[Latency]:
         p50, p95, p99 = np.percentile(times, [50, 95, 99])
         found.append(Latency(version, len(times), float(p50), float(p95), float(p99)))
     return found
-
-
-def render_alarm(found: Causes, events: Sequence[TimelineEvent]) -> str:
-    """Render the whole page as HTML. events: of the model, in order; those of the alarm's time are shown."""
-    alarm = found.alarm
-    compared = (
-        f"{found.text}. Compared: {found.rows:,} labelled requests from {alarm.start:%Y-%m-%d %H:%M} to "
-        f"{alarm.end:%Y-%m-%d %H:%M} UTC with {found.rows_before:,} from {found.before:%Y-%m-%d %H:%M} on."
-    )
-    summary = [
-        alarm.text,
-        compared,
-        "Parts of columns that go together overlap: they rank, and do not add up. ± is one standard error.",
-    ]
-    within = [one for one in events if found.before <= one.at <= alarm.raised_at]
-    sections = [
-        ("What contributed to the loss", _bars(found.causes)),
-        ("What changed, and when", _causes(found.causes)),
-        ("What happened in that time", _event_table(within)),
-    ]
-    return document(f"{alarm.model}: {alarm.monitor} {alarm.subject}", summary, sections)
-
-
-def _bars(causes: Sequence[Cause]) -> str:
-    known = [one for one in causes if one.contribution is not None][:_SHOWN_CAUSES][::-1]
-    if not known:
-        return "<p>Nothing that changed has a known part in the loss.</p>"
-    figure = new_figure()
-    figure.add_bar(
-        y=[f"{one.kind}: {one.what}" for one in known],
-        x=[one.contribution for one in known],
-        error_x={"type": "data", "array": [one.error or 0.0 for one in known]},
-        marker_color=[_CAUSE_COLOURS[one.kind] for one in known],
-        orientation="h",
-    )
-    figure.update_layout(xaxis_title="part in the change of the mean loss", yaxis={"automargin": True})
-    return figure_html(figure, "")
-
-
-def _causes(causes: Sequence[Cause]) -> str:
-    rows = [
-        [
-            one.kind,
-            one.what,
-            "" if one.since is None else f"{one.since:%Y-%m-%d %H:%M}",
-            "" if one.contribution is None else f"{one.contribution:+.4f} ± {one.error or 0.0:.4f}",
-            one.text,
-        ]
-        for one in causes
-    ]
-    return table(["", "what", "since (UTC)", "part in the loss", ""], rows)
-
-
-def _event_table(events: Sequence[TimelineEvent]) -> str:
-    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in events]
-    return table(["when (UTC)", "what", "", "by"], rows)

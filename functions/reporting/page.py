@@ -6,33 +6,32 @@ Weekly losses of what was served stand beside those of one version scored on the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from markupsafe import Markup
 
 from toque.functions.evaluation.metrics.probabilities import auc
 from toque.functions.evaluation.outcome_kinds import BINARY, OutcomeKind
-from toque.functions.evaluation.realised_loss import request_of, rescore
+from toque.functions.evaluation.realised_loss import request_of
 from toque.functions.monitoring import PerformanceEstimate
-from toque.functions.reporting.html import document, figure_html, new_figure, table
+from toque.functions.pages import Mark, Point, Series
+from toque.functions.pages.charts import draw_lines
+from toque.functions.reporting.html import render
 from toque.functions.reporting.timeline import TimelineEvent
 from toque.functions.reporting.trace import PredictionTrace
 from toque.registry import ModelVersion
 
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
-SERVED, REFERENCE = "#0b6e4f", "#b04a2f"
-_UNITS = {"log loss": "log loss (nats)"}
-SHOWN = {"alarm": "#c0392b", "champion": "#0b6e4f", "rollout": "#2f6db0", "retrain": "#8e5bb0"}
+SHOWN = frozenset({"alarm", "champion", "rollout", "retrain"})
+"""Kinds of events that charts mark, each with a colour of the style sheet."""
 _REQUEST = "request"
 
 
@@ -47,153 +46,66 @@ class Latency:
     p99: float
 
 
-@dataclass(frozen=True, slots=True)
-class ReportContent:
-    """Content of a model's page.
+def render_model(
+    *,
+    model: str,
+    start: datetime,
+    end: datetime,
+    reference: int,
+    summary: Sequence[str],
+    weeks: Sequence[Week],
+    events: Sequence[TimelineEvent],
+    latencies: Sequence[Latency] = (),
+    versions: Sequence[ModelVersion] = (),
+    trace: PredictionTrace | None = None,
+    loss: str = "log loss",
+    estimates: Sequence[PerformanceEstimate] = (),
+    link: str | None = None,
+) -> str:
+    """Render the report of a model as one HTML file.
 
-    summary: sentences at the top; reference: the version that losses are compared with; loss: name of the loss; estimates: what
-    was estimated before labels came.
+    summary: sentences at the top; reference: the version that losses are compared with; loss: its name; estimates: of what labels
+    had not told; link: to the console's page of the model.
     """
-
-    model: str
-    start: datetime
-    end: datetime
-    reference: int
-    summary: Sequence[str]
-    weeks: Sequence[Week]
-    events: Sequence[TimelineEvent]
-    latencies: Sequence[Latency]
-    versions: Sequence[ModelVersion]
-    trace: PredictionTrace | None
-    loss: str = "log loss"
-    estimates: Sequence[PerformanceEstimate] = ()
-
-
-def render(found: ReportContent) -> str:
-    """Render the whole page as HTML."""
-    title = f"{found.model}, {found.start:%d %B %Y} to {found.end:%d %B %Y}"
-    ranked = [("AUC by week", _by_week(found, "auc"))]
-    sections = [
-        (f"{found.loss.capitalize()} by week", _by_week(found, "loss")),
-        *(ranked if not found.weeks or any(math.isfinite(week.served_auc) for week in found.weeks) else []),
-        *([("Estimates before labels", _estimate_table(found.estimates))] if found.estimates else []),
-        ("What happened", _event_table(found.events)),
-        ("Latency in the replica", _latency_table(found.latencies)),
-        ("Versions", _version_table(found.versions)),
-        ("One prediction, back to its sources", _trace_table(found.trace)),
+    marks = [
+        Mark(event.at, "▾", event.kind, event.text)
+        for event in events
+        if event.kind in SHOWN and weeks and weeks[0].start <= event.at <= end
     ]
-    return document(title, found.summary, sections)
 
+    def chart(measure: str, label: str) -> Markup:
+        names = {"served": "what the platform served", "reference": f"version {reference}, frozen"}
+        series = [
+            Series(name, [
+                Point(week.start, value, note=f"{value:.4f} on {week.labelled:,} labels")
+                for week in weeks
+                if math.isfinite(value := getattr(week, f"{side}_{measure}"))
+            ])
+            for side, name in names.items()
+        ]  # fmt: skip
+        return draw_lines(series, label=label, marks=marks)
 
-def _by_week(found: ReportContent, measure: str) -> str:
-    """Draw two lines, served and reference, over the decisions and alarms of the same weeks."""
-    if not found.weeks:
-        return "<p>No week has enough labelled predictions yet.</p>"
-    at = [week.start for week in found.weeks]
-    figure = new_figure()
-    for name, prefix, colour in (
-        ("what the platform served", "served", SERVED),
-        (f"version {found.reference}, frozen", "reference", REFERENCE),
-    ):
-        values = [getattr(week, f"{prefix}_{measure}") for week in found.weeks]
-        figure.add_scatter(x=at, y=values, name=name, mode="lines+markers", line={"color": colour})
-    marked = [one for one in found.events if one.kind in SHOWN and at[0] <= one.at <= found.end]
-    for event in marked:
-        _mark(figure, event)
-    for kind in sorted({one.kind for one in marked}):  # lines without points, for the legend
-        dotted = {"color": SHOWN[kind], "dash": "dot"}
-        figure.add_scatter(x=[None], y=[None], name=kind, mode="lines", line=dotted)
-    return figure_html(figure, _UNITS.get(found.loss, found.loss) if measure == "loss" else "AUC")
-
-
-def _mark(figure: go.Figure, event: TimelineEvent) -> None:
-    """Draw a vertical line whose text is in the table below and on hover."""
-    colour = SHOWN[event.kind]
-    figure.add_shape(
-        type="line", xref="x", yref="paper", x0=event.at, x1=event.at, y0=0, y1=1,
-        line={"color": colour, "width": 1, "dash": "dot"},
-    )  # fmt: skip
-    figure.add_annotation(
-        x=event.at, y=1, yref="paper", text="▾", showarrow=False,
-        font={"color": colour, "size": 11}, hovertext=event.text, yanchor="bottom",
-    )  # fmt: skip
-
-
-def _event_table(events: Sequence[TimelineEvent]) -> str:
-    rows = [[f"{one.at:%Y-%m-%d %H:%M}", one.kind, one.text, one.actor] for one in events]
-    return table(["when (UTC)", "what", "", "by"], rows)
-
-
-def _estimate_table(estimates: Sequence[PerformanceEstimate]) -> str:
-    rows = [
-        [
-            f"{one.start:%Y-%m-%d}",
-            one.measure,
-            f"if {one.assumes}",
-            one.rows,
-            f"{one.estimate:.4g}",
-            "" if one.low is None else f"{one.low:.4g} to {one.high:.4g}",
-            "" if one.realised is None else f"{one.realised:.4g}{'' if one.agreed else ', contradicted'}",
-        ]
-        for one in estimates
-    ]
-    head = ["cohort from", "measure", "right", "rows", "estimate", "95 % interval", "realised"]
-    return table(head, rows, numbers_from=3)
-
-
-def _latency_table(latencies: Sequence[Latency]) -> str:
-    rows = [
-        [f"version {one.version}", one.requests, f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.p99:.2f}"]
-        for one in latencies
-    ]
-    return table(["", "predictions", "p50 ms", "p95 ms", "p99 ms"], rows, numbers_from=1)
-
-
-def _version_table(versions: Sequence[ModelVersion]) -> str:
-    rows = []
-    for version in versions:
-        metrics = ", ".join(f"{k} {v:.4f}" for k, v in sorted(version.metrics.items()) if math.isfinite(v))
-        gates = ", ".join(f"{g.name}: {'passed' if g.passed else 'failed'}" for g in version.gates.values())
-        gate_texts = "; ".join(
-            f"{a.actor} {'approved' if a.approved else 'rejected'}{' automatically' if a.automatic else ''}"
-            + (f" ({a.comment})" if a.comment else "")
-            for a in version.approvals
+    charts = [
+        (
+            f"{loss.capitalize()} by week{', in nats' if loss == 'log loss' else ''}",
+            chart("loss", f"{loss} by week"),
         )
-        rows.append(
-            [
-                version.version,
-                f"{version.created_at:%Y-%m-%d %H:%M}",
-                version.author,
-                metrics,
-                gates,
-                gate_texts,
-            ]
-        )
-    return table(["version", "created (UTC)", "author", "metrics", "gates", "approvals"], rows)
-
-
-def _trace_table(trace: PredictionTrace | None) -> str:
-    if trace is None:
-        return "<p>No labelled prediction yet.</p>"
-    lineage = trace.lineage
-    features = ", ".join(f"{k} = {_value(v)}" for k, v in trace.features.items())
-    facts: Mapping[str, str] = {
-        "prediction": f"{trace.prediction_id}, {trace.predicted_at:%Y-%m-%d %H:%M} UTC, arm {trace.arm}",
-        "answer and label": f"{trace.outputs} and {'not yet known' if trace.label is None else trace.label}",
-        "vector": features,
-        "version": f"{trace.model}, version {trace.version}; approved by {'; '.join(trace.approved_by) or 'nobody'}",
-        "run": f"{trace.run_name} ({lineage.run}, {trace.run_status})",
-        "training data": ", ".join(f"{one.name} at table version {one.version}" for one in lineage.datasets),
-        "feature views": ", ".join(f"{view} {digest[:19]}…" for view, digest in lineage.features.items()),
-        "code": lineage.code or "not recorded",
-    }
-    return table(["", ""], [[name, value] for name, value in facts.items()])
-
-
-def _value(value: float | str | None) -> str:
-    if value is None:
-        return "missing"
-    return f"{value:.4g}" if isinstance(value, float) else value
+    ]
+    ranked = chart("auc", "AUC by week")
+    return render(
+        "model.html",
+        model=model,
+        start=start,
+        end=end,
+        summary=summary,
+        charts=charts + ([("AUC by week", ranked)] if ranked or not weeks else []),
+        events=events,
+        latencies=latencies,
+        versions=versions,
+        trace=trace,
+        estimates=estimates,
+        link=link,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,22 +228,3 @@ def auc_of(kind: OutcomeKind, label: Any, probability: Any) -> float:
     """Area under the curve of probabilities of two classes; NaN for another outcome, or labels of one class."""
     measurable = kind is BINARY and 0 < label.sum() < len(label)
     return auc(label, probability) if measurable else float("nan")
-
-
-__all__ = [
-    "REFERENCE",
-    "SERVED",
-    "SHOWN",
-    "Latency",
-    "ReportContent",
-    "Week",
-    "answers",
-    "auc_of",
-    "by_request",
-    "labels",
-    "mean_loss",
-    "render",
-    "rescore",
-    "served",
-    "weeks",
-]

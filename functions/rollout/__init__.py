@@ -23,6 +23,7 @@ from toque.functions.rollout.jobs import (
     record_metric,
     resume_rollout,
     rollout_budget,
+    rollout_record,
     rollout_status,
     start_rollout,
     tick_rollout,
@@ -31,6 +32,7 @@ from toque.functions.rollout.judge.decide import Decision, Finding, decide
 from toque.functions.rollout.objectives import ErrorBudget, error_budgets
 from toque.functions.rollout.planning.jobs import RolloutPlan, plan, plan_rollout
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy, Slo
+from toque.functions.rollout.record import RolloutRecord
 from toque.functions.rollout.state import Budget, History, Outcome, RolloutState
 from toque.functions.rollout.status import RolloutStatus, TickResult
 from toque.functions.stats import ClusterSums
@@ -55,6 +57,7 @@ __all__ = [
     "RolloutError",
     "RolloutPlan",
     "RolloutPolicy",
+    "RolloutRecord",
     "RolloutState",
     "RolloutStatus",
     "Rollouts",
@@ -74,6 +77,7 @@ __all__ = [
     "record_metric",
     "resume_rollout",
     "rollout_budget",
+    "rollout_record",
     "rollout_status",
     "start_rollout",
     "tick_rollout",

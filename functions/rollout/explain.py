@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from toque.functions.rollout.errors import RolloutError
 from toque.functions.rollout.evidence.sums import Evidence
 from toque.functions.rollout.judge.decide import Decision, Finding, decide
+from toque.functions.rollout.record import RolloutDecision
 from toque.functions.rollout.state import History, RolloutState, step
 from toque.registry import Entry
 
@@ -66,9 +67,8 @@ def _explain(before: History, entry: Entry) -> Explanation:
     state = before.current
     if entry.body["event"] != "decided" or state is None:
         raise RolloutError(f"entry {entry.number} is {entry.body['event']!r} and holds no decision")
-    at = datetime.fromisoformat(entry.body["at"])
-    recorded = Decision.model_validate(entry.body["decision"])
-    evidence = Evidence.model_validate(entry.body["evidence"])
+    record = RolloutDecision.of(entry, state)
+    at, recorded, evidence = record.at, record.decision, record.evidence
     replayed = _again(state, evidence, recorded, at)
     exact = replayed is None or replayed == recorded
     same = replayed is None or exact or _alike(recorded, replayed)

@@ -27,6 +27,7 @@ from toque.functions.rollout.evidence.metrics import (
 )
 from toque.functions.rollout.explain import Explanation
 from toque.functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
+from toque.functions.rollout.record import RolloutNumber, RolloutRecord, read_rollout, record_of
 from toque.functions.rollout.state import Budget, History, RolloutState
 from toque.functions.rollout.status import RolloutStatus, TickResult
 from toque.functions.runtime.clock import system_clock
@@ -252,6 +253,15 @@ def end_rollout(
 def rollout_status(model: Model) -> History:
     """Return the newest rollout and how the last ones ended."""
     return rollouts(model).history()
+
+
+@function(http=True, role="viewer", timeout_s=60, in_thread=True)
+def rollout_record(model: Model, rollout: RolloutNumber = None) -> RolloutRecord:
+    """Give the looks, decisions and changes of one rollout of `model`; looks that only held are thinned out.
+
+    Raises: RolloutError if no rollout began there.
+    """
+    return record_of(model, *read_rollout(rollouts(model).entries(), rollout))
 
 
 @function(http=True, role="viewer", timeout_s=120)

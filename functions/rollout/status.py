@@ -10,7 +10,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict
 from toque.functions.rollout.evidence.sums import Evidence, LateRows
 from toque.functions.rollout.judge.decide import Decision, decide
 from toque.functions.rollout.judge.interval import improvement
-from toque.functions.rollout.judge.verdict import Finding, with_shared_alpha
+from toque.functions.rollout.judge.verdict import Finding
+from toque.functions.rollout.record import Effect
 from toque.functions.rollout.state import History, RolloutState, Stage
 from toque.functions.rollout.traffic import CurrentTraffic
 from toque.registry import Entry
@@ -32,21 +33,6 @@ class ArmStatus(BaseModel):
     errors: int
     slow: int
     units: int | None = None
-
-
-class Effect(BaseModel):
-    """Difference by which a challenger's mean loss is lower.
-
-    lower, upper: valid at every look; None until it can be judged.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    version: int
-    labels: int
-    estimate: float | None = None
-    lower: float | None = None
-    upper: float | None = None
 
 
 class RolloutStatus(BaseModel):
@@ -90,7 +76,7 @@ def open_status(
         **_common_fields(model, state, now),
         reach=traffic.reach,
         arms=_arms(state, each, traffic),
-        effects=tuple(_effect(version, found, state) for version, found in each.items()),
+        effects=tuple(Effect.of(version, found.loss, state) for version, found in each.items()),
         findings=decision.findings,
         action=decision.action,
         rule=decision.rule,
@@ -174,15 +160,6 @@ def _arm(
         errors=getattr(counts, f"{side}_errors"),
         slow=getattr(counts, f"{side}_slow"),
         units=units if in_canary else None,
-    )
-
-
-def _effect(version: int, evidence: Evidence, state: RolloutState) -> Effect:
-    gain = improvement(evidence.loss, with_shared_alpha(state.policy, state))
-    if gain is None:
-        return Effect(version=version, labels=evidence.loss.labels)
-    return Effect(
-        version=version, labels=gain.labels, estimate=gain.estimate, lower=gain.lower, upper=gain.upper
     )
 
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fastapi import FastAPI
 
 from toque.ray_apps.console import sign_in
-from toque.ray_apps.console.assets import Assets
-from toque.ray_apps.console.page import Console
+from toque.ray_apps.console.page import Assets, Console
 from toque.ray_apps.console.pages import NAVIGATION, PAGES
 from toque.ray_apps.console.route import PREFIX
 from toque.ray_apps.oidc import OidcSettings
 from toque.registry import Clock, ObjectStore, utc_now
-
-STATIC = Path(__file__).with_name("static")
 
 
 def install(
@@ -32,7 +27,7 @@ def install(
     issuer at which people may sign in; console_url: address at which people reach the pages.
     """
     app.state.console_url = console_url
-    assets = Assets(STATIC, f"{PREFIX}/static")
+    assets = Assets(f"{PREFIX}/static")
     app.state.console = Console(
         app, store, assets=assets, entries=NAVIGATION, redis_url=redis_url, oidc=oidc, clock=clock
     )

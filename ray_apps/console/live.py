@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import httpx
 from anyio import to_thread
@@ -28,10 +28,10 @@ from redis import RedisError
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from toque.functions.live_counts import read_figures
+from toque.functions.pages.rendering import milliseconds, number
 from toque.functions.runtime.changes import Watch, feed_of, journals_in
 from toque.ray_apps.admission import Admission, NotAdmitted
 from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS, client_of, header
-from toque.ray_apps.console.rendering import figure_texts
 from toque.registry import Grant, ObjectStore, Unavailable, workspace_store
 from toque.registry.times import CHANCE
 
@@ -247,6 +247,21 @@ class LiveChanges:
         listeners = max(len(topic.listeners) for topic in topics)
         rendered = _SPREAD_S * min(listeners, len(self._pages))
         return min(_SPREAD_MOST_S, max(rendered, min(_SENT_S, _SPREAD_S * listeners)))
+
+
+def figure_texts(live: dict[str, Any]) -> dict[str, str]:
+    """Write the figures of each arm: "arm@version/figure" -> text."""
+    return {
+        f"{each['arm']}@{each['version']}/{name}": text
+        for each in live["arms"]
+        for name, text in {
+            "rate": number(float(f"{each['requests_per_s']:.3g}")),
+            "errors": number(each["errors"]),
+            "missing": number(each["missing"]),
+            "p50": milliseconds(each["p50_ms"]),
+            "p99": milliseconds(each["p99_ms"]),
+        }.items()
+    }
 
 
 def is_topic(name: str) -> bool:

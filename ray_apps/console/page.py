@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
@@ -16,11 +19,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp
 
+from toque.functions.pages import STATIC, make_templates
 from toque.ray_apps.admission import Admitted, RequestLimits
 from toque.ray_apps.admission.guarded_route import WORKSPACE_HEADERS, client_of, header
-from toque.ray_apps.console.assets import Assets
 from toque.ray_apps.console.live import PART, LiveChanges, Renderings
-from toque.ray_apps.console.rendering import make_templates
 from toque.ray_apps.console.sessions import Session, Sessions
 from toque.ray_apps.oidc import OidcSettings
 from toque.ray_apps.oidc.code_flow import CodeFlow
@@ -28,6 +30,14 @@ from toque.ray_apps.token_cache import bearer_token
 from toque.registry import DEFAULT_WORKSPACE, Clock, ObjectStore, Role, Unavailable, utc_now
 
 _WORKSPACE_HEADER = WORKSPACE_HEADERS[0]
+STATIC_FOLDERS: Final = (Path(__file__).with_name("static"), STATIC)
+_TYPES: Final = {
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+_FOR_EVER = "public, max-age=31536000, immutable"
+_RECHECKED = "public, no-cache"
 THEMES: Final = ("light", "dark")
 _NOTICE_COOKIE, _THEME_COOKIE = "toque-notice", "toque-theme"
 _NOTICE_S = 30
@@ -220,7 +230,7 @@ class Console:
         self.oidc = None if oidc is None or oidc.client is None else CodeFlow(oidc, oidc.client)
         self.sessions = Sessions(store, clock=clock)
         self.strangers = RequestLimits()
-        self.templates = make_templates()
+        self.templates = make_templates(Path(__file__).with_name("templates"))
         self.assets, self.entries = assets, entries
 
     async def find_session(self, session_id: str) -> Session | None:
@@ -239,6 +249,43 @@ class Console:
         path = "/".join((root, *(quote(str(part), safe="") for part in parts))) if parts else f"{root}/"
         given = {name: value for name, value in query.items() if value is not None}
         return f"{path}?{urlencode(given)}" if given else path
+
+
+@dataclass(frozen=True, slots=True)
+class _Asset:
+    content: bytes
+    media_type: str
+    digest: str
+
+
+class Assets:
+    """The files that pages load, read once. An address with a file's digest may be kept for ever; any other is rechecked."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._assets = {
+            path.name: _Asset(content, _TYPES[path.suffix], hashlib.sha256(content).hexdigest()[:16])
+            for folder in STATIC_FOLDERS
+            for path in folder.iterdir()
+            if path.suffix in _TYPES
+            for content in [path.read_bytes()]
+        }
+
+    def path(self, name: str) -> str:
+        """Address of a file, which changes with its content."""
+        return f"{self._prefix}/{name}?v={self._assets[name].digest}"
+
+    def respond(self, name: str, request: Request) -> Response:
+        """Answer a request for a file: 404 for an unknown one, 304 for one that the browser has."""
+        asset = self._assets.get(name)
+        if asset is None:
+            return Response(status_code=404)
+        tag = f'"{asset.digest}"'
+        is_named = request.query_params.get("v") == asset.digest
+        headers = {"ETag": tag, "Cache-Control": _FOR_EVER if is_named else _RECHECKED}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(asset.content, media_type=asset.media_type, headers=headers)
 
 
 class ApiError(Exception):

@@ -29,7 +29,6 @@ from toque.featurestore.definitions.fields import Metric
 from toque.featurestore.errors import FeatureStoreError
 from toque.featurestore.vectors.nearest import compared
 from toque.functions.model_formats.explanation import CannotExplain, _shapley_sampling
-from toque.functions.reporting.html import new_figure
 from toque.kernels.encoder import _has_triton
 from toque.registry.runs.experiments import plot
 
@@ -220,10 +219,9 @@ def test_the_table_of_extras_names_each_of_them():
     [
         ("captum", _shapley_sampling, CannotExplain),
         ("faiss", lambda: compared(np.eye(2), np.eye(2), Metric.L2, k=1), FeatureStoreError),
-        ("plotly", new_figure, RuntimeError),
         ("plotly", lambda: plot("loss", {}), RuntimeError),
     ],
-    ids=["explanations", "vectors", "figures", "plot"],
+    ids=["explanations", "vectors", "plot"],
 )
 def test_what_needs_an_extra_that_is_not_there_names_it(monkeypatch, module, use, error):
     for name in [name for name in sys.modules if name.partition(".")[0] == module] or [module]:

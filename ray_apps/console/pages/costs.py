@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 from fastapi import Query
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import draw_bars
+from toque.functions.pages.charts import draw_bars
 from toque.ray_apps.console.page import Page
 from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role

@@ -10,9 +10,9 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import Point, Series, draw_bars, draw_lines
+from toque.functions.pages.charts import NARROW, Point, Series, draw_distribution, draw_lines
+from toque.functions.pages.rendering import number
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.rendering import number
 from toque.ray_apps.console.route import Entry, page_for, pages_router
 from toque.registry import Role
 
@@ -24,7 +24,6 @@ LIVE: Final = ("features/*", "tables/features")
 _SPANS: Final = (1, 24, 168, 720)
 _LINES = 6
 _VALUES = 4  # most frequent ones, whose shares are drawn
-_CHART_WIDTH: Final = 430
 Viewer = Annotated[Page, page_for(Role.viewer)]
 
 
@@ -83,7 +82,7 @@ async def show_view(
         health=health,
         refusal=refusal,
         figures=figures,
-        bars={figure["name"]: _bars(figure) for figure in figures},
+        bars={figure["name"]: draw_distribution(figure) for figure in figures},
         courses={figure["name"]: _course(figure["name"], course) for figure in figures},
         alarms=alarms if isinstance(alarms, str) else _of_view(alarms, entry),
         fill=_over_time(history, "fill"),
@@ -108,18 +107,6 @@ def _is_stale(view: dict[str, Any], now: datetime) -> bool:
     return (now - datetime.fromisoformat(newest)).total_seconds() > float(ttl_s)
 
 
-def _bars(feature: dict[str, Any]) -> Markup:
-    """Draw the histogram of numbers, or the most frequent values of a feature of another type."""
-    label = f"Distribution of {feature['name']}"
-    if feature["counts"]:
-        edges = feature["edges"]
-        bars = [((edges[at] + edges[at + 1]) / 2, count) for at, count in enumerate(feature["counts"])]
-        return draw_bars(bars, label=label, width=_CHART_WIDTH)
-    return draw_bars(
-        [(str(value)[:12], share) for value, share in feature["top"]], label=label, width=_CHART_WIDTH
-    )
-
-
 def _of_view(alarms: list[dict[str, Any]], view: dict[str, Any]) -> list[dict[str, Any]]:
     """Keep the alarms that are about features of a view: skew, drift and quality, of the models that were made with it."""
     models = {each["model"] for each in view["models"]}
@@ -139,7 +126,7 @@ def _course(name: str, parts: list[dict[str, Any]]) -> Markup:
         return draw_lines(
             [Series("median", [_quartiles(at, each) for at, each in found if each["quartiles"]])],
             label=f"Median and quartiles of {name} over time",
-            width=_CHART_WIDTH,
+            width=NARROW,
         )
     shares: dict[str, float] = {}
     for _, each in found:
@@ -152,9 +139,7 @@ def _course(name: str, parts: list[dict[str, Any]]) -> Markup:
         )
         for value in frequent
     ]
-    return draw_lines(
-        lines, label=f"Shares of the most frequent values of {name} over time", width=_CHART_WIDTH
-    )
+    return draw_lines(lines, label=f"Shares of the most frequent values of {name} over time", width=NARROW)
 
 
 def _quartiles(at: datetime, feature: dict[str, Any]) -> Point:
@@ -179,5 +164,5 @@ def _over_time(history: list[dict[str, Any]], metric: str) -> Markup:
             lines.setdefault(each["feature"] or metric, []).append(Point(at, each["value"]))
     lowest = sorted(lines.items(), key=lambda line: line[1][-1].value)[:_LINES]
     return draw_lines(
-        [Series(name, points) for name, points in lowest], label=f"{metric} over time", width=_CHART_WIDTH
+        [Series(name, points) for name, points in lowest], label=f"{metric} over time", width=NARROW
     )

@@ -13,8 +13,9 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
+from toque.functions.pages import Node
+from toque.functions.pages.charts import draw_columns
 from toque.functions.runtime.durable.record import ENDED, Status
-from toque.ray_apps.console.charts import Node, draw_columns
 from toque.ray_apps.console.page import ApiError, Page
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.ray_apps.function_schemas import options, parameters, read_text

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, Final
 
 from fastapi import Path, Query
+from markdown_it import MarkdownIt
+from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import draw_lineage
+from toque.functions.pages import Node
+from toque.functions.pages.charts import draw_columns
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.rendering import render_markdown
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
@@ -32,6 +35,12 @@ _WORDS = {
     ("model-created", None): "created the model",
     ("model-deleted", None): "deleted the model",
 }
+_LONGEST: Final = 30_000  # characters
+_MARKS: Final = "[*_~`"
+_MOST_MARKS: Final = 2_000
+_LONGEST_PLAIN: Final = 500_000
+_PARSER = MarkdownIt("js-default", {"html": False, "linkify": False}).disable("image")
+_PARSER.validateLink = lambda url: url.startswith(("https://", "http://", "mailto:"))  # type: ignore[method-assign]
 Approver = Annotated[Page, page_for(Role.approver)]
 Sent = Annotated[Form, CHANGE]
 Number = Annotated[int, Path(ge=1, le=2**31)]
@@ -95,7 +104,7 @@ async def show_version(page: Viewer, model: str, version: Number) -> Response:
         champion=summary["aliases"].get("champion"),
         gates={name: _figures(gate["details"]) for name, gate in found["gates"].items()},
         made_by=made_by,
-        lineage=draw_lineage(found, aliases, arms, page, run_is_known=made_by is not None),
+        lineage=draw_lineage(found, aliases, arms, page.link, run_is_known=made_by is not None),
     )
 
 
@@ -245,3 +254,49 @@ def _told(entry: dict[str, Any]) -> dict[str, Any]:
         "reason": body.get("reason") or body.get("comment") or body.get("override") or "",
         "subject": body.get("alias") or body.get("gate") or body.get("holdout") or body.get("layer") or "",
     }
+
+
+def draw_lineage(
+    version: dict[str, Any],
+    aliases: list[str],
+    arms: list[dict[str, Any]],
+    link: Callable[..., str],
+    *,
+    run_is_known: bool = False,
+) -> Markup:
+    """Draw the tables and feature views that a version was made from, its run, where it answers now, and its predictions."""
+    model, lineage = version["model"], version["lineage"]
+    data = [Node("table", f"{each['name']}@{each['version']}") for each in lineage["datasets"]]
+    views = [Node("feature view", name, link=link("features", name)) for name in lineage["features"]]
+    to_run = link("runs", lineage["run"]) if run_is_known else ""
+    run = [Node("run", lineage["run"], link=to_run)] if lineage["run"] else []
+    origins = [Node("code", lineage["code"][:12], is_root=True)] if lineage["code"] else []
+    if lineage["parent"]:
+        to_parent = link("models", model, "versions", lineage["parent"])
+        origins.append(Node("parent", f"version {lineage['parent']}", link=to_parent, is_root=True))
+    columns = [data + views, run + origins] if run else [data + views + origins]
+    users = [Node("alias", alias, "live", link("models", model)) for alias in aliases]
+    users += [
+        Node("traffic", f"{arm['name']}, {100 * arm['share']:.4g} %", "live", link("traffic", model))
+        for arm in arms
+    ]
+    answers = link("predictions", model=model, version=version["version"])
+    logged = [Node("predictions", "of this version", link=answers)] if users else []
+    own = [Node("version", f"{model}@{version['version']}", "own")]
+    columns = [column for column in (*columns, own, users, logged) if column]
+    return draw_columns(columns, label=f"Lineage of {model}@{version['version']}")
+
+
+def render_markdown(text: str) -> Markup:
+    """Render Markdown that people and models wrote to HTML in which every tag is the renderer's own.
+
+    No address but http, https and mailto leads anywhere; a text that is too long to be parsed is shown as it stands.
+
+    Brackets and emphases that do not match take time by the square of their number.
+    """
+    if len(text) > _LONGEST or sum(map(text.count, _MARKS)) > _MOST_MARKS:
+        shown = text[:_LONGEST_PLAIN]
+        return Markup("<pre>{}</pre>").format(
+            shown if shown == text else f"{shown}…\n({len(text):,} characters)"
+        )
+    return Markup(_PARSER.render(text))  # noqa: S704  # escaped by the parser, which knows no HTML here

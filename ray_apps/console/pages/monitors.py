@@ -12,9 +12,9 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import Level, Point, Series, draw_lines
+from toque.functions.pages.charts import Level, Point, Series, draw_lines
+from toque.functions.pages.rendering import number
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.rendering import number
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 

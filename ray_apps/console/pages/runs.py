@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -18,9 +16,9 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import Point, Series, draw_lines
+from toque.functions.pages.charts import NARROW, Line, Point, Series, draw_lines, draw_parallel
+from toque.functions.pages.rendering import number
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.rendering import number
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
@@ -36,7 +34,6 @@ COMPARED: Final = 20  # runs that one click compares
 _AXES = 8
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _MACHINE: Final = "system/"  # begins the names of metrics of the machine, as MLflow's clients log them
-_CHART_WIDTH: Final = 430
 _NEWEST = "attributes.start_time DESC"
 Viewer = Annotated[Page, page_for(Role.viewer)]
 Operator = Annotated[Page, page_for(Role.operator)]
@@ -203,7 +200,7 @@ def _curve(name: str, points: list[list[Any]]) -> Markup:
     line = [Point(float(step), value) for step, value, _ in points if value is not None]
     last = number(line[-1].value) if line else "no finite value"
     label = f"{name} over {number(points[-1][0])} steps, last {last}"
-    return draw_lines([Series(name, line)], label=label, width=_CHART_WIDTH)
+    return draw_lines([Series(name, line)], label=label, width=NARROW)
 
 
 def _parallel(
@@ -216,12 +213,10 @@ def _parallel(
     lines = [
         Line(
             _name(run),
-            {f"params.{key}": value for key, value in run["params"].items()}
-            | {f"metrics.{key}": value for key, value in run["metrics"].items()},
-            index % 6,
+            {f"{kind}.{key}": value for kind in ("params", "metrics") for key, value in run[kind].items()},
             page.link("runs", run["id"]),
         )
-        for index, run in enumerate(runs)
+        for run in runs
     ]
     return draw_parallel(axes, lines, label=f"Parameters and metrics of {len(runs)} runs")
 
@@ -249,101 +244,3 @@ def _rows(runs: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 def _folders(files: dict[str, int]) -> list[str]:
     """List the folders of files that could be a model, the root last."""
     return sorted({path.rpartition("/")[0] for path in files}, key=lambda folder: (not folder, folder))
-
-
-_HEIGHT, _TOP, _BOTTOM, _LEFT = 320, 46, 26, 60
-_GAP: Final = 150
-_MOST_TEXTS: Final = 12
-_MISSING: Final = "–"
-_NAME_CHARS, _VALUE_CHARS = 20, 14
-_SVG = Markup(
-    '<svg class="chart parallel" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="group" '
-    'aria-label="{label}">{parts}</svg>'
-)
-_AXIS = Markup(
-    '<path class="level" d="M{x} {top}V{bottom}"/>'
-    '<text x="{x}" y="{name_y}" text-anchor="middle" class="name">{name}<title>{whole}</title></text>'
-)
-_TICK = Markup('<text class="tick" x="{x}" y="{y}" dx="6" dy="4">{text}</text>')
-_LINE = Markup('<path class="line series-{index}" d="{path}"><title>{name}</title></path>')
-
-Value = str | float | None
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Line of the drawing: values by axis; link: where it leads; index: which colour it has."""
-
-    name: str
-    values: Mapping[str, Value]
-    index: int
-    link: str = ""
-
-
-def draw_parallel(axes: Sequence[str], lines: Sequence[Line], *, label: str) -> Markup:
-    """Draw lines over vertical axes. An axis whose values are all numbers is to scale; of others each text has a place."""
-    if not axes or not lines:
-        return Markup()
-    shapes: list[Markup] = []
-    texts: list[Markup] = []
-    places: list[dict[int, float]] = []
-    for position, axis in enumerate(axes):
-        drawn, ys = _axis(axis, _LEFT + position * _GAP, [line.values.get(axis) for line in lines])
-        texts += drawn
-        places.append(ys)
-    for row, line in enumerate(lines):
-        path = "M" + "L".join(f"{_LEFT + at * _GAP} {ys[row]:g}" for at, ys in enumerate(places))
-        shape = _LINE.format(index=line.index, path=path, name=line.name)
-        shapes.append(Markup('<a href="{}">{}</a>').format(line.link, shape) if line.link else shape)
-    width = 2 * _LEFT + (len(axes) - 1) * _GAP + 30
-    return _SVG.format(width=width, height=_HEIGHT, label=label, parts=Markup().join(shapes + texts))
-
-
-def _axis(name: str, x: int, values: Sequence[Value]) -> tuple[list[Markup], dict[int, float]]:
-    """Draw an axis; returns it and the height of each line on it. What is missing lies below the axis."""
-    numbers = [_as_number(value) for value in values]
-    known = [each for each in numbers if each is not None]
-    to_scale = bool(known) and all(
-        value is None or each is not None for value, each in zip(values, numbers, strict=True)
-    )
-    shares: list[float | None]
-    if to_scale:
-        low, high = min(known), max(known)
-        shares = [
-            None if each is None else (each - low) / (high - low) if high > low else 0.5 for each in numbers
-        ]
-        ticks = {0.0: number(low), 1.0: number(high)} if high > low else {0.5: number(low)}
-    else:
-        texts = sorted({str(value) for value in values if value is not None})
-        place = {text: at / max(1, len(texts) - 1) for at, text in enumerate(texts)}
-        shares = [None if value is None else place[str(value)] for value in values]
-        shown = texts if len(texts) <= _MOST_TEXTS else [texts[0], texts[-1]]
-        ticks = {place[text]: text for text in shown}
-    bottom = _HEIGHT - _BOTTOM
-    ys = {row: bottom + 16 if share is None else _y(share) for row, share in enumerate(shares)}
-    axis = _AXIS.format(
-        x=x, top=_TOP, bottom=bottom, name_y=_TOP - 22, name=_cut(name, _NAME_CHARS), whole=name
-    )
-    labels = [
-        _TICK.format(x=x, y=f"{_y(share):g}", text=_cut(text, _VALUE_CHARS)) for share, text in ticks.items()
-    ]
-    if None in shares:
-        labels.append(_TICK.format(x=x, y=bottom + 16, text=_MISSING))
-    return [axis, *labels], ys
-
-
-def _y(share: float) -> float:
-    return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
-
-
-def _as_number(value: Value) -> float | None:
-    """Read a value as a finite number; None if it is no such."""
-    try:
-        found = None if value is None else float(value)
-    except ValueError:
-        return None
-    return found if found is not None and abs(found) < float("inf") else None
-
-
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -11,9 +11,9 @@ from fastapi import Query
 from markupsafe import Markup
 from starlette.responses import Response
 
-from toque.ray_apps.console.charts import Level, Mark, Point, Series, draw_lines
+from toque.functions.pages.charts import Point, Series, draw_lines, draw_looks
+from toque.ray_apps.console.live import figure_texts
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.rendering import figure_texts, number
 from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
 from toque.registry import Role
 
@@ -68,7 +68,7 @@ async def show_rollout(
         model=model,
         state=record["state"],
         look=look if newest else None,
-        chart=_sequence(record),
+        chart=draw_looks(record),
         decisions=[each for each in record["looks"][::-1] if each["action"] != "hold"],
         last=record["looks"][-1] if record["looks"] else None,
         looks=len(record["looks"]) + record["left_out"],
@@ -153,36 +153,6 @@ async def _shown(page: Page, model: str, preview: dict[str, Any] | None = None) 
         free=range(len(rows), len(rows) + _FREE),
         preview=preview,
     )
-
-
-def _sequence(record: dict[str, Any]) -> Markup:
-    """Draw how the interval of the improvement narrowed, with what was decided and what is worth a promotion."""
-    looks = record["looks"]
-    versions = dict.fromkeys(gain["version"] for look in looks for gain in look["gains"])
-    series = [
-        Series(
-            f"version {version}",
-            [_point(look, gain) for look in looks for gain in look["gains"] if gain["version"] == version],
-        )
-        for version in versions
-    ]
-    floor = record["state"]["policy"]["min_effect"]
-    levels = [Level(floor, "worth a promotion", "floor")] + ([Level(0.0, "no difference")] if floor else [])
-    marks = [Mark(_at(look), look["action"]) for look in looks if look["action"] != "hold"]
-    label = "Improvement of the mean loss over time, with bounds that hold at every look"
-    return draw_lines(series, label=label, levels=levels, marks=marks)
-
-
-def _point(look: dict[str, Any], gain: dict[str, Any]) -> Point:
-    bounds = "no bounds yet"
-    if gain["lower"] is not None:
-        bounds = f"{number(gain['lower'])} to {number(gain['upper'])}"
-    note = f"{number(gain['estimate'])} ({bounds}) on {number(gain['labels'])} labels, {look['action']}"
-    return Point(_at(look), gain["estimate"], gain["lower"], gain["upper"], note)
-
-
-def _at(look: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(look["at"])
 
 
 async def _live(page: Page, path: str) -> dict[str, Any]:

@@ -1,22 +1,22 @@
 """A model's page: figures by week that agree with a hand calculation, journals told in order, HTML that stands alone."""
 
-import json
 import math
 import re
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
-import plotly.graph_objects as go
 import pyarrow as pa
 import pytest
 
 from toque.functions.evaluation import EvaluationError
 from toque.functions.evaluation.outcome_kinds import BINARY, NUMBER
+from toque.functions.evaluation.realised_loss import rescore
 from toque.functions.monitoring import Alarm, PerformanceEstimate
+from toque.functions.monitoring.diagnosis import Cause, Causes
 from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
-from toque.functions.reporting.html import document, figure_html, json_for_script, new_figure
-from toque.functions.reporting.page import Latency, ReportContent, answers, labels, render, rescore, served
+from toque.functions.reporting.html import render
+from toque.functions.reporting.page import Latency, answers, labels, render_model, served
 from toque.functions.reporting.timeline import from_alarms, from_model, from_retrains
 from toque.registry import Journal, Registry, Signature, TensorSpec, open_store
 
@@ -46,14 +46,6 @@ def outcome_rows(
     }
     table = pa.table(columns, schema=PREDICTIONS)
     return table.append_column("label", pa.array([label_of(i) for i in range(count)], pa.float64()))
-
-
-def test_a_page_brings_the_script_of_figures_only_if_it_has_one():
-    evil = 'class="plotly-graph-div"'
-    assert "<script" not in document(evil, [evil], [(evil, "<p>Nothing yet.</p>")])
-    figure = new_figure()
-    figure.add_bar(x=[1], y=[1])
-    assert "Plotly.newPlot" in document("m", [], [("values", figure_html(figure, ""))])
 
 
 def test_a_week_runs_from_monday_and_has_the_mean_log_loss():
@@ -179,29 +171,36 @@ def test_a_prediction_that_is_not_in_the_log_is_named(tmp_path):
         trace_prediction(registry, "m", "p1")
 
 
+EVIL = "</script><script>alert(1)</script><b>&"
+
+
 def test_the_page_stands_alone_and_escapes_what_it_shows():
     rows = outcome_rows(84, probability=0.25)
-    page = render(
-        ReportContent(
-            model="m<script>",
-            start=MONDAY,
-            end=MONDAY + timedelta(days=14),
-            reference=1,
-            summary=["all is <well>"],
-            weeks=weeks(rows, np.full(84, 0.5)),
-            events=[TimelineEvent(MONDAY + timedelta(days=3), "alarm", "loss & drift")],
-            latencies=[Latency(1, 84, 1.0, 2.0, 3.0)],
-            versions=[],
-            trace=None,
-        )
+    page = render_model(
+        model="m<script>",
+        start=MONDAY,
+        end=MONDAY + timedelta(days=14),
+        reference=1,
+        summary=["all is <well>", EVIL],
+        weeks=weeks(rows, np.full(84, 0.5)),
+        events=[
+            TimelineEvent(MONDAY + timedelta(days=3), "alarm", "loss & drift"),
+            TimelineEvent(MONDAY + timedelta(days=4), "champion", EVIL),
+            TimelineEvent(MONDAY + timedelta(days=5), "gate", "not drawn"),
+            TimelineEvent(MONDAY - timedelta(days=5), "alarm", "before the first week"),
+        ],
+        latencies=[Latency(1, 84, 1.0, 2.0, 3.0)],
+        link="https://console/ui/models/m?a=1&b=2",
     )
     assert "all is &lt;well&gt;" in page
     assert "m&lt;script&gt;" in page
-    assert "loss &amp; drift" in page
-    assert page.count('"name":"alarm"') == 2  # what the lines over both plots are
-    without_library = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"""(src|href)=["']?(http|//)""", without_library)
-    assert "<script src" not in page
+    assert page.count("<title>loss &amp; drift</title>") == 2  # over both charts
+    assert page.count("before the first week") == page.count("not drawn") == 1  # in the table alone
+    assert "<b>" not in page
+    assert "<script" not in page
+    assert page.count("<svg") == 2
+    assert '<a href="https://console/ui/models/m?a=1&amp;b=2">In the console</a>' in page
+    assert not re.search(r"""(src|href)=["']?(http|//)(?!s://console)|@import|url\(""", page)
 
 
 def test_estimates_stand_beside_what_labels_said():
@@ -209,8 +208,16 @@ def test_estimates_stand_beside_what_labels_said():
         measure="share of 1", version=1, start=MONDAY, end=MONDAY + timedelta(days=1), rows=90, estimate=0.25, low=0.2,
         high=0.3, realised=0.5, agreed=False, assumes="only the shares changed",
     )  # fmt: skip
-    content = ReportContent("m", MONDAY, MONDAY, 1, [], [], [], [], [], None, estimates=[one])
-    page = render(content)
+    content = {
+        "model": "m",
+        "start": MONDAY,
+        "end": MONDAY,
+        "reference": 1,
+        "summary": [],
+        "weeks": [],
+        "events": [],
+    }
+    page = render_model(**content, estimates=[one])
     for text in (
         "Estimates before labels",
         "share of 1",
@@ -219,17 +226,30 @@ def test_estimates_stand_beside_what_labels_said():
         "if only the shares",
     ):
         assert text in page
-    assert "Estimates before labels" not in render(
-        ReportContent("m", MONDAY, MONDAY, 1, [], [], [], [], [], None)
-    )
+    assert "Estimates before labels" not in render_model(**content)
 
 
-def test_headings_and_figures_stay_text_whatever_they_hold():
-    evil = "</script><script>alert(1)</script>"
-    page = document("features", [], [(evil, figure_html(go.Figure(go.Bar(x=[evil], y=[1])), evil))])
-    assert "<script>alert(1)" not in page
-    assert "&lt;script&gt;alert(1)" in page
-    assert json.loads(json_for_script(json.dumps([evil, "a&b\u2028"]))) == [evil, "a&b\u2028"]
+def test_a_table_of_causes_has_a_bar_for_each_part_and_stays_text():
+    alarm = Alarm(
+        key="k", model="m", monitor="performance", subject=EVIL, version=1, raised_at=MONDAY, start=MONDAY, end=MONDAY, text=EVIL
+    )  # fmt: skip
+    causes = [
+        Cause(kind="feature", what=EVIL, text=EVIL, contribution=0.2, error=0.05),
+        Cause(kind="slice", what="short", text="", contribution=-0.1),
+        Cause(kind="version", what="2", text="took over"),
+    ]
+    found = Causes(
+        alarm=alarm, before=MONDAY, rows_before=9, rows=9, loss_before=0.1, loss=0.2, causes=tuple(causes), text=EVIL
+    )  # fmt: skip
+    page = render("alarm.html", causes=found, events=[])
+    assert re.findall(r'<rect class="(\w+)" x="([-.0-9]+)" y="1" width="([.0-9]+)"', page) == [
+        ("more", "0", "80.0"),
+        ("less", "-40.0", "40.0"),
+    ]
+    assert page.count('class="error"') == 1
+    assert "took over" in page
+    assert "<script" not in page
+    assert "In the console" not in page
 
 
 def test_what_came_of_an_alarm_is_told(tmp_path):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from tests.functions.rollout.conftest import RolloutPlatform
-from toque.functions.reporting import rollout_record, rollout_report
-from toque.functions.reporting.rollout_record import read_rollout, render_rollout, thinned
-from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts
+from toque.functions.reporting import rollout_report
+from toque.functions.rollout import Guardrail, RolloutError, RolloutPolicy, list_rollouts, rollout_record
+from toque.functions.rollout.record import read_rollout, thinned
 from toque.functions.runtime import Context, use_context
 
 POLICY = RolloutPolicy(
@@ -36,21 +37,23 @@ def test_a_whole_rollout_is_on_its_page(platform: RolloutPlatform) -> None:
         first = platform.store.get(rollout_report("late", 0)).decode()
     assert "version 2 against 1" in page
     assert "It stands at promoted" in page
-    assert "upper bound" in page
+    assert page.count('class="band series-0"') == 1  # the bounds of the estimate at every look
+    assert "advance</text>" in page
+    assert re.search(r"late</th><td>(lower|higher)</td>", page)  # the guardrail
     assert "units are on the canary" in page
     assert "try another" in first
     assert "second thoughts" in page
     assert "second thoughts" not in first
     entries = platform.rollouts().entries()
-    state, decisions, by_hand = read_rollout(entries)
+    state, decisions, changes = read_rollout(entries)
     assert (state.rollout, state.stage) == (second, "promoted")
     assert [one.decision.action for one in decisions if one.decision.action != "hold"] == [
         "advance",
         "promote",
     ]
-    assert [row[2] for row in by_hand] == ["started"]
+    assert [change.event for change in changes] == ["started"]
     with pytest.raises(RolloutError, match="entry 999"):
-        render_rollout("late", entries, 999)
+        read_rollout(entries, 999)
 
 
 def test_the_record_of_a_rollout_has_every_look_with_its_bounds_and_is_thinned_when_long(
@@ -69,7 +72,9 @@ def test_the_record_of_a_rollout_has_every_look_with_its_bounds_and_is_thinned_w
     assert [look.entry for look in record.looks] == [one.entry for one in decisions]
     gains = [gain for look in record.looks for gain in look.gains]
     assert gains
-    assert all(gain.lower is None or gain.lower < gain.estimate < gain.upper for gain in gains)
+    assert all(gain.estimate is not None for gain in gains)
+    bounds = [(each.lower, each.estimate, each.upper) for each in gains if each.lower is not None]
+    assert all(lower < (estimate or 0.0) < (upper or 0.0) for lower, estimate, upper in bounds)
     assert [change.event for change in record.changes] == ["started"]
     many = [replace(one, entry=number) for number, one in enumerate(decisions * 40)]
     kept = thinned(many, most=30)

@@ -11,7 +11,7 @@ from tests.docs.commands import check, check_span, routes
 from tests.docs.pages import ROOT, Page
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.test_pages import PAGES
-from toque.ray_apps.console.rendering import make_templates, shell
+from toque.functions.pages.rendering import make_templates, shell
 
 README = Page(ROOT / "README.md")
 VOID = {"area", "br", "hr", "img", "input", "link", "meta", "rect", "path", "line", "source"}

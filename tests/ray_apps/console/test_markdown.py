@@ -8,7 +8,7 @@ import pytest
 from tests.ray_apps.console.conftest import Platform
 from tests.ray_apps.console.sample_platform import MODEL
 from toque.ray_apps.console.pages import models
-from toque.ray_apps.console.rendering import render_markdown
+from toque.ray_apps.console.pages.models import render_markdown
 from toque.ray_apps.mlflow.models import CreateModel, DescribeModel
 from toque.ray_apps.mlflow.versions import CreateVersion
 from toque.registry import InvalidInput, Registry, open_store

@@ -13,10 +13,10 @@ from tests.ray_apps.console.sample_features import SOURCE, VIEW
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.sample_runs import RUNS
 from tests.ray_apps.console.sample_work import WORK
+from toque.functions.pages.rendering import number, percent, size, time_of
 from toque.ray_apps.console import pages
-from toque.ray_apps.console.app import STATIC
-from toque.ray_apps.console.charts import draw_lineage
-from toque.ray_apps.console.rendering import number, percent, size, time_of
+from toque.ray_apps.console.page import STATIC_FOLDERS
+from toque.ray_apps.console.pages.models import draw_lineage
 from toque.ray_apps.console.route import ANYBODY, CHANGE, pages_router
 from toque.ray_apps.gateway.services import DeployedModels
 from toque.registry import Registry
@@ -57,7 +57,7 @@ PAGES = (
     "/ui/invocations",
     *(f"/ui/invocations/{each}" for each in WORK.values()),
 )
-LOADED = sum(each.stat().st_size for each in STATIC.iterdir())
+LOADED = sum(each.stat().st_size for folder in STATIC_FOLDERS for each in folder.iterdir())
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -272,7 +272,7 @@ async def test_code_and_parent_of_a_version_come_from_none_of_its_data() -> None
         (None, 5),
     ):  # three of data to the run, and run, code and parent to the version
         version = {"model": "m", "version": 2, "lineage": {**lineage, "run": run}}
-        drawn = draw_lineage(version, [], [], page)  # type: ignore[arg-type]  # of a page only its links
+        drawn = draw_lineage(version, [], [], page.link)
         assert drawn.count('class="edge"') == edges
 
 
@@ -415,8 +415,8 @@ def test_pages_know_the_platform_by_its_api_alone() -> None:
             found |= {f"{module}{each.name}" for each in names}
     ours = ("registry", "functions", "featurestore", "kernels", "clusters")
     rooms = ("redis", "deltalake", *(f"toque.{room}." for room in ours))
-    states = "toque.functions.runtime.durable.record"
-    assert {each for each in found if each.startswith(rooms)} == {
+    states, renderer = "toque.functions.runtime.durable.record", "toque.functions.pages."
+    assert {each for each in found if each.startswith(rooms) and not each.startswith(renderer)} == {
         "toque.registry.Role",
         f"{states}.ENDED",
         f"{states}.Status",

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from toque.ray_apps.console.charts import Point, Series, draw_lines
+from toque.functions.pages.charts import Point, Series, draw_lines
 
 AT = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
 

@@ -1,7 +1,4 @@
-"""Templates of the pages: escaped by default, with filters that write numbers, times and digests the same way everywhere.
-
-Markdown that people and models wrote becomes safe HTML: no tags of theirs, no address but http, https and mailto.
-"""
+"""Templates of pages: escaped by default, with filters that write numbers, times and digests the same way everywhere."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-_TEMPLATES = Path(__file__).with_name("templates")
+STATIC: Final = Path(__file__).with_name("static")
+_TEMPLATES: Final = Path(__file__).with_name("templates")
 _DIGITS: Final = 5
 _DIGEST_CHARS: Final = 12
 _JSON_CHARS: Final = 20_000
@@ -30,16 +27,19 @@ _SPAN: Final = re.compile(r"\b(?:(\d+) days?, )?(\d{1,2}):(\d{2}):(\d{2}(?:\.\d+
 NOTHING: Final = "–"
 
 
-def make_templates() -> Environment:
-    """Make the environment of the templates; a name that a page did not give is an error, never empty text."""
-    made = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
+def make_templates(*folders: Path) -> Environment:
+    """Make the environment of the templates in some folders, which may use those that all pages share.
+
+    A name that a page did not give is an error, never empty text.
+    """
+    templates = Environment(
+        loader=FileSystemLoader([*folders, _TEMPLATES, STATIC]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    templates.filters |= {
         "number": number,
         "percent": percent,
         "size": size,
@@ -50,10 +50,11 @@ def make_templates() -> Environment:
         "duration": duration,
         "json": json_text,
         "shell": shell,
+        "cut": cut,
+        "aligned": aligned,
+        "spans": spans,
     }
-    made.filters["aligned"] = aligned
-    made.filters["spans"] = spans
-    return made
+    return templates
 
 
 def number(value: Any) -> str:
@@ -123,12 +124,16 @@ def time_of(value: Any) -> Markup | str:
     """Write a moment in UTC, which the page's script shows in the viewer's zone, UTC on hover."""
     if not value:
         return NOTHING
-    at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
-    shown = f"{at:%Y-%m-%d %H:%M} UTC"
-    return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), f"{at:%Y-%m-%d %H:%M:%S} UTC", shown
+    at = as_moment(value)
+    return Markup('<time datetime="{}" title="{:%Y-%m-%d %H:%M:%S} UTC">{:%Y-%m-%d %H:%M} UTC</time>').format(
+        at.isoformat(timespec="seconds"), at, at
     )
+
+
+def as_moment(value: datetime | str) -> datetime:
+    """Read a moment as the API writes it; one without a zone is UTC."""
+    at = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+    return at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
 
 
 def digest(value: Any) -> Markup | str:
@@ -156,42 +161,11 @@ def aligned(titles: Sequence[str]) -> list[tuple[str, str]]:
     return [(title, "num") for title in titles]
 
 
+def cut(text: str, most: int) -> str:
+    """Shorten a text that is longer than a drawing has room for."""
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 def words(value: Any) -> str:
     """Write an identifier of the platform as words."""
     return NOTHING if value is None else str(value).replace("_", " ").replace("-", " ")
-
-
-def figure_texts(live: dict[str, Any]) -> dict[str, str]:
-    """Write the figures of each arm: "arm@version/figure" -> text."""
-    return {
-        f"{each['arm']}@{each['version']}/{name}": text
-        for each in live["arms"]
-        for name, text in {
-            "rate": number(float(f"{each['requests_per_s']:.3g}")),
-            "errors": number(each["errors"]),
-            "missing": number(each["missing"]),
-            "p50": milliseconds(each["p50_ms"]),
-            "p99": milliseconds(each["p99_ms"]),
-        }.items()
-    }
-
-
-_LONGEST: Final = 30_000  # characters
-_MARKS: Final = "[*_~`"
-_MOST_MARKS: Final = 2_000
-_LONGEST_PLAIN: Final = 500_000
-_PARSER = MarkdownIt("js-default", {"html": False, "linkify": False}).disable("image")
-_PARSER.validateLink = lambda url: url.startswith(("https://", "http://", "mailto:"))  # type: ignore[method-assign]
-
-
-def render_markdown(text: str) -> Markup:
-    """Render Markdown to HTML in which every tag is the renderer's own; a text that is too long for it is shown as it stands.
-
-    Brackets and emphases that do not match take time by the square of their number.
-    """
-    if len(text) > _LONGEST or sum(map(text.count, _MARKS)) > _MOST_MARKS:
-        shown = text[:_LONGEST_PLAIN]
-        return Markup("<pre>{}</pre>").format(
-            shown if shown == text else f"{shown}…\n({len(text):,} characters)"
-        )
-    return Markup(_PARSER.render(text))  # noqa: S704  # escaped by the parser, which knows no HTML here

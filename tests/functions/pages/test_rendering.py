@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from toque.ray_apps.console.rendering import NOTHING, duration, spans
+from toque.functions.pages.rendering import NOTHING, duration, spans
 
 
 def plain(text: str) -> str:
