@@ -29,6 +29,7 @@ from toque.ray_apps.cli.arguments import (
     read_json,
 )
 from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.errors import Failed
 from toque.ray_apps.cli.names import KINDS, require_model
 from toque.ray_apps.cli.output import (
     Column,
@@ -46,12 +47,19 @@ from toque.ray_apps.function_schemas import command_table, options, parameters
 TABLE = Path(__file__).with_name("commands.json")
 _READERS: dict[str, Callable[[str], Any]] = {
     "text": str,
+    "number or text": str,
     "integer": int,
     "number": float,
     "json": read_json,
     "integer or text": lambda text: int(text) if text.isdecimal() else text,
 }
-_METAVARS = {"integer": "N", "number": "X", "json": "JSON", "integer or text": "VALUE"}
+_METAVARS = {
+    "integer": "N",
+    "number": "X",
+    "json": "JSON",
+    "integer or text": "VALUE",
+    "number or text": "VALUE",
+}
 _SHOWN: dict[str, str] = {"model": MODEL.options["help"], "version": VERSION.options["help"]}
 _SHORT = 60  # characters of a default that help shows
 _PREFIX = "argument:"  # a function may have arguments that are called as what the command line itself parses
@@ -72,9 +80,11 @@ def register(commands: Commands, tables: Iterable[Table]) -> None:
     for table in tables:
         for command in table["commands"]:
             *outer, name = command["words"]
-            if outer and outer[0] not in commands.choices:
-                group(commands, outer[0], f"Commands of functions: {outer[0]}.")
-            place = find_group(commands, outer[0]) if outer else commands
+            place: Commands | None = commands
+            for word in outer:
+                if place is not None and word not in place.choices:
+                    group(place, word, f"Commands of functions: {word}.")
+                place = None if place is None else find_group(place, word)
             if place is not None and name not in place.choices:
                 _add(place, name, table, command)
 
@@ -95,18 +105,23 @@ def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -
         allow_abbrev=False,
         conflict_handler="resolve",  # -o is left where an argument of the function is called output
     )
-    fixed = dict(command["fixed"])
+    fixed, flags = dict(command["fixed"]), dict(command.get("flags", ()))
     by_name = {option["name"]: option for option in table["options"]}
-    view = table["view"] or {}
-    lists = view.get("columns") and not view.get("facts")
+    lists = _lists(table)
     for argument in (OUTPUT, JSON, *([limit()] if lists else [])):
         parser.add_argument(*argument.names, **argument.options)
     for named in command["positional"]:
-        _add_option(parser, by_name[named], flag=False)
+        _add_option(parser, by_name[named])
     for named, option in by_name.items():
-        if named not in fixed and named not in command["positional"]:
-            _add_option(parser, option, flag=True)
+        if named not in fixed and named not in command["positional"] and not (lists and named == "limit"):
+            _add_option(parser, option, flag=flags.get(named, f"--{named.replace('_', '-')}"))
     parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
+
+
+def _lists(table: Table) -> bool:
+    """Whether a result is shown as the rows of a table alone, of which `--limit` says how many."""
+    view = table["view"] or {}
+    return bool(view.get("columns") and not view.get("facts"))
 
 
 def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -133,11 +148,12 @@ def _flags(function: str, schema: Mapping[str, Any]) -> Parser:
     for option in map(asdict, options(schema)):
         must = ", required" if option["required"] else ""
         text = f"{types[option['name']]}{must}: {option['help'] or 'without a description'}"
-        _add_option(parser, option | {"required": False, "help": text}, flag=True)  # some may be in --json
+        shown = option | {"required": False, "help": text}  # some may be in --json
+        _add_option(parser, shown, flag=f"--{option['name'].replace('_', '-')}")
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
+def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: str = "") -> None:
     """Add an argument of a function to the parser of a command, by position or as a flag."""
     name, kind = option["name"], option["kind"]
     default = option["default"].strip('"')
@@ -160,7 +176,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
     dest = f"{_PREFIX}{name}"
     if flag:
         taken |= {"required": option["required"], "dest": dest}
-        parser.add_argument(f"--{name.replace('_', '-')}", **taken)
+        parser.add_argument(flag, **taken)
     else:
         if not option["required"]:
             taken["nargs"] = "*" if option["several"] else "?"
@@ -172,8 +188,10 @@ def _arguments_of(parsed: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(_PREFIX): value for name, value in parsed.items() if name.startswith(_PREFIX)}
 
 
-def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
+def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> int:
     arguments = _arguments_of(vars(given)) | dict(fixed)
+    if _lists(table) and any(option["name"] == "limit" for option in table["options"]):
+        arguments["limit"] = given.limit + 1  # one more tells that there are more
     vars(given).update(
         {name: arguments[name] for name in KINDS if name in arguments}
     )  # for what explains a refusal
@@ -181,7 +199,14 @@ def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
         require_model(given)
     result = _send(given.client, table, arguments)
     defaults = {option["name"]: json.loads(option["default"] or "null") for option in table["options"]}
-    show(given, table["view"] or {}, result, defaults | arguments)
+    view = table["view"] or {}
+    known = defaults | arguments
+    failures = [field.partition(": ") for field in view.get("failure", "").split(" | ") if field]
+    failed = [sentence for field, _, sentence in failures if result[field]]
+    if said := next(filter(None, failed), ""):
+        raise Failed(said.format_map(known | result))
+    show(given, view, result, known)
+    return int(bool(failed))
 
 
 def _send(client: Client, table: Table, arguments: Mapping[str, Any]) -> Any:
@@ -191,7 +216,8 @@ def _send(client: Client, table: Table, arguments: Mapping[str, Any]) -> Any:
         return call(client, table["function"], rest)
     path = re.sub(r"\{(\w+)\}", lambda named: quote(str(rest.pop(named[1])), safe=""), route["path"])
     sent = {"params" if route["method"] in {"GET", "DELETE"} else "body": rest}
-    return client.send(route["method"], path, **sent).json()
+    answer = client.send(route["method"], path, **sent)
+    return answer.json() if answer.content else None
 
 
 def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[str, Any]) -> None:
@@ -205,13 +231,19 @@ def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[
     elif view.get("columns"):
         rows = _within(result, view.get("rows", ""))
         rows = newest_first(rows, view["newest"]) if view.get("newest") else rows
-        _show_rows(given, view, result, rows, view["empty"].format_map(known))
+        _show_rows(given, view, result, rows, _filled(view["empty"], known))
     elif view.get("facts"):
         facts(given.output, _columns(view, "facts"), result)
     else:
         _show_plainly(given, result)
     if view.get("page"):
         see_page(given.output, given.client.page(*view["page"].format_map(known).split("/")))
+
+
+def _filled(text: str, known: Mapping[str, Any]) -> str:
+    """A sentence with its names filled in; a part in brackets is left out where what it names is not given."""
+    shown = re.sub(r"\[([^][]*\{(\w+)\}[^][]*)\]", lambda part: part[1] if known.get(part[2]) else "", text)
+    return shown.format_map(known)
 
 
 def _show_rows(given: Given, view: Mapping[str, str], result: Any, rows: list[Any], empty: str) -> None:

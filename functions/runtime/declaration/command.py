@@ -1,7 +1,8 @@
 """Words by which a command line calls a function, and the view in which it shows the result.
 
 A command is written as its user types it: `"rollout end MODEL ACTION"` takes two arguments by position, and all others
-of the function by flags; `"rollout abort MODEL action=roll_back"` is the same function with an argument that stands.
+of the function by flags; `"rollout abort MODEL action=roll_back"` is the same function with an argument that stands, and
+`"streams replay SOURCE start=--from"` says which flag gives an argument.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from toque.functions.runtime.errors import DeclarationError
 
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
 _PLACE = re.compile(r"[A-Z][A-Z0-9_]*")
-_MOST_WORDS = 2
+_MOST_WORDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command: its words, the arguments that it takes by position, and those whose value stands."""
+    """A command: its words, the arguments that it takes by position, those whose value stands, and flags by another name."""
 
     words: tuple[str, ...]
     positional: tuple[str, ...]
     fixed: tuple[tuple[str, str], ...]
+    flags: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def parse(cls, text: str, *, function: str, arguments: Collection[str]) -> Command:
@@ -31,20 +33,22 @@ class Command:
         parts = text.split()
         words = tuple(part for part in parts if _WORD.fullmatch(part))
         positional = tuple(part.lower() for part in parts if _PLACE.fullmatch(part))
-        fixed = tuple(
+        assigned = [
             (name, value) for name, equals, value in (part.partition("=") for part in parts) if equals
-        )
-        if len(words) + len(positional) + len(fixed) != len(parts) or not 1 <= len(words) <= _MOST_WORDS:
+        ]
+        fixed = tuple(each for each in assigned if not each[1].startswith("--"))
+        flags = tuple(each for each in assigned if each[1].startswith("--"))
+        if len(words) + len(positional) + len(assigned) != len(parts) or not 1 <= len(words) <= _MOST_WORDS:
             raise DeclarationError(
-                f"{function}: command={text!r} is not one or two words in lower case, then ARGUMENTS in capitals and "
-                "argument=value"
+                f"{function}: command={text!r} is not one to three words in lower case, then ARGUMENTS in capitals, "
+                "argument=value and argument=--flag"
             )
-        if unknown := sorted({*positional, *dict(fixed)} - set(arguments)):
+        if unknown := sorted({*positional, *dict(assigned)} - set(arguments)):
             raise DeclarationError(
                 f"{function}: command={text!r} names the arguments {unknown}, which it has not; there are "
                 f"{', '.join(arguments) or 'none'}"
             )
-        return cls(words, positional, fixed)
+        return cls(words, positional, fixed, flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,14 @@ class View:
     """How a result is shown by the command line; without one, objects are shown by their fields.
 
     columns: headings of a table with the key of each, as in "version | raised: raised_at"; keys lead into inner objects
-        by dots. wide: further ones, shown on request. texts: headings of free text, which may be shortened.
+        by dots, and may say how the value is written, as in "reasons: skipped as pairs". wide: further ones, shown on request. texts: headings of free text, which may be shortened.
     rows: where in the result the rows of the table are, by dots; the result itself unless given.
     facts: headings and keys of what is shown once, before the rows or alone.
     newest: key of the time by which the rows are ordered, the newest first.
-    empty: sentence for a table without rows. text: sentence instead of a table. Both may name arguments and fields of
+    empty: sentence for a table without rows; a part in brackets, as in "[ of {kind}]", stands where that is given. text: sentence instead of a table. Both may name arguments and fields of
         the result in braces; `{result}` is the result.
+    failure: fields of the result, one of which that is neither empty nor 0 makes the exit code 1; with a sentence after the
+        field, as in "damaged: {model} is damaged", that is said in place of all else.
     page: path of the console's page that shows more, as in "monitors/{model}".
     """
 
@@ -69,4 +75,5 @@ class View:
     newest: str = ""
     empty: str = ""
     text: str = ""
+    failure: str = ""
     page: str = ""

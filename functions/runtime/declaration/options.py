@@ -104,7 +104,7 @@ def checked_commands(signature: Signature, options: Mapping[str, Any]) -> tuple[
     arguments = signature.input_schema.get("properties", {}) if commands else {}
     view = options.get("view")
     known = {*arguments, *signature.output_schema.get("properties", {}), "result"} if view else set()
-    for text in (view.text, view.empty, view.page) if view else ():
+    for text in (view.text, view.empty, view.page, view.failure) if view else ():
         if unknown := sorted({name for _, name, _, _ in Formatter().parse(text) if name} - known):
             raise DeclarationError(
                 f"{signature.name}: view names {unknown} in {text!r}; there are {', '.join(sorted(known))}"

@@ -137,9 +137,9 @@ def test_a_function_without_a_command_takes_its_arguments_as_flags(platform: Any
     ("command", "wrong"),
     [
         ("rollout end MODEL", "names the arguments ['model']"),
-        ("cook it now", "is not one or two words"),
-        ("Cook", "is not one or two words"),
-        ("", "is not one or two words"),
+        ("cook it now again", "is not one to three words"),
+        ("Cook", "is not one to three words"),
+        ("", "is not one to three words"),
         ("cook size=3", "names the arguments ['size']"),
     ],
 )
