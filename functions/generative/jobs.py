@@ -98,7 +98,7 @@ def register_prompt(
     timeout_s=120,
     command="prompts list MODEL",
     view=View(
-        columns="version | on: parent | aliases | prompt: prompt.messages.0.content | author | created: created_at",
+        columns="version | on: parent | aliases | prompt: prompt.messages?.0.content | author | created: created_at",
         wide="description",
         texts="prompt | description",
         empty="{model} has no prompts",

@@ -114,7 +114,7 @@ def audit_model(model: Model) -> AuditResult:
     role="viewer",
     command="models history MODEL",
     view=View(
-        columns="entry: number | at | actor | change: body.kind | version: body.version as {version} | reason: body.reason",
+        columns="entry: number | at | actor | change: body.kind? | version: body.version? as {version} | reason: body.reason?",
         wide="all that was written: body",
         texts="reason",
         newest="number",

@@ -105,16 +105,20 @@ def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -
         allow_abbrev=False,
         conflict_handler="resolve",  # -o is left where an argument of the function is called output
     )
-    fixed, flags = dict(command["fixed"]), dict(command.get("flags", ()))
+    fixed = dict(command["fixed"])
     by_name = {option["name"]: option for option in table["options"]}
     lists = _lists(table)
     for argument in (OUTPUT, JSON, *([limit()] if lists else [])):
         parser.add_argument(*argument.names, **argument.options)
     for named in command["positional"]:
-        _add_option(parser, by_name[named])
+        _add_option(parser, by_name[named], flag=False)
     for named, option in by_name.items():
-        if named not in fixed and named not in command["positional"] and not (lists and named == "limit"):
-            _add_option(parser, option, flag=flags.get(named, f"--{named.replace('_', '-')}"))
+        if (
+            named not in fixed
+            and named not in command["positional"]
+            and not (named == "limit" and _is_page(table))
+        ):
+            _add_option(parser, option, flag=True)
     parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
 
 
@@ -122,6 +126,13 @@ def _lists(table: Table) -> bool:
     """Whether a result is shown as the rows of a table alone, of which `--limit` says how many."""
     view = table["view"] or {}
     return bool(view.get("columns") and not view.get("facts"))
+
+
+def _is_page(table: Table) -> bool:
+    """Whether a resource is asked for no more rows than are shown; what a project's function calls its limit is its own."""
+    return bool(
+        table.get("route") and _lists(table) and any(option["name"] == "limit" for option in table["options"])
+    )
 
 
 def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -148,12 +159,11 @@ def _flags(function: str, schema: Mapping[str, Any]) -> Parser:
     for option in map(asdict, options(schema)):
         must = ", required" if option["required"] else ""
         text = f"{types[option['name']]}{must}: {option['help'] or 'without a description'}"
-        shown = option | {"required": False, "help": text}  # some may be in --json
-        _add_option(parser, shown, flag=f"--{option['name'].replace('_', '-')}")
+        _add_option(parser, option | {"required": False, "help": text}, flag=True)  # some may be in --json
     return parser
 
 
-def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: str = "") -> None:
+def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, flag: bool) -> None:
     """Add an argument of a function to the parser of a command, by position or as a flag."""
     name, kind = option["name"], option["kind"]
     default = option["default"].strip('"')
@@ -176,7 +186,7 @@ def _add_option(parser: argparse.ArgumentParser, option: Mapping[str, Any], *, f
     dest = f"{_PREFIX}{name}"
     if flag:
         taken |= {"required": option["required"], "dest": dest}
-        parser.add_argument(flag, **taken)
+        parser.add_argument(f"--{name.replace('_', '-')}", **taken)
     else:
         if not option["required"]:
             taken["nargs"] = "*" if option["several"] else "?"
@@ -190,7 +200,7 @@ def _arguments_of(parsed: Mapping[str, Any]) -> dict[str, Any]:
 
 def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> int:
     arguments = _arguments_of(vars(given)) | dict(fixed)
-    if _lists(table) and any(option["name"] == "limit" for option in table["options"]):
+    if _is_page(table):
         arguments["limit"] = given.limit + 1  # one more tells that there are more
     vars(given).update(
         {name: arguments[name] for name in KINDS if name in arguments}
@@ -216,8 +226,7 @@ def _send(client: Client, table: Table, arguments: Mapping[str, Any]) -> Any:
         return call(client, table["function"], rest)
     path = re.sub(r"\{(\w+)\}", lambda named: quote(str(rest.pop(named[1])), safe=""), route["path"])
     sent = {"params" if route["method"] in {"GET", "DELETE"} else "body": rest}
-    answer = client.send(route["method"], path, **sent)
-    return answer.json() if answer.content else None
+    return client.send(route["method"], path, **sent).json()
 
 
 def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[str, Any]) -> None:

@@ -50,18 +50,21 @@ class Column:
     def of(self, row: Any) -> Any:
         """The value of this column in `row`."""
         if not isinstance(self.source, str):
-            return self.source(row)
+            return _written(self.source(row), self.form)
         found = row
         for key in self.source.split("."):
+            name = key.removesuffix("?")
             if isinstance(found, list):
-                found = found[int(key)] if int(key) < len(found) else None
-            else:
-                found = found.get(key) if isinstance(found, dict) else None
-        return _written(found, self.form) if self.form else found
+                found = found[int(name)] if int(name) < len(found) else None
+            elif found is not None:
+                found = found.get(name) if name != key else found[name]
+        return _written(found, self.form)
 
 
 def _written(content: Any, form: str) -> Any:
     """A value in the form of its column; a list by its members, an object by its fields where the form names some."""
+    if not form:
+        return content
     form, _, absent = form.partition(" or ")
     if content is None:
         return absent or None
@@ -69,10 +72,10 @@ def _written(content: Any, form: str) -> Any:
         return _FORMS[form](content)
     if isinstance(content, list):
         return [_written(each, form) for each in content]
-    if isinstance(content, dict) and "{key}" in form:
-        return [form.format_map({"key": key, **row}) for key, row in content.items()]
     if isinstance(content, dict):
-        return form.format_map(content)
+        members = content.items() if "{key}" in form else ()
+        rows = [form.format_map({"key": key, **row}) for key, row in members]
+        return rows if "{key}" in form else form.format_map(content)
     return content if _NAMED.search(form) else form.format(content)
 
 
@@ -105,7 +108,7 @@ def columns(
     """Columns by their headings, as in `columns("ID: id | status | CPU, s: receipt.cpu_s")`.
 
     After a heading stands the key of the row, which may lead into inner objects; a heading that is the key stands alone.
-    After the key may stand its form: `as count`, `pairs` (loss=0.5), `words`, `json`, `age` (of seconds), or a format such
+    A key that ends with `?` may be missing. After the key may stand its form: `as count`, `pairs` (loss=0.5), `words`, `json`, `age` (of seconds), or a format such
     as `as {:.1%}` and, for objects and lists of them, `as {model}@{version}`, in which {key} is the name of each; what is
     shown where there is nothing may follow, as in `as {:g} days or for ever`.
     wide: further columns, which only `-o wide` prints. texts: headings of columns that hold free text. values: what makes
@@ -121,11 +124,6 @@ def columns(
     if unknown := set(free) - {each.heading for each in found}:
         raise ValueError(f"no column has the heading {sorted(unknown)}")
     return tuple(found)
-
-
-def percent(share: float | None) -> str | None:
-    """A part of a whole in per cent; None stays None."""
-    return None if share is None else f"{share:.2%}"
 
 
 def newest_first(rows: Rows, field: str = "created_at") -> list[Any]:

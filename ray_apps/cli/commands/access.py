@@ -251,11 +251,7 @@ _TOKENS = columns(
     "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
     " | revoked: revoked_at",
     wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
-    " | tokens/min: limits.tokens_per_minute | tier: limits.service_tier | ID: id",
-    values={  # left out where there is none
-        "tokens/min": lambda row: row["limits"].get("tokens_per_minute"),
-        "tier": lambda row: row["limits"].get("service_tier"),
-    },
+    " | tokens/min: limits.tokens_per_minute? | tier: limits.service_tier? | ID: id",
 )
 _AUDIT = columns(
     "at | kind | who | what | status | times: count | workspace | detail",
