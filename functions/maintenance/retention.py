@@ -309,7 +309,7 @@ class Walk:
         gone = {each for each, record in zip(invocations, found, strict=True) if record is None}
         all_at_once([partial(self._ledger.complete_deletion, each) for each in gone])
         aged = [record for record in records if self._is_old(record)]
-        needed = self._of_open_parents(aged)
+        needed = self._of_parents_to_replay(aged)
         old = [record.id for record in aged if record.id not in needed]
         self._ledger.delete_ended(old)
         self.deleted += len(old)
@@ -318,15 +318,19 @@ class Walk:
             self._kept(record)
         return [record.id for record in rest]
 
-    def _of_open_parents(self, records: Sequence[Record]) -> set[str]:
-        """Find those that a workflow submitted which has not ended: its replay names their keys again, and must not run them again."""
+    def _of_parents_to_replay(self, records: Sequence[Record]) -> set[str]:
+        """Find those that a workflow submitted which is there and has not succeeded: it may go on, or be redriven, and its replay
+        names their keys again, which must not run them again.
+        """
         parents = {record.id: match[1] for record in records if (match := _CHILD.fullmatch(record.key or ""))}
         names = list(dict.fromkeys(parents.values()))
         found = all_at_once([partial(self._ledger.find, name) for name in names])
-        running = {
-            name for name, record in zip(names, found, strict=True) if record is not None and not record.ended
+        replayed = {
+            name
+            for name, record in zip(names, found, strict=True)
+            if record is not None and record.status != "succeeded"
         }
-        return {child for child, parent in parents.items() if parent in running}
+        return {child for child, parent in parents.items() if parent in replayed}
 
     def _is_old(self, record: Record) -> bool:
         return record.ended and (record.finished_at or record.submitted_at) < self._before

@@ -14,7 +14,10 @@ from tests.conditions.faults import Fault, FaultyStore, KilledError, Verb, run_c
 from toque.functions import Context, function
 from toque.functions.maintenance.retention import Walk, _drop_invocations
 from toque.functions.runtime.durable.ledger import DeadLetters, Ledger
+from toque.functions.runtime.durable.slots import refused_entry
 from toque.functions.runtime.durable.store_requests import READERS
+from toque.functions.runtime.durable.values import put_value
+from toque.functions.runtime.errors import DeclarationError
 from toque.registry import utc_now
 from toque.registry.journal.deletions import deleted_journals
 from toque.registry.store import FolderStore, ObjectStore
@@ -143,26 +146,37 @@ def test_a_large_value_goes_with_the_last_that_names_it(tmp_path: Path, nights: 
     assert young.arguments(young.read(recent)) == {"text": texts["c"]}
 
 
-def test_what_a_workflow_submitted_stays_as_long_as_the_workflow_is_open(tmp_path: Path) -> None:
+@pytest.mark.parametrize("state", ["open", "dead", "cancelled", "succeeded"])
+def test_what_a_workflow_submitted_stays_as_long_as_the_workflow_may_be_replayed(
+    tmp_path: Path, state: str
+) -> None:
     """A replay names its children's keys again: one that was deleted would run a second time."""
     days, store = timedelta(days=-40), FolderStore(tmp_path / "store")
     client = Ledger(store, actor="client", clock=lambda: utc_now() + days)
-    parents = [client.submit(note, {"text": f"workflow {number}"}) for number in range(2)]
-    children = [client.submit(note, {"text": "charge"}, key=f"{parent}/0") for parent in parents]
+    parent, old = (client.submit(note, {"text": f"workflow {number}"}) for number in range(2))
+    child, of_old = (client.submit(note, {"text": "charge"}, key=f"{name}/0") for name in (parent, old))
+    grandchild = client.submit(note, {"text": "ship"}, key=f"{child}/0")
     alike = client.submit(note, {"text": "charge"}, key="order/7")  # a caller's own key, of no workflow
-    for ended in (*children, alike, parents[1]):
+    invocations = (parent, child, grandchild, old, of_old, alike)
+    for ended in invocations[1:]:
         client.cancel(ended)
-    context = Context(store, store.url, actor="ada")
-    for _ in range(2):
-        _drop_invocations(context, utc_now() - timedelta(days=DAYS))
-        reader = Ledger(store, actor="reader")
-        there = [name for name in (*parents, *children, alike) if reader.find(name) is not None]
-        assert there == [parents[0], children[0]]
-    client.cancel(parents[0])
     days = timedelta()
-    _drop_invocations(context, utc_now() + timedelta(days=1))
-    reader = Ledger(store, actor="reader")
-    assert [name for name in (parents[0], children[0]) if reader.find(name) is not None] in (
-        [],
-        [children[0]],
-    )
+    if state == "succeeded":
+        client.follow(parent).append(lambda _: {"kind": "succeeded", "result": put_value(store, None)})
+    elif state == "dead":
+        client.follow(parent).append(lambda _: refused_entry(DeclarationError("no room")))
+    elif state == "cancelled":
+        client.cancel(parent)
+    assert client.read(parent).status == ("queued" if state == "open" else state)
+    context, reader = Context(store, store.url, actor="ada"), Ledger(store, actor="reader")
+    for _ in range(3):  # a child goes after its parent
+        _drop_invocations(context, utc_now() - timedelta(days=DAYS))
+        there = [name for name in invocations if reader.find(name) is not None]
+        assert set(there) >= {parent} | ({child, grandchild} if state != "succeeded" else set())
+    assert there == ([parent] if state == "succeeded" else [parent, child, grandchild])
+    if state == "dead":
+        client.redrive(parent)
+    client.cancel(parent)
+    for _ in range(3):
+        _drop_invocations(context, utc_now() + timedelta(days=1))
+    assert [name for name in invocations if reader.find(name) is not None] == []
