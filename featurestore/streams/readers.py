@@ -265,12 +265,14 @@ def _positions(given: Sequence[bytes | str]) -> np.ndarray[Any, np.dtype[np.int6
 
 
 def _position(given: bytes | str) -> int:
-    """Pack an entry's id into one integer. Raises: UnreadableSource for one that Redis would not have made."""
+    """Pack an entry's id into one integer. Raises: UnreadableSource for one that does not fit."""
     text = given.encode() if isinstance(given, str) else given
     milliseconds, number = map(int, text.split(b"-"))
     if number >= _NUMBERS or milliseconds >= _MILLISECONDS:
         raise UnreadableSource(
-            f"Redis stream: entry {_text(given)} has an id that is not Redis's own; let XADD make it, with '*'"
+            f"Redis stream: the id of entry {_text(given)} is beyond {_NUMBERS - 1} within its millisecond, or beyond the year 2248: "
+            "XADD was given it, or '*' made it on a server whose clock had been ahead. Delete the entry or set its clock right, then "
+            "replay the stream from the time of the next one"
         )
     return (milliseconds << _NUMBER_BITS) | number
 

@@ -298,14 +298,14 @@ def test_whose_times_count_is_part_of_a_topics_description() -> None:
     assert KafkaTopic("t", "h:1", producer_time=True).describe()["producer_time"] is True
 
 
-def test_an_id_that_redis_did_not_make_is_refused(
+def test_an_id_beyond_what_a_position_holds_is_refused(
     redis_url: str, connect: Callable[[StreamReader], Connection]
 ) -> None:
     client: Any = redis.Redis.from_url(redis_url)
     client.xadd("odd", {"event": b"{}"}, id="5-99999999")
     connection = connect(RedisStream("$EVENTS", "odd"))
     connection.assign({0: None})
-    with pytest.raises(UnreadableSource, match="5-99999999 has an id that is not Redis's own"):
+    with pytest.raises(UnreadableSource, match="5-99999999 is beyond 1048575 within its millisecond"):
         connection.poll(timeout_s=1, limit=10)
 
 
