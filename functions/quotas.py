@@ -15,6 +15,7 @@ from toque.functions.runtime import catalog
 from toque.functions.runtime.admission.request import EVERYONE, MAX_SHARE, Quota, QuotaRequest
 from toque.functions.runtime.admission.rule import admission_order, schedule
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.durable.invocation import ledger_of
 from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.durable.slots import QuotaSlots, allotment_in, quotas_in
@@ -27,7 +28,8 @@ class Admission(BaseModel):
     """Experiment that runs or waits.
 
     workers, cpus, gpus, card: what it takes, the numbers of all workers together; since: when it was submitted; started_at: when
-    its present run began; yields: whether it was asked to yield; waits_for: what it waits for, None while it runs.
+    its present run began; yields: whether it was asked to yield; waits_for: what it waits for, None while it runs; state: that,
+    or "runs" or "yields".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +49,7 @@ class Admission(BaseModel):
     started_at: datetime | None = None
     yields: bool = False
     preemptions: int = 0
+    state: str = "runs"
 
 
 class Budget(BaseModel):
@@ -183,7 +186,17 @@ def budgets() -> list[Budget]:
     ]
 
 
-@function(http=True, role="viewer", in_thread=True)
+@function(
+    http=True,
+    role="viewer",
+    in_thread=True,
+    command="invocations queue",
+    view=View(
+        columns="invocation | function | team | GPUs: gpus | CPUs: cpus | priority | submitted: since | waits for: state",
+        wide="caller | workers | card | preemptible | started: started_at | preemptions",
+        empty="no experiment runs or waits",
+    ),
+)
 def admissions() -> list[Admission]:
     """List the running experiments of this workspace, and the waiting ones in the order of their start."""
     ledger, slots = ledger_of(context()), _slots()
@@ -231,4 +244,5 @@ def _admission(record: Record, request: QuotaRequest, waits_for: str | None) -> 
         started_at=request.started_at,
         yields=request.yielding,
         preemptions=record.preemptions,
+        state=waits_for or ("yields" if request.yielding else "runs"),
     )

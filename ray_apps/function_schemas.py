@@ -49,7 +49,7 @@ def type_name(schema: Mapping[str, Any]) -> str:
     return str(schema.get("format") or schema.get("type", "any value"))
 
 
-Kind = Literal["text", "integer", "number", "boolean", "json", "integer or text"]
+Kind = Literal["text", "integer", "number", "boolean", "json", "integer or text", "number or text"]
 _KINDS: dict[str, Kind] = {"string": "text", "integer": "integer", "number": "number", "boolean": "boolean"}
 
 
@@ -90,7 +90,7 @@ def read_text(option: Option, text: str) -> Any:
 
 
 def _read(kind: Kind, text: str) -> Any:
-    if kind == "text" or (kind == "integer or text" and not text.isdecimal()):
+    if kind in {"text", "number or text"} or (kind == "integer or text" and not text.isdecimal()):
         return text
     if kind == "boolean":
         return text == "true"
@@ -113,8 +113,8 @@ def _kind(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> tuple[Ki
     """Find how a command line reads a value of a schema, and whether it takes several."""
     alternatives = [one for one in schema.get("anyOf", [schema]) if one.get("type") != "null"]
     kinds = {_scalar(one, definitions) for one in alternatives}
-    if kinds == {"integer", "text"}:
-        return "integer or text", False
+    if kinds in ({"integer", "text"}, {"number", "text"}):
+        return ("integer or text" if "integer" in kinds else "number or text"), False
     if len(alternatives) == 1 and alternatives[0].get("type") == "array":
         item = _scalar(alternatives[0].get("items", {}), definitions)
         return ("json", False) if item in {"json", "boolean"} else (item, True)

@@ -25,6 +25,7 @@ from toque.functions.model_formats.formats import PROGRAM_FILE
 from toque.functions.model_formats.load import load_version, torch_threads
 from toque.functions.prediction_log.reading.exact import ExactRow, exact_rows, newest_rows
 from toque.functions.runtime.context import context
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, Registry
 from toque.registry.models import Signature
@@ -75,7 +76,19 @@ class ReplayResult(BaseModel):
     first: tuple[Difference, ...] = ()
 
 
-@function(http=True, timeout_s=3600, max_concurrency=1)
+@function(
+    http=True,
+    timeout_s=3600,
+    max_concurrency=1,
+    command="monitor replay MODEL",
+    view=View(
+        facts="model | version | rows read: rows | equal | different | not scored again: skipped as pairs",
+        wide="beside rows that are not in the log: filled",
+        rows="first",
+        columns="prediction: prediction_id | output | rows in its batch: batch_rows | logged | replayed",
+        failure="different",
+    ),
+)
 def replay_predictions(
     model: Model,
     version: Annotated[

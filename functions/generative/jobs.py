@@ -92,7 +92,18 @@ def register_prompt(
     return _shown(registry, made)
 
 
-@function(http=True, role="viewer", timeout_s=120)
+@function(
+    http=True,
+    role="viewer",
+    timeout_s=120,
+    command="prompts list MODEL",
+    view=View(
+        columns="version | on: parent | aliases | prompt: prompt.messages?.0.content | author | created: created_at",
+        wide="description",
+        texts="prompt | description",
+        empty="{model} has no prompts",
+    ),
+)
 def list_prompts(model: Model) -> list[PromptVersion]:
     """List the versions of a language model with their prompts, the newest first. Raises: NotFound."""
     registry = context().registry()

@@ -13,11 +13,13 @@ from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from toque.functions.prediction_log import LABELS_TABLE
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import INDEX
 from toque.functions.runtime.durable.record import Record
@@ -34,6 +36,30 @@ _PREDICTED = ("predictions/", "predictions_large/", "scores/")
 _UNUSED_FOR = timedelta(days=1)
 PROGRESS = "queues/retention.json"
 _CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id
+
+_AGES = " In days, or as 90d, 12w or 1y, at least a day; for ever unless given."
+_SHOWN = View(
+    facts=" | ".join(
+        f"{kind}: {kind} as {{:g}} days or for ever"
+        for kind in ("predictions", "labels", "invocations", "reports")
+    )
+)
+
+
+def _days(age: object) -> object:
+    """Read an age such as 90d, 12w or 1y as days."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([dwy]?)", age) if isinstance(age, str) else None
+    if match:
+        return float(match[1]) * {"": 1, "d": 1, "w": 7, "y": 365}[match[2]]
+    if isinstance(age, str):
+        raise PydanticCustomError("age", "{age} is no age; write days, or 90d, 12w or 1y", {"age": repr(age)})
+    return age
+
+
+Age = Annotated[
+    Annotated[float, Field(ge=1, le=36_500)] | None,
+    BeforeValidator(_days, json_schema_input_type=float | str | None),
+]
 
 
 class Retention(BaseModel):
@@ -74,47 +100,22 @@ def _fold_entry(_: Retention, entry: Entry) -> Retention:
     return Retention.model_validate(entry.body["keep"])
 
 
-@function(http=True, role="admin")
+@function(http=True, role="admin", command="privacy retention set", view=_SHOWN)
 def set_retention(
     predictions: Annotated[
-        float | None,
-        Field(
-            ge=1,
-            le=36_500,
-            description=(
-                "Days that predictions and the scores of their answers are kept after the day they were made, "
-                "at least 1; for ever unless given."
-            ),
-        ),
+        Age,
+        Field(description="Age to which predictions and the scores of their answers are kept." + _AGES),
     ] = None,
-    labels: Annotated[
-        float | None,
-        Field(
-            ge=1,
-            le=36_500,
-            description=(
-                "Days that labels are kept after the day they were received, at least 1; for ever unless given."
-            ),
-        ),
-    ] = None,
+    labels: Annotated[Age, Field(description="Age to which labels are kept." + _AGES)] = None,
     invocations: Annotated[
-        float | None,
+        Age,
         Field(
-            ge=1,
-            le=36_500,
-            description=(
-                "Days that ended invocations are kept, with arguments, results and logs, and cached results, "
-                "at least 1; for ever unless given."
-            ),
+            description="Age to which ended invocations are kept, with their results and logs, and cached results."
+            + _AGES
         ),
     ] = None,
     reports: Annotated[
-        float | None,
-        Field(
-            ge=1,
-            le=36_500,
-            description="Days that reports are kept after they were last written, at least 1; for ever unless given.",
-        ),
+        Age, Field(description="Age to which reports are kept after they were last written." + _AGES)
     ] = None,
 ) -> Retention:
     """Set the days that this workspace keeps each kind of data, in place of the setting before.
@@ -126,7 +127,7 @@ def set_retention(
     return kept
 
 
-@function(http=True, role="viewer")
+@function(http=True, role="viewer", command="privacy retention show", view=_SHOWN)
 def retention() -> Retention:
     """Read the days that this workspace keeps each kind of data; None: for ever."""
     return _setting(context()).refresh()

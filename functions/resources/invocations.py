@@ -58,7 +58,17 @@ class InvocationState(BaseModel):
     result: Any = None
 
 
-@function(route="GET /invocations", role="viewer")
+@function(
+    route="GET /invocations",
+    role="viewer",
+    command="invocations list",
+    view=View(
+        columns="ID: id | function | status | submitted: submitted_at",
+        wide="caller | attempts | key | finished: finished_at | arguments",
+        texts="arguments",
+        empty="there is no invocation[ in the state {state}]",
+    ),
+)
 def list_invocations(
     state: Annotated[InvocationStatus | None, Field(description="Only those in this state.")] = None,
     function: Annotated[
@@ -89,7 +99,20 @@ def list_invocations(
     return [state_of_record(record, used) for record in records]
 
 
-@function(route="GET /invocations/{invocation}", role="viewer")
+@function(
+    route="GET /invocations/{invocation}",
+    role="viewer",
+    command="invocations show INVOCATION",
+    view=View(
+        facts="ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at | "
+        "finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | "
+        "error: failure as {type}: {message} | result: result as json | queue, s: receipt.queue_s | run, s: receipt.run_s | "
+        "CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
+        wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
+        texts="arguments | steps done | error | result | progress",
+        page="invocations/{invocation}",
+    ),
+)
 def get_invocation(invocation: InvocationId) -> InvocationState:
     """Read the state of an invocation, and its result."""
     return state_of(Invocation[Any](invocation, context()))

@@ -13,9 +13,9 @@ from toque.functions.arguments import Model, Name, Number, Reason, Time, Version
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
-from toque.registry import Damaged, ModelState, ModelVersion, NotFound, Registry
+from toque.registry import Damaged, Dependent, ModelState, ModelVersion, NotFound, Registry, TableSnapshot
 from toque.registry.models.decisions import UNCHECKED
-from toque.registry.models.traffic import CHAMPION
+from toque.registry.models.traffic import CHAMPION, Arm
 
 Alias = Annotated[Name, Field(description="Name of an alias of the model, such as champion.")]
 NumberOrAlias = Annotated[Name, Field(description="Number of a version, or an alias that points to one.")]
@@ -86,7 +86,21 @@ class Waiting(BaseModel):
     unmet: list[str]
 
 
-@function(route="POST /models/{model}/audit")
+class DependentVersion(Dependent):
+    """A version that was made from something, with all arms of its model's traffic that it answers."""
+
+    arms: list[str]
+    created_at: datetime
+
+
+@function(
+    route="POST /models/{model}/audit",
+    command="models audit MODEL",
+    view=View(
+        text="{model}: {entries} entries and {blobs} files ({size_bytes} bytes) are as they were written",
+        failure="damaged: {model} is damaged: {damaged}",
+    ),
+)
 def audit_model(model: Model) -> AuditResult:
     """Verify the model's hash chain and every file and signature, which reads all of them."""
     try:
@@ -95,7 +109,18 @@ def audit_model(model: Model) -> AuditResult:
         return AuditResult(damaged=str(damage))
 
 
-@function(route="GET /models/{model}/history", role="viewer")
+@function(
+    route="GET /models/{model}/history",
+    role="viewer",
+    command="models history MODEL",
+    view=View(
+        columns="entry: number | at | actor | change: body.kind? | version: body.version? as {version} | reason: body.reason?",
+        wide="all that was written: body",
+        texts="reason",
+        newest="number",
+        empty="nothing was changed of {model}",
+    ),
+)
 def model_history(
     model: Model,
     limit: Annotated[int, Field(ge=1, le=10_000, description="Number of entries at most.")] = 100,
@@ -289,8 +314,46 @@ def versions_to_approve(
     return list(islice(chain(rest, others), limit))
 
 
+@function(
+    http=True,
+    role="viewer",
+    in_thread=True,
+    command="models made-from SOURCE",
+    view=View(
+        columns="model | version | aliases | serves as: arms | created: created_at",
+        newest="created_at",
+        empty="no version was made from {source}",
+    ),
+)
+def versions_made_from(
+    source: Annotated[
+        str,
+        Field(
+            description="A table as TABLE@VERSION, the id of a run, or a digest of code or a feature view."
+        ),
+    ],
+) -> list[DependentVersion]:
+    """List the versions that depend on a piece of data or code."""
+    name, at, number = source.rpartition("@")
+    piece = TableSnapshot(name=name, version=int(number)) if at and number.isdecimal() else source
+    found = _registry().dependents(piece)
+    states = {each.model: _registry().get_model(each.model) for each in found}
+    return [
+        DependentVersion(
+            **each.model_dump(),
+            arms=[arm.name for arm in _arms(states[each.model]) if arm.version == each.version],
+            created_at=states[each.model].versions[each.version].created_at,
+        )
+        for each in found
+    ]
+
+
 def _registry() -> Registry:
     return context().registry()
+
+
+def _arms(state: ModelState) -> tuple[Arm, ...]:
+    return state.traffic.arms if state.traffic else ()
 
 
 def _number_or_alias(text: str) -> int | str:

@@ -29,6 +29,7 @@ from toque.ray_apps.cli.arguments import (
     read_json,
 )
 from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.errors import Failed
 from toque.ray_apps.cli.names import KINDS, require_model
 from toque.ray_apps.cli.output import (
     Column,
@@ -46,12 +47,19 @@ from toque.ray_apps.function_schemas import command_table, options, parameters
 TABLE = Path(__file__).with_name("commands.json")
 _READERS: dict[str, Callable[[str], Any]] = {
     "text": str,
+    "number or text": str,
     "integer": int,
     "number": float,
     "json": read_json,
     "integer or text": lambda text: int(text) if text.isdecimal() else text,
 }
-_METAVARS = {"integer": "N", "number": "X", "json": "JSON", "integer or text": "VALUE"}
+_METAVARS = {
+    "integer": "N",
+    "number": "X",
+    "json": "JSON",
+    "integer or text": "VALUE",
+    "number or text": "VALUE",
+}
 _SHOWN: dict[str, str] = {"model": MODEL.options["help"], "version": VERSION.options["help"]}
 _SHORT = 60  # characters of a default that help shows
 _PREFIX = "argument:"  # a function may have arguments that are called as what the command line itself parses
@@ -72,9 +80,11 @@ def register(commands: Commands, tables: Iterable[Table]) -> None:
     for table in tables:
         for command in table["commands"]:
             *outer, name = command["words"]
-            if outer and outer[0] not in commands.choices:
-                group(commands, outer[0], f"Commands of functions: {outer[0]}.")
-            place = find_group(commands, outer[0]) if outer else commands
+            place: Commands | None = commands
+            for word in outer:
+                if place is not None and word not in place.choices:
+                    group(place, word, f"Commands of functions: {word}.")
+                place = None if place is None else find_group(place, word)
             if place is not None and name not in place.choices:
                 _add(place, name, table, command)
 
@@ -97,16 +107,32 @@ def _add(place: Commands, name: str, table: Table, command: Mapping[str, Any]) -
     )
     fixed = dict(command["fixed"])
     by_name = {option["name"]: option for option in table["options"]}
-    view = table["view"] or {}
-    lists = view.get("columns") and not view.get("facts")
+    lists = _lists(table)
     for argument in (OUTPUT, JSON, *([limit()] if lists else [])):
         parser.add_argument(*argument.names, **argument.options)
     for named in command["positional"]:
         _add_option(parser, by_name[named], flag=False)
     for named, option in by_name.items():
-        if named not in fixed and named not in command["positional"]:
+        if (
+            named not in fixed
+            and named not in command["positional"]
+            and not (named == "limit" and _is_page(table))
+        ):
             _add_option(parser, option, flag=True)
     parser.set_defaults(command=partial(_run, table=table, fixed=fixed))
+
+
+def _lists(table: Table) -> bool:
+    """Whether a result is shown as the rows of a table alone, of which `--limit` says how many."""
+    view = table["view"] or {}
+    return bool(view.get("columns") and not view.get("facts"))
+
+
+def _is_page(table: Table) -> bool:
+    """Whether a resource is asked for no more rows than are shown; what a project's function calls its limit is its own."""
+    return bool(
+        table.get("route") and _lists(table) and any(option["name"] == "limit" for option in table["options"])
+    )
 
 
 def parse_flags(function: str, schema: Mapping[str, Any], words: Sequence[str]) -> dict[str, Any]:
@@ -172,8 +198,10 @@ def _arguments_of(parsed: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(_PREFIX): value for name, value in parsed.items() if name.startswith(_PREFIX)}
 
 
-def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
+def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> int:
     arguments = _arguments_of(vars(given)) | dict(fixed)
+    if _is_page(table):
+        arguments["limit"] = given.limit + 1  # one more tells that there are more
     vars(given).update(
         {name: arguments[name] for name in KINDS if name in arguments}
     )  # for what explains a refusal
@@ -181,7 +209,14 @@ def _run(given: Given, *, table: Table, fixed: Mapping[str, str]) -> None:
         require_model(given)
     result = _send(given.client, table, arguments)
     defaults = {option["name"]: json.loads(option["default"] or "null") for option in table["options"]}
-    show(given, table["view"] or {}, result, defaults | arguments)
+    view = table["view"] or {}
+    known = defaults | arguments
+    failures = [field.partition(": ") for field in view.get("failure", "").split(" | ") if field]
+    failed = [sentence for field, _, sentence in failures if result[field]]
+    if said := next(filter(None, failed), ""):
+        raise Failed(said.format_map(known | result))
+    show(given, view, result, known)
+    return int(bool(failed))
 
 
 def _send(client: Client, table: Table, arguments: Mapping[str, Any]) -> Any:
@@ -205,13 +240,19 @@ def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[
     elif view.get("columns"):
         rows = _within(result, view.get("rows", ""))
         rows = newest_first(rows, view["newest"]) if view.get("newest") else rows
-        _show_rows(given, view, result, rows, view["empty"].format_map(known))
+        _show_rows(given, view, result, rows, _filled(view["empty"], known))
     elif view.get("facts"):
         facts(given.output, _columns(view, "facts"), result)
     else:
         _show_plainly(given, result)
     if view.get("page"):
         see_page(given.output, given.client.page(*view["page"].format_map(known).split("/")))
+
+
+def _filled(text: str, known: Mapping[str, Any]) -> str:
+    """A sentence with its names filled in; a part in brackets is left out where what it names is not given."""
+    shown = re.sub(r"\[([^][]*\{(\w+)\}[^][]*)\]", lambda part: part[1] if known.get(part[2]) else "", text)
+    return shown.format_map(known)
 
 
 def _show_rows(given: Given, view: Mapping[str, str], result: Any, rows: list[Any], empty: str) -> None:

@@ -29,6 +29,7 @@ _LARGE = 10_000.0  # from here on a rounded number would lose digits before the 
 _EXACT = 1e15  # from here on a float's own notation is the only honest one
 _TIME = re.compile(r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d)(:\d\d)?(\.\d+)?(?:Z|\+00:00)")
 _WORD = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|\S+")  # a date with its time is one word
+_NAMED = re.compile(r"\{\w")  # a field of an object, in the form of a column
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move the terminal's cursor
 
 
@@ -36,23 +37,65 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # a name may not move th
 class Column:
     """A column of a table, or a fact about one thing.
 
-    source: key of the row, with dots into inner objects, or what makes the value from the row. text: free text, which may
-    be shortened. wide: printed with `-o wide` only.
+    source: key of the row, with dots into inner objects and lists, or what makes the value from the row. text: free text,
+    which may be shortened. wide: printed with `-o wide` only. form: how the value is written, as in "count" or "{:.1%}".
     """
 
     heading: str
     source: str | Callable[[Any], Any]
     text: bool = False
     wide: bool = False
+    form: str = ""
 
     def of(self, row: Any) -> Any:
         """The value of this column in `row`."""
         if not isinstance(self.source, str):
-            return self.source(row)
+            return _written(self.source(row), self.form)
         found = row
         for key in self.source.split("."):
-            found = None if found is None else found[key]
-        return found
+            name = key.removesuffix("?")
+            if isinstance(found, list):
+                found = found[int(name)] if int(name) < len(found) else None
+            elif found is not None:
+                found = found.get(name) if name != key else found[name]
+        return _written(found, self.form)
+
+
+def _written(content: Any, form: str) -> Any:
+    """A value in the form of its column; a list by its members, an object by its fields where the form names some."""
+    if not form:
+        return content
+    form, _, absent = form.partition(" or ")
+    if content is None:
+        return absent or None
+    if form in _FORMS:
+        return _FORMS[form](content)
+    if isinstance(content, list):
+        return [_written(each, form) for each in content]
+    if isinstance(content, dict):
+        members = content.items() if "{key}" in form else ()
+        rows = [form.format_map({"key": key, **row}) for key, row in members]
+        return rows if "{key}" in form else form.format_map(content)
+    return content if _NAMED.search(form) else form.format(content)
+
+
+def span(seconds: float) -> str:
+    """A time as "2d 3h", "3h 20min" or "45s": its two greatest units."""
+    left, parts = round(seconds), []
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return " ".join(parts[:2]) or "0s"
+
+
+_FORMS: dict[str, Callable[[Any], Any]] = {
+    "count": len,
+    "pairs": lambda content: [f"{name}={value}" for name, value in content.items()],
+    "words": lambda content: str(content).replace("_", " "),
+    "json": lambda content: json.dumps(content, ensure_ascii=False),
+    "age": span,
+}
 
 
 Columns = Sequence[Column]
@@ -65,6 +108,9 @@ def columns(
     """Columns by their headings, as in `columns("ID: id | status | CPU, s: receipt.cpu_s")`.
 
     After a heading stands the key of the row, which may lead into inner objects; a heading that is the key stands alone.
+    A key that ends with `?` may be missing. After the key may stand its form: `as count`, `pairs` (loss=0.5), `words`, `json`, `age` (of seconds), or a format such
+    as `as {:.1%}` and, for objects and lists of them, `as {model}@{version}`, in which {key} is the name of each; what is
+    shown where there is nothing may follow, as in `as {:g} days or for ever`.
     wide: further columns, which only `-o wide` prints. texts: headings of columns that hold free text. values: what makes
     the value of a column from the row, by heading. Raises: ValueError if a heading of `texts` is that of no column.
     """
@@ -73,25 +119,18 @@ def columns(
     for part, hidden in ((shown, False), (wide, True)):
         for each in filter(None, part.split(" | ")):
             heading, _, key = each.partition(": ")
-            found.append(Column(heading, made.get(heading, key or heading), heading in free, hidden))
+            key, _, form = key.partition(" as ")
+            found.append(Column(heading, made.get(heading, key or heading), heading in free, hidden, form))
     if unknown := set(free) - {each.heading for each in found}:
         raise ValueError(f"no column has the heading {sorted(unknown)}")
     return tuple(found)
 
 
-def percent(share: float | None) -> str | None:
-    """A part of a whole in per cent; None stays None."""
-    return None if share is None else f"{share:.2%}"
-
-
-def pairs(field: str) -> Callable[[Any], list[str]]:
-    """What gives a field that holds values by name as a list: `loss=0.5`, `auc=0.75`."""
-    return lambda row: [f"{name}={content}" for name, content in row[field].items()]
-
-
 def newest_first(rows: Rows, field: str = "created_at") -> list[Any]:
     """Rows by the time in `field`, the newest first."""
-    return sorted(rows, key=lambda each: str(each[field]), reverse=True)
+    return sorted(
+        rows, key=lambda each: each[field] if isinstance(each[field], int) else str(each[field]), reverse=True
+    )
 
 
 def listing(

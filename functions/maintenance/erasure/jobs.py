@@ -48,6 +48,7 @@ from toque.functions.prediction_log.writing.lost_writers import KINDS
 from toque.functions.prediction_log.writing.stream import Stream
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration import Cron, Retries
+from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.durable.heartbeat import repeated
 from toque.functions.runtime.function import function
 from toque.registry import Dependent, ObjectStore, Registry, RegistryError, Table, TableSnapshot, utc_now
@@ -153,7 +154,16 @@ def preview_erasure(
     return preview(here.store, replace(traces, ids=frozenset(ids)))
 
 
-@function(http=True, role="admin")
+@function(
+    http=True,
+    role="admin",
+    command="privacy erasures",
+    view=View(
+        columns="id | by: requested_by | completed: completed_at | tables: tables as {key}: {rows} rows",
+        newest="completed_at",
+        empty="nothing was erased yet",
+    ),
+)
 def list_erasures() -> list[Certificate]:
     """List the certificates of this workspace's erasures, oldest request first."""
     return Erasures(context().store).certificates()

@@ -14,7 +14,10 @@ from toque.functions.runtime.errors import DeclarationError
 
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
 _PLACE = re.compile(r"[A-Z][A-Z0-9_]*")
-_MOST_WORDS = 2
+_MOST_WORDS = 3
+_FORM = re.compile(r": [^|]*? as ([^|]+?)(?= or | \| |$)")
+FORMS = ("count", "pairs", "words", "json", "age")
+"""Ways to write a value of a view: number of members, name=value, words for underscores, JSON, a time of so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +39,7 @@ class Command:
         )
         if len(words) + len(positional) + len(fixed) != len(parts) or not 1 <= len(words) <= _MOST_WORDS:
             raise DeclarationError(
-                f"{function}: command={text!r} is not one or two words in lower case, then ARGUMENTS in capitals and "
+                f"{function}: command={text!r} is not one to three words in lower case, then ARGUMENTS in capitals and "
                 "argument=value"
             )
         if unknown := sorted({*positional, *dict(fixed)} - set(arguments)):
@@ -52,12 +55,16 @@ class View:
     """How a result is shown by the command line; without one, objects are shown by their fields.
 
     columns: headings of a table with the key of each, as in "version | raised: raised_at"; keys lead into inner objects
-        by dots. wide: further ones, shown on request. texts: headings of free text, which may be shortened.
+        by dots, end with ? where they may be missing, and may say how the value is written: "reasons: skipped as pairs",
+        by `FORMS`, or "share: share as {:.1%} or none" by a format. wide: further ones, shown on request. texts: headings of
+        free text, which may be shortened.
     rows: where in the result the rows of the table are, by dots; the result itself unless given.
     facts: headings and keys of what is shown once, before the rows or alone.
     newest: key of the time by which the rows are ordered, the newest first.
-    empty: sentence for a table without rows. text: sentence instead of a table. Both may name arguments and fields of
-        the result in braces; `{result}` is the result.
+    empty: sentence for a table without rows; a part in brackets, as in "[ of {kind}]", stands where that is given.
+    text: sentence instead of a table. Both may name arguments and fields of the result in braces; `{result}` is the result.
+    failure: fields of the result, one of which that is neither empty nor 0 makes the exit code 1; with a sentence after the
+        field, as in "damaged: {model} is damaged", that is said in place of all else.
     page: path of the console's page that shows more, as in "monitors/{model}".
     """
 
@@ -69,4 +76,12 @@ class View:
     newest: str = ""
     empty: str = ""
     text: str = ""
+    failure: str = ""
     page: str = ""
+
+    def __post_init__(self) -> None:
+        forms = [form for part in (self.columns, self.wide, self.facts) for form in _FORM.findall(part)]
+        if unknown := [form for form in forms if form not in FORMS and "{" not in form]:
+            raise DeclarationError(
+                f"view: {unknown} is no way to write a value; there are {', '.join(FORMS)}, and formats such as {{:.1%}}"
+            )

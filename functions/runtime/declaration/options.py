@@ -104,7 +104,9 @@ def checked_commands(signature: Signature, options: Mapping[str, Any]) -> tuple[
     arguments = signature.input_schema.get("properties", {}) if commands else {}
     view = options.get("view")
     known = {*arguments, *signature.output_schema.get("properties", {}), "result"} if view else set()
-    for text in (view.text, view.empty, view.page) if view else ():
+    failures = view.failure.split(" | ") if view and view.failure else []
+    fields = [f"{{{each.partition(': ')[0]}}}" for each in failures]
+    for text in (view.text, view.empty, view.page, *failures, *fields) if view else ():
         if unknown := sorted({name for _, name, _, _ in Formatter().parse(text) if name} - known):
             raise DeclarationError(
                 f"{signature.name}: view names {unknown} in {text!r}; there are {', '.join(sorted(known))}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from toque.ray_apps.cli.arguments import Argument, Commands, Given, add, arg, flag, group, limit, repeatable
@@ -59,8 +58,6 @@ _QUEUE: tuple[Argument, ...] = (
     arg("--at-once N", "its experiments that may run at a time", type=int),
 )
 _LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE, _SERVICE_TIER)
-_DAYS = {"d": 1.0, "w": 7.0, "y": 365.0}
-_KINDS = ("predictions", "labels", "invocations", "reports")
 _ENTITY = repeatable("--entity KEY=VALUE", "join key of features, and its value")
 _UNIT = arg("--unit U", "unit of the traffic split, as in the predictions' `unit`")
 _TEXT = flag(
@@ -189,14 +186,7 @@ def register_privacy(commands: Commands) -> None:
         commands, "privacy", "Erase people's data, list what was erased, and set how long data is kept."
     )
     add(privacy, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
-    add(privacy, "erasures", _erasures, limit())
-    actions = group(privacy, "retention", "Show and set how long data about people is kept.")
-    add(actions, "show", _show)
-    kinds = [
-        arg(f"--{kind} AGE", f"how long {kind} are kept, as in 90d, 12w or 1y (default: for ever)")
-        for kind in _KINDS
-    ]
-    add(actions, "set", _set, *kinds)
+    group(privacy, "retention", "Show and set how long data about people is kept.")
 
 
 def _erase(given: Given) -> int:
@@ -220,36 +210,11 @@ def _erase(given: Given) -> int:
     return 1 if certificate["left"] or certificate["silent_writers"] else 0
 
 
-def _erasures(given: Given) -> None:
-    """List the certificates of erasures; for admins."""
-    found = newest_first(call(given.client, "list_erasures", {}), "completed_at")
-    listing(given.output, _ERASURES, found, empty="nothing was erased yet", limit=given.limit)
-
-
-def _show(given: Given) -> None:
-    """Show how long each kind of data is kept."""
-    facts(given.output, _RETENTION, call(given.client, "retention", {}))
-
-
-def _set(given: Given) -> None:
-    """Set how long each kind of data is kept, in place of the setting before; for admins."""
-    ages = {kind: getattr(given, kind) for kind in _KINDS}
-    keep = {kind: None if age is None else _days(kind, age) for kind, age in ages.items()}
-    facts(given.output, _RETENTION, call(given.client, "set_retention", keep))
-
-
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise UsageError(f"--entity {text!r} is not KEY=VALUE")
     return name, value
-
-
-def _days(kind: str, age: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([dwy])", age)
-    if found is None:
-        raise UsageError(f"--{kind} {age!r} is no age; write days, weeks or years, as in 90d, 12w or 1y")
-    return float(found[1]) * _DAYS[found[2]]
 
 
 def _places(preview: Any) -> list[dict[str, Any]]:
@@ -282,38 +247,11 @@ def _places(preview: Any) -> list[dict[str, Any]]:
     return tables + objects + staying + left
 
 
-def _rows(certificate: Any) -> str:
-    tables = certificate["tables"]
-    return ", ".join(f"{name}: {tables[name]['rows']} rows" for name in sorted(tables)) or "none"
-
-
-def _others(certificate: Any) -> str:
-    return (
-        ", ".join(f"{number} {place}" for place, number in sorted(certificate["removed"].items())) or "none"
-    )
-
-
-def _training_sets(certificate: Any) -> list[str]:
-    return [f"{each['name']}@{each['version']}" for each in certificate["training_sets"]]
-
-
-def _models(certificate: Any) -> list[str]:
-    return [f"{each['model']}@{each['version']}" for each in certificate["models"]]
-
-
-def _kept(kind: str) -> Any:
-    return lambda setting: "for ever" if setting[kind] is None else f"{setting[kind]:g} days"
-
-
 _TOKENS = columns(
     "name | grants | made by: created_by | made: created_at | last use: last_used_at | expires: expires_at"
     " | revoked: revoked_at",
     wide="requests/s: limits.rate_per_s | in flight: limits.max_in_flight"
-    " | tokens/min: limits.tokens_per_minute | tier: limits.service_tier | ID: id",
-    values={  # left out where there is none
-        "tokens/min": lambda row: row["limits"].get("tokens_per_minute"),
-        "tier": lambda row: row["limits"].get("service_tier"),
-    },
+    " | tokens/min: limits.tokens_per_minute? | tier: limits.service_tier? | ID: id",
 )
 _AUDIT = columns(
     "at | kind | who | what | status | times: count | workspace | detail",
@@ -327,14 +265,7 @@ _WORKSPACES = columns(
 )
 _PREVIEW = columns("place | goes | stays | why | whose", texts="why")
 _CERTIFICATE = columns(
-    "certificate: id | by: requested_by | holds until: holds_until | completed: completed_at | tables | others | "
-    "affected training sets | affected models | left | silent writers: silent_writers",
-    values={
-        "tables": _rows,
-        "others": _others,
-        "affected training sets": _training_sets,
-        "affected models": _models,
-    },
+    "certificate: id | by: requested_by | holds until: holds_until | completed: completed_at"
+    " | tables: tables as {key}: {rows} rows | others: removed as pairs | affected training sets: training_sets as {name}@{version}"
+    " | affected models: models as {model}@{version} | left | silent writers: silent_writers"
 )
-_ERASURES = columns("id | by: requested_by | completed: completed_at | tables", values={"tables": _rows})
-_RETENTION = columns(" | ".join(_KINDS), values={kind: _kept(kind) for kind in _KINDS})

@@ -26,7 +26,7 @@ from toque.ray_apps.cli.arguments import (
     limit,
     read_json,
 )
-from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.client import Client
 from toque.ray_apps.cli.declared import flags_help, parse_flags
 from toque.ray_apps.cli.errors import Failed, Unreachable, UsageError
 from toque.ray_apps.cli.output import (
@@ -34,14 +34,12 @@ from toque.ray_apps.cli.output import (
     chosen,
     columns,
     complain,
-    facts,
     facts_and_table,
     listing,
     message,
     newest_first,
     note,
     say,
-    see_page,
     value,
 )
 from toque.ray_apps.cli.transfer import invocation_bar
@@ -50,7 +48,6 @@ from toque.ray_apps.function_schemas import parameters, type_name
 POLL_S = 0.2
 FOLLOW_S = 0.5
 ENDED = frozenset({"succeeded", "dead", "cancelled"})
-STATES = ("queued", "running", "failed", "waiting", "succeeded", "dead", "cancelled")
 _OVERLAP_MS = 10_000  # as the runtime's own reader: another process may name its segment by an earlier moment
 _STORE_PRICES = ("store_reads_1000", "store_writes_1000")
 _PRICES_EXAMPLE = 'write TOQUE_PRICES=\'{"currency": "EUR", "cpu_hour": 0.04, "gpu_hour": 2}\''
@@ -66,7 +63,6 @@ _HERE = flag("--here", "run it in this process, without a platform")
 _RUN_KEY = arg("--key", "idempotency key: the same key gives the same answer")
 _SUBMIT_KEY = arg("--key", "idempotency key: the same key gives the same invocation")
 _WAIT = flag("--wait", "wait for the result and print it")
-_STATE = arg("--state", "only those in this state", choices=STATES)
 _SIGNAL = arg("name", "name of the signal that it waits for")
 _VALUE = arg("--json JSON", "the signal's value (default: true)", default="true")
 _FOLLOW = flag("-f --follow", "go on until it has ended; exit code 1 unless it succeeded")
@@ -110,11 +106,8 @@ def register(commands: Commands) -> None:
         "invocations",
         "List, show, cancel, redrive, purge and signal durable invocations; their logs, queue and costs.",
     )
-    add(actions, "list", _list, _STATE, limit())
-    add(actions, "show", _show, INVOCATION)
     add(actions, "signal", _signal, INVOCATION, _SIGNAL, _VALUE, json_option=False)
     add(actions, "logs", _logs, INVOCATION, _FOLLOW, _TIMES)
-    add(actions, "queue", _queue, limit(100))
     add(actions, "costs", _costs, _CPU, _GPU, limit(100))
 
 
@@ -241,19 +234,6 @@ def exit_code(invocation: dict[str, Any]) -> int:
     return 1
 
 
-def _list(given: Given) -> None:
-    """List invocations, the newest first."""
-    found = given.client.get("/invocations", state=given.state, limit=given.limit + 1)
-    state = f" in the state {given.state}" if given.state else ""
-    listing(given.output, _INVOCATIONS, found, empty=f"there is no invocation{state}", limit=given.limit)
-
-
-def _show(given: Given) -> None:
-    """Show one with its arguments, and its result or error."""
-    facts(given.output, _INVOCATION, given.client.get(f"/invocations/{given.invocation}"))
-    see_page(given.output, given.client.page("invocations", given.invocation))
-
-
 def _signal(given: Given) -> None:
     """Give a waiting one its signal: an approval, say."""
     path = f"/invocations/{given.invocation}/signals/{given.name}"
@@ -283,11 +263,6 @@ def _summary(function: dict[str, Any]) -> str:
 def _failure(invocation: dict[str, Any]) -> str | None:
     failure = invocation["failure"]
     return failure and f"{failure['type']}: {failure['message']}"
-
-
-def _result(invocation: dict[str, Any]) -> str | None:
-    done = invocation["status"] == "succeeded"
-    return json.dumps(invocation["result"], ensure_ascii=False) if done else None
 
 
 def _logs(given: Given) -> int:
@@ -334,15 +309,6 @@ def _print(given: Given, lines: _Lines) -> None:
         else:
             stamp = f"{line['at']} {line['function']} {line['source']}: "
             say(f"{stamp if given.times or how == 'wide' else ''}{line['text']}")
-
-
-def _queue(given: Given) -> None:
-    """List the experiments that run, and those that wait, each with what for."""
-    rows = call(given.client, "admissions", {})
-    shown = [
-        each | {"waits_for": each["waits_for"] or ("yields" if each["yields"] else "runs")} for each in rows
-    ]
-    listing(given.output, _QUEUE, shown, empty="no experiment runs or waits", limit=given.limit)
 
 
 def _costs(given: Given) -> None:
@@ -406,23 +372,6 @@ _IN_FULL = columns(
 )
 _PARAMETERS = columns(
     "argument: name | type | default | meaning: description", texts="type | default | meaning"
-)
-_INVOCATIONS = columns(
-    "ID: id | function | status | submitted: submitted_at",
-    wide="caller | attempts | key | finished: finished_at | arguments",
-    texts="arguments",
-)
-_INVOCATION = columns(
-    "ID: id | function | status | caller | key | arguments | submitted: submitted_at | started: started_at"
-    " | finished: finished_at | attempts | workers lost: lost | steps done: steps | waits for: waits_for | error | result"
-    " | queue, s: receipt.queue_s | run, s: receipt.run_s | CPU, s: receipt.cpu_s | GPU, s: receipt.gpu_s",
-    wide="due | progress | peak memory, bytes: receipt.peak_memory_bytes",
-    texts="arguments | steps done | error | result | progress",
-    values={"error": _failure, "result": _result},
-)
-_QUEUE = columns(
-    "invocation | function | team | GPUs: gpus | CPUs: cpus | priority | submitted: since | waits for: waits_for",
-    wide="caller | workers | card | preemptible | started: started_at | preemptions",
 )
 _COSTS = columns(
     "function | day | caller | runs: invocations | queue s: queue_s | run s: run_s | CPU s: cpu_s | GPU s: gpu_s | "

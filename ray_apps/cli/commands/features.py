@@ -90,10 +90,6 @@ def _catalog(given: Given) -> None:
         table(how, _CATALOG_FEATURE, found[0]["features"])
 
 
-def _models(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{each['model']}@{each['version']}" for each in entry["models"])
-
-
 def _list_streams(given: Given) -> None:
     """List stream sources: what they read, and how many messages are not stored yet."""
     found = call(given.client, "stream_status", {})
@@ -142,22 +138,6 @@ def _rows(health: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _share(share: float | None) -> str | None:
-    return None if share is None else f"{share:.1%}"
-
-
-def _span(seconds: float | None) -> str | None:
-    """A time as "2d 3h", "3h 20min" or "45s": its two greatest units."""
-    if seconds is None:
-        return None
-    left, parts = round(seconds), []
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
-        count, left = divmod(left, size)
-        if count:
-            parts.append(f"{count}{unit}")
-    return " ".join(parts[:2]) or "0s"
-
-
 def _register_vectors(commands: Commands) -> None:
     """Add the commands on indexes of vectors."""
     add(
@@ -190,74 +170,43 @@ def _search(given: Given) -> None:
     table(chosen(given.output), _FOUND, found["found"], whole=found)
 
 
-def _shown(row: dict[str, Any], part: str) -> str:
-    return ", ".join(f"{name}={value}" for name, value in row[part].items())
-
-
-_VALUES = {
-    "age": lambda row: _span(row["freshness_s"]),
-    "ttl": lambda row: _span(row["ttl_s"]),
-    "fill": lambda row: _share(min(row["fill"].values(), default=None)),
-    "online": lambda row: _share(row["coverage"]),
-}
 _VIEWS = columns(
-    "view | rows | newest event: newest_event | age | ttl | recent rows: recent_rows | keys | fill | online | owner",
+    "view | rows | newest event: newest_event | age: freshness_s as age | ttl: ttl_s as age"
+    " | recent rows: recent_rows | keys | fill | online: coverage as {:.1%} | owner",
     wide="files | online until: online_until",
     texts="owner",
-    values=_VALUES,
+    values={"fill": lambda row: f"{min(row['fill'].values()):.1%}" if row["fill"] else None},
 )
 _VIEW = columns(
-    "view | rows | newest event: newest_event | age | recent rows: recent_rows | keys | online | files"
-    " | online until: online_until",
-    values=_VALUES,
+    "view | rows | newest event: newest_event | age: freshness_s as age | recent rows: recent_rows | keys"
+    " | online: coverage as {:.1%} | files | online until: online_until",
 )
 _SOURCES = columns(
     "source | reads | views | last load: last.at | rows: last.rows | rejected: last.rejected | owner",
     texts="owner | reads",
-    values={"views": lambda row: ", ".join(row["views"])},
 )
 _STREAMS = columns(
     "source | reads | views | partitions | lag | watermark | unreadable | owner",
     texts="owner | reads | unreadable",
-    values={"views": lambda row: ", ".join(row["views"])},
 )
 _PARTITIONS = columns("source | partition | position | lag | known at: known_at | watermark")
 _REPLAYED = columns("partition | first | end | events | rejected")
 _FILLED = columns("view | rows | online | removed")
 _LOADS = columns(
-    "source | load: number | at | rows | known | rejected | reasons | unreadable",
+    "source | load: number | at | rows | known | rejected | reasons: reasons as pairs | unreadable: unreadable as pairs",
     wide="first | last",
-    values={
-        "reasons": lambda row: "; ".join(f"{reason} ({count})" for reason, count in row["reasons"].items()),
-        "unreadable": lambda row: "; ".join(row["unreadable"].values()),
-    },
 )
 _ENTRIES = columns(
-    "view: name | features | services | models | rows | bytes | newest event: newest_event | would break: would_break | owner",
+    "view: name | features: features as {name} | services | models: models as {model}@{version} | rows | bytes"
+    " | newest event: newest_event | would break: would_break | owner",
     wide="description | kind",
     texts="owner | description | would break",
-    values={
-        "features": lambda row: ", ".join(each["name"] for each in row["features"]),
-        "services": lambda row: ", ".join(row["services"]),
-        "models": _models,
-        "would break": lambda row: ", ".join(row["would_break"]),
-    },
 )
 _CATALOG_FEATURE = columns(
-    "feature: name | type: dtype | comes from | used by | deprecated",
-    texts="deprecated",
-    values={
-        "comes from": lambda row: ", ".join(row["comes_from"]),
-        "used by": lambda row: ", ".join(row["used_by"]),
-    },
+    "feature: name | type: dtype | comes from: comes_from | used by: used_by | deprecated", texts="deprecated"
 )
-_FEATURE = columns("feature | fill | row 1 | row 2 | row 3", values={"fill": lambda row: _share(row["fill"])})
+_FEATURE = columns("feature | fill: fill as {:.1%} | row 1 | row 2 | row 3")
 _FOUND = columns(
-    "key | distance | features | event: event_timestamp",
+    "key: key as pairs | distance: distance as {:.6g} | features: features as pairs | event: event_timestamp",
     texts="key | features",
-    values={
-        "key": lambda row: _shown(row, "key"),
-        "distance": lambda row: f"{row['distance']:.6g}",
-        "features": lambda row: _shown(row, "features"),
-    },
 )

@@ -23,7 +23,7 @@ from toque.ray_apps.cli.arguments import (
     read_file,
     read_json,
 )
-from toque.ray_apps.cli.client import Client, call
+from toque.ray_apps.cli.client import call
 from toque.ray_apps.cli.commands import model_files
 from toque.ray_apps.cli.errors import Failed, UsageError
 from toque.ray_apps.cli.names import ask
@@ -35,13 +35,11 @@ from toque.ray_apps.cli.output import (
     listing,
     message,
     newest_first,
-    pairs,
     see_page,
     table,
 )
 
 if TYPE_CHECKING:
-    from toque.registry import TableSnapshot
     from toque.registry.access.signing import Binding
 
 
@@ -53,11 +51,9 @@ _SET = arg(
     "--set JSON",
     'the new policy, as in {"guarded": ["champion"], "approvals": 1, "gates": ["offline"]}, @file or -',
 )
-_SOURCE = arg("source", "TABLE@VERSION, a run's ID, or a digest of code or of a feature view")
 _FILE = arg("file", "the prompt, as JSON or YAML")
 _BASE = arg("--base VERSION", "version or alias that gives weights and settings (default: the champion)")
 _DESCRIPTION = arg("--description", "what is new in it, for its card", default="")
-_BEFORE, _AFTER = arg("before version", "version or alias"), arg("after version", "version or alias")
 
 
 def register(commands: Commands) -> None:
@@ -65,7 +61,6 @@ def register(commands: Commands) -> None:
     models = group(commands, "models", "List, show, register, approve, sign, promote, download models.")
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
-    add(models, "history", _history, MODEL, limit())
     model_files.register(models)
     register_record(models)
     register_signing(models)
@@ -88,13 +83,6 @@ def _show(given: Given) -> None:
     see_page(given.output, given.client.page("models", given.model))
 
 
-def _history(given: Given) -> None:
-    """Show who changed what, when and why, the newest first."""
-    entries = given.client.get(f"/models/{given.model}/history", limit=given.limit + 1)[::-1]
-    empty = f"nothing was changed of {given.model}"
-    listing(given.output, _HISTORY, entries, empty=empty, limit=given.limit)
-
-
 def _gates(version: dict[str, Any]) -> list[str]:
     return [
         f"{name} {'passed' if gate['passed'] else 'failed'}{'' if gate.get('demand') else ' by hand'}"
@@ -108,12 +96,6 @@ def _approvers(version: dict[str, Any]) -> list[str]:
         for one in version["approvals"]
         if one["approved"]
     ]
-
-
-def _version(entry: dict[str, Any]) -> Any:
-    """The version that an entry of the journal is about; one that makes a version holds all of it."""
-    version = entry["body"].get("version")
-    return version["version"] if isinstance(version, dict) else version
 
 
 def register_signing(models: Commands) -> None:
@@ -191,17 +173,7 @@ def _digests(version: dict[str, Any]) -> dict[str, str]:
 def register_record(models: Commands) -> None:
     """Add the commands on what is recorded to the group of models."""
     add(models, "policy", _policy, MODEL, _SET)
-    add(models, "audit", _audit, MODEL)
-    add(models, "made-from", _made_from, _SOURCE, limit(100))
     add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
-
-
-def source_of(text: str) -> TableSnapshot | str:
-    """What a version may be made from: a table as of a version (`TABLE@VERSION`), else an id or digest."""
-    from toque.registry import TableSnapshot
-
-    table_name, at, version = text.rpartition("@")
-    return TableSnapshot(name=table_name, version=int(version)) if at and version.isdecimal() else text
 
 
 def _policy(given: Given) -> None:
@@ -212,22 +184,6 @@ def _policy(given: Given) -> None:
     else:
         policy = given.client.send("PUT", path, body=read_json(given.set)).json()
     facts(given.output, [Column(name.replace("_", " "), name, text=True) for name in policy], policy)
-
-
-def _audit(given: Given) -> None:
-    """Read a model's whole history and every file; exit code 1 if damaged."""
-    found = given.client.send("POST", f"/models/{given.model}/audit").json()
-    if found["damaged"]:
-        raise Failed(f"{given.model} is damaged: {found['damaged']}")
-    read = f"{found['entries']} entries and {found['blobs']} files ({found['size_bytes']} bytes)"
-    message(given.output, f"{given.model}: {read} are as they were written", found)
-
-
-def _made_from(given: Given) -> None:
-    """List the versions that depend on a piece of data or code."""
-    rows = newest_first(list(_dependents(given.client, source_of(given.source))))
-    empty = f"no version was made from {given.source}"
-    listing(given.output, _DEPENDENTS, rows, empty=empty, limit=given.limit)
 
 
 def _origins(given: Given) -> None:
@@ -264,28 +220,10 @@ def _shown(pieces: list[str]) -> str:
     return ", ".join(pieces[:3]) + (f" and {more} more" if more > 0 else "")
 
 
-def _dependents(client: Client, source: TableSnapshot | str) -> Iterator[dict[str, Any]]:
-    from toque.registry import Lineage
-
-    for model in client.get("/models"):
-        traffic = model["traffic"] or {"arms": []}
-        for version in client.get(f"/models/{model['name']}/versions"):
-            if Lineage.model_validate(version["lineage"]).depends_on(source):
-                number = version["version"]
-                yield {
-                    "model": model["name"],
-                    "version": number,
-                    "aliases": [alias for alias, target in model["aliases"].items() if target == number],
-                    "arms": [arm["name"] for arm in traffic["arms"] if arm["version"] == number],
-                    "created_at": version["created_at"],
-                }
-
-
 def register_prompts(commands: Commands) -> None:
     """Add the commands on prompts."""
     prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
     add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
-    add(prompts, "list", _list_prompts, MODEL, limit())
 
 
 def _register(given: Given) -> None:
@@ -293,12 +231,6 @@ def _register(given: Given) -> None:
     prompt = _read(Path(given.file))
     made = ask(given, "register_prompt", prompt=prompt, base=given.base, description=given.description)
     message(given.output, f"{made['model']}@{made['version']}: prompt on version {made['parent']}", made)
-
-
-def _list_prompts(given: Given) -> None:
-    """List a model's versions with their prompts, the newest first."""
-    found = ask(given, "list_prompts")
-    listing(given.output, _PROMPTS, found, empty=f"{given.model} has no prompts", limit=given.limit)
 
 
 def _read(path: Path) -> Any:
@@ -312,45 +244,19 @@ def _read(path: Path) -> Any:
         raise Failed(f"{path}: {error}") from error
 
 
-def _beginning(row: dict[str, Any]) -> str:
-    messages = row["prompt"].get("messages") or [{"content": ""}]
-    text: str = messages[0]["content"]
-    return " ".join(text.split())
-
-
 _MODELS = columns(
-    "model: name | versions | aliases | created: created_at | description",
-    wide="tags",
+    "model: name | versions: versions as count | aliases: aliases as pairs | created: created_at | description",
+    wide="tags: tags as pairs",
     texts="description",
-    values={"versions": lambda row: len(row["versions"]), "aliases": pairs("aliases"), "tags": pairs("tags")},
 )
 _VERSIONS = columns(
     "version | status | aliases | gates | approved by | author | created: created_at",
-    wide="metrics | files | bytes | run: lineage.run | tags",
+    wide="metrics | files: files as count | bytes | run: lineage.run | tags: tags as pairs",
     texts="gates | approved by",
     values={
         "gates": _gates,
         "approved by": _approvers,
-        "files": lambda row: len(row["files"]),
         "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
-        "tags": pairs("tags"),
-    },
-)
-_HISTORY = columns(
-    "entry: number | at | actor | change | version | reason",
-    wide="all that was written: body",
-    texts="reason",
-    values={
-        "change": lambda row: row["body"].get("kind"),
-        "version": _version,
-        "reason": lambda row: row["body"].get("reason"),
     },
 )
 _ORIGINS = columns("kind | name | rows | first | last | load | read", texts="read")
-_DEPENDENTS = columns("model | version | aliases | serves as: arms | created: created_at")
-_PROMPTS = columns(
-    "version | on: parent | aliases | prompt | author | created: created_at",
-    wide="description",
-    texts="prompt | description",
-    values={"prompt": _beginning},
-)

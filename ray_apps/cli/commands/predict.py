@@ -23,13 +23,11 @@ from toque.ray_apps.cli.arguments import (
     repeatable,
 )
 from toque.ray_apps.cli.errors import UsageError
-from toque.ray_apps.cli.names import ask
 from toque.ray_apps.cli.output import (
     Column,
     chosen,
     columns,
     facts,
-    facts_and_table,
     message,
     note,
     say,
@@ -73,11 +71,6 @@ _OBSERVED = arg("--observed-at TIME", "when that became known, as in 2026-05-01T
 _REQUEST_ID = arg("id", "ID of a prediction, or of a trace, as the header `traceparent` has it")
 _MODEL = arg("--model NAME", "read the log of this model only, which is quicker")
 _DAYS = arg("--days N", "how far to look back (default: %(default)s)", type=int, default=7)
-_REPLAYED_VERSION = arg(
-    "--version V", "number of the version, or an alias (default: %(default)s)", default="champion"
-)
-_SINCE = arg("--since TIME", "from when on, as 2026-05-01T00:00:00Z (default: 7 days ago)")
-_LIMIT = arg("--limit N", "about how many rows, the newest (default: %(default)s)", type=int, default=10_000)
 
 
 def label_of(text: str) -> Any:
@@ -110,7 +103,6 @@ def register_records(commands: Commands) -> None:
     """Add the commands on predictions that were logged."""
     add(commands, "label", _label, _PREDICTION, _LABEL, _OBSERVED)
     add(commands, "trace", _trace, _REQUEST_ID, _MODEL, _DAYS)
-    add(commands, "replay", _replay, MODEL, _REPLAYED_VERSION, _SINCE, _LIMIT)
 
 
 def _predict(given: Given) -> None:
@@ -316,19 +308,6 @@ def _show(given: Given, prediction: dict[str, Any]) -> None:
             table(given.output, heading, rows)
 
 
-def _replay(given: Given) -> int:
-    """Score logged inputs again by the same version and compare outputs bit for bit; exit code 1 if any differs."""
-    version = int(given.version) if given.version.isdecimal() else given.version
-    asked = {"version": version, "limit": given.limit} | ({"since": given.since} if given.since else {})
-    found = ask(given, "replay_predictions", **asked)
-    facts_and_table(given.output, _RESULT, found, _DIFFERENCES, found["first"])
-    return int(found["different"] > 0)
-
-
-def _counts(skipped: dict[str, int]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in skipped.items()) or "0"
-
-
 _TRACED = columns(
     "prediction: prediction_id | model | version | arm | shadow | predicted at: predicted_at | latency, ms: latency_ms"
     " | outputs | label | observed at: observed_at | trace: trace_id | kept as: kept",
@@ -339,12 +318,4 @@ _VERDICTS = columns(
     "verdict of: by | name | subject | verdict | what: text | judged at: judged_at",
     wide="rows from: start | rows until: end",
     texts="what",
-)
-_RESULT = columns(
-    "model | version | rows read: rows | equal | different | not scored again: skipped",
-    wide="beside rows that are not in the log: filled",
-    values={"not scored again": lambda row: _counts(row["skipped"])},
-)
-_DIFFERENCES = columns(
-    "prediction: prediction_id | output | rows in its batch: batch_rows | logged | replayed"
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,6 @@ from toque.ray_apps.cli.output import (
     columns,
     laid_out,
     listing,
-    percent,
     say,
     see_page,
     value,
@@ -87,11 +86,6 @@ def _versions(state: dict[str, Any]) -> list[int]:
 def _stage(state: dict[str, Any]) -> str:
     name = str(state["stage"]).replace("_", " ")
     return f"{name}, paused" if state.get("paused") else name
-
-
-def _words(field: str) -> Callable[[dict[str, Any]], str | None]:
-    """What gives a field's value with spaces for its underscores."""
-    return lambda row: row[field] and str(row[field]).replace("_", " ")
 
 
 def follow(
@@ -187,15 +181,13 @@ def effect(each: dict[str, Any]) -> str:
     return f"{each['estimate']:+.5f} (from {each['lower']:+.5f} to {each['upper']:+.5f})"
 
 
-_VALUES = {"version": _versions, "stage": _stage, "decided by": _words("rule")}
 _ROLLOUTS = columns(
-    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by | why: reason",
+    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by: rule as words | why: reason",
     texts="why",
-    values=_VALUES,
+    values={"version": _versions, "stage": _stage},
 )
 _ARMS = columns(
-    "arm | version | share | answers | errors | slow | units",
-    values={"share": lambda row: percent(row["share"])},
+    "arm | version | share: share as {:.2%} | answers | errors | slow | units",
 )
 _EFFECTS = columns(
     "version | paired labels: labels | improvement in loss", values={"improvement in loss": effect}

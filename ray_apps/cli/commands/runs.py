@@ -27,7 +27,7 @@ from toque.ray_apps.cli.arguments import (
 from toque.ray_apps.cli.client import Client
 from toque.ray_apps.cli.errors import Failed
 from toque.ray_apps.cli.names import MLFLOW, UnknownName, experiments, require
-from toque.ray_apps.cli.output import Column, columns, facts, listing, message, note, pairs, see_page, table
+from toque.ray_apps.cli.output import Column, columns, facts, listing, message, note, see_page, table
 
 # registry is imported by what needs it: it brings the tables, a third of a second.
 
@@ -189,16 +189,14 @@ def _time(at_ms: int) -> str:
     return _moment(at_ms).isoformat(timespec="seconds")
 
 
-_VALUES = {each: pairs(each) for each in ("metrics", "params", "tags")} | {"files, bytes": pairs("files")}
 _EXPERIMENTS = columns("experiment: id | title | since")
 _RUNS = columns(
-    "run: id | name | status | started | metrics | params",
-    wide="ended | actor | tags",
+    "run: id | name | status | started | metrics: metrics as pairs | params: params as pairs",
+    wide="ended | actor | tags: tags as pairs",
     texts="metrics | params",
-    values=_VALUES,
 )
 _RUN = columns(
-    "run: id | name | experiment | status | actor | started | ended | params | metrics | tags | files, bytes",
+    "run: id | name | experiment | status | actor | started | ended | params: params as pairs | metrics: metrics as pairs"
+    " | tags: tags as pairs | files, bytes: files as pairs",
     texts="params | metrics | tags | files, bytes",
-    values=_VALUES,
 )

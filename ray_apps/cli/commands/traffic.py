@@ -22,7 +22,7 @@ from toque.ray_apps.cli.arguments import (
 )
 from toque.ray_apps.cli.errors import Failed, UsageError
 from toque.ray_apps.cli.names import require
-from toque.ray_apps.cli.output import Column, columns, listing, message, percent, see_page, table
+from toque.ray_apps.cli.output import Column, columns, listing, message, see_page, table
 
 _ARMS = arg(
     "arms ARM=VERSION:SHARE",
@@ -204,10 +204,10 @@ _SPLIT = (
     Column("kind", itemgetter(0)),
     Column("name", itemgetter(1)),
     Column("version", itemgetter(2)),
-    Column("share", lambda row: percent(row[3])),
+    Column("share", itemgetter(3), form="{:.2%}"),
     Column("note", itemgetter(4), text=True),
 )
 _PARTS = columns(
-    "model | part | buckets | in use: used",
-    values={"part": lambda row: percent(row["share"]), "buckets": _spans},
+    "model | part: share as {:.2%} | buckets | in use: used",
+    values={"buckets": _spans},
 )

@@ -164,6 +164,7 @@ def test_the_platforms_own_functions_are_reviewed_one_by_one() -> None:
         "unknown_labels",
         "vector_indexes",
         "version_origins",
+        "versions_made_from",
     }
 
 

@@ -8,11 +8,12 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.project.command_table import table
-from toque.functions.runtime.declaration.command import View
+from toque.functions.runtime.declaration.command import FORMS, View
 from toque.functions.runtime.errors import DeclarationError
 from toque.functions.runtime.function import function
 from toque.ray_apps.cli.declared import TABLE
 from toque.ray_apps.cli.main import MOVED, main, now_called, parser
+from toque.ray_apps.cli.output import _FORMS
 
 
 class Dish(BaseModel):
@@ -60,6 +61,31 @@ def cli_weigh(
 ) -> dict[str, object]:
     """Weigh something."""
     return {"x": x, "n": n, "tags": tags, "sizes": sizes, "by": by}
+
+
+class Oven(BaseModel):
+    burnt: int = 0
+    smoke: list[str] = []
+
+
+@function(
+    http=True,
+    command="oven check TIMES",
+    view=View(facts="burnt", failure="smoke: {times} times: smoke from {smoke} | burnt"),
+)
+def cli_oven(times: int, burnt: int = 0, smoke: list[str] = []) -> Oven:  # noqa: B006  # as a schema shows it
+    """Look into the oven."""
+    return Oven(burnt=burnt, smoke=smoke)
+
+
+@function(
+    http=True,
+    command="oven shelf list",
+    view=View(columns="shelf", empty="there is no shelf[ of {kind}][ at {height} cm]"),
+)
+def cli_shelves(limit: int = 7, kind: str | None = None, height: int | None = None) -> list[dict[str, int]]:
+    """List the shelves, as many as the function's own limit says."""
+    return [] if kind or height else [{"shelf": number} for number in range(limit)]
 
 
 @function(http=True)
@@ -122,6 +148,30 @@ def test_a_command_of_a_project_is_found_by_its_words(platform: Any, capsys: Any
     assert "not JSON" in err
 
 
+def test_what_a_view_names_as_failures_is_the_exit_code(platform: Any, capsys: Any) -> None:
+    assert run(capsys, "oven", "check", "2") == (0, "field\tvalue\nburnt\t0\n", "")
+    assert run(capsys, "oven", "check", "2", "--burnt", "3") == (1, "field\tvalue\nburnt\t3\n", "")
+    for how in ("table", "json"):
+        code, out, err = run(capsys, "oven", "check", "2", "--burnt", "3", "--smoke", "pan", "-o", how)
+        assert (code, out, err) == (1, "", "2 times: smoke from ['pan']\n")
+
+
+def test_a_command_of_three_words_keeps_the_limit_of_a_project(platform: Any, capsys: Any) -> None:
+    code, out, err = run(capsys, "oven", "shelf", "list")
+    assert (code, out.split(), err) == (0, ["shelf", *map(str, range(7))], "")
+    assert run(capsys, "oven", "shelf", "list", "--limit", "2")[1].split() == ["shelf", "0", "1"]
+    for flags, said in (
+        (("--kind", "wire"), " of wire"),
+        (("--height", "9"), " at 9 cm"),
+        (("--kind", "wire", "--height", "9"), " of wire at 9 cm"),
+    ):
+        assert run(capsys, "oven", "shelf", "list", *flags)[2] == f"there is no shelf{said}\n"
+
+
+def test_the_ways_to_write_a_value_are_those_that_a_view_may_name() -> None:
+    assert set(FORMS) == set(_FORMS)
+
+
 def test_a_function_without_a_command_takes_its_arguments_as_flags(platform: Any, capsys: Any) -> None:
     code, out, err = run(capsys, "run", "cli_dish", "--name", "egg", "--minutes", "4")
     assert (code, json.loads(out)["minutes"]) == (0, 4.0), err
@@ -137,9 +187,9 @@ def test_a_function_without_a_command_takes_its_arguments_as_flags(platform: Any
     ("command", "wrong"),
     [
         ("rollout end MODEL", "names the arguments ['model']"),
-        ("cook it now", "is not one or two words"),
-        ("Cook", "is not one or two words"),
-        ("", "is not one or two words"),
+        ("cook it now again", "is not one to three words"),
+        ("Cook", "is not one to three words"),
+        ("", "is not one to three words"),
         ("cook size=3", "names the arguments ['size']"),
     ],
 )
@@ -162,6 +212,16 @@ def test_a_command_is_called_by_http(capsys: Any) -> None:
 
 
 def test_a_view_that_names_what_is_not_there_is_refused_at_import() -> None:
+    with pytest.raises(DeclarationError, match=re.escape("['pair'] is no way to write a value")):
+        View(columns="dish: name | steps: steps as pair")
+    for failure in ("nam", "result: {nam} is burnt"):
+        with pytest.raises(DeclarationError, match=re.escape("view names ['nam']")):
+
+            @function(http=True, command="cook", view=View(failure=failure))
+            def cli_burn(name: str) -> int:
+                """Burn something."""
+                return len(name)
+
     with pytest.raises(DeclarationError, match=re.escape("view names ['nam']")):
 
         @function(http=True, command="cook", view=View(text="{nam} is {result}"))

@@ -51,6 +51,36 @@ def words(lines: list[str]) -> set[str]:
     return {word for line in lines for word in line.split()}
 
 
+@pytest.mark.parametrize(
+    ("shown", "row", "written"),
+    [
+        ("n: n as count", {"n": [1, 2]}, 2),
+        ("n: n as count", {"n": None}, None),
+        ("n: n as pairs", {"n": {"a": 1, "b": "x"}}, ["a=1", "b=x"]),
+        ("n: n as words", {"n": "dead_letter"}, "dead letter"),
+        ("n: n as json", {"n": "a"}, '"a"'),
+        ("n: n as age", {"n": 93_784.0}, "1d 2h"),
+        ("n: n as age", {"n": 0.2}, "0s"),
+        ("n: n as {:.1%}", {"n": 0.5}, "50.0%"),
+        ("n: n as {:g} days or for ever", {"n": None}, "for ever"),
+        ("n: n as {:g} days or for ever", {"n": 0}, "0 days"),
+        ("n: n as {a}@{b}", {"n": {"a": "m", "b": 2}}, "m@2"),
+        ("n: n as {a}", {"n": [{"a": "m"}, {"a": "o"}]}, ["m", "o"]),
+        ("n: n as {a}", {"n": 3}, 3),
+        ("n: n as {key}: {a} rows", {"n": {"t": {"a": 1}, "u": {"a": 0}}}, ["t: 1 rows", "u: 0 rows"]),
+        ("n: n as {key}: {a} rows", {"n": {}}, []),
+        ("why: n as {a}: {b}", {"n": {"a": "E", "b": "x: y"}}, "E: x: y"),
+        ("n: a.1.b", {"a": [{"b": 1}, {"b": 2}]}, 2),
+        ("n: a.2.b", {"a": [{"b": 1}, {"b": 2}]}, None),
+        ("n: a?.b", {}, None),
+        ("n: a.b?.c as count", {"a": {}}, None),
+    ],
+)
+def test_a_column_writes_its_value_in_its_form(shown: str, row: Any, written: Any) -> None:
+    (column,) = show.columns(shown)
+    assert column.of(row) == written
+
+
 @given(rows=ROWS, width=WIDTHS)
 def test_every_number_identifier_and_date_is_whole_at_any_width(rows: list[Any], width: int) -> None:
     printed = laid_out(COLUMNS, rows, width=width)
