@@ -243,6 +243,7 @@ from toque.functions.rollout import RolloutActive as RolloutActive
 from toque.functions.rollout import RolloutError as RolloutError
 from toque.functions.rollout import RolloutPlan as RolloutPlan
 from toque.functions.rollout import RolloutPolicy as RolloutPolicy
+from toque.functions.rollout import RolloutRecord as RolloutRecord
 from toque.functions.rollout import Rollouts as Rollouts
 from toque.functions.rollout import RolloutState as RolloutState
 from toque.functions.rollout import RolloutStatus as RolloutStatus
@@ -262,6 +263,7 @@ from toque.functions.rollout import plan_rollout as plan_rollout
 from toque.functions.rollout import record_metric as record_metric
 from toque.functions.rollout import resume_rollout as resume_rollout
 from toque.functions.rollout import rollout_budget as rollout_budget
+from toque.functions.rollout import rollout_record as rollout_record
 from toque.functions.rollout import rollout_status as rollout_status
 from toque.functions.rollout import start_rollout as start_rollout
 from toque.functions.rollout import tick_rollout as tick_rollout

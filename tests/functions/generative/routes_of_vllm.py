@@ -31,10 +31,9 @@ class Routes(BaseHTTPRequestHandler):
             return (200, {}) if LOADED.pop(asked["lora_name"], None) else _refused(404, "cannot be found")
         if self.path == "/detokenize":
             return 200, {"prompt": " ".join(f"t{token}" for token in asked["tokens"])}
-        if self.path == "/tokenize" and asked.get("chat_template_kwargs"):
-            return 200, {"count": len(asked["chat_template_kwargs"])}
         if self.path == "/tokenize":
-            return (200, {"count": 1}) if "prompt" in asked else _refused(400, "no template")
+            count = 1 if "prompt" in asked else len(asked.get("chat_template_kwargs", ()))
+            return (200, {"count": count}) if count else _refused(400, "no template")
         if asked["model"] not in (BASE, *LOADED):
             return _refused(404, f"The model {asked['model']} does not exist")
         return 200, {"model": asked["model"], "choices": [{"text": f"{asked['model']} of {os.getpid()}"}]}

@@ -16,7 +16,6 @@ from toque.functions.generative import Guardrails, check_request
 from toque.ray_apps.generative.openai.errors import ApiRefusal
 from toque.ray_apps.generative.openai.requests import CHAT, COMPLETION, EMBEDDING, RESPONSE, parse_request
 
-
 HI = [{"role": "user", "content": "Hi"}]
 
 
