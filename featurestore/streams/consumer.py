@@ -277,7 +277,7 @@ class StreamConsumer:
         events = self._table.events(
             partitions=ends,
             since=from_epoch_us(held.horizon_us(least)),
-            known_since=from_epoch_us(least) - CLOCK_TOLERANCE,
+            known_since=from_epoch_us(held.written_us(least)),
         )
         with self._faults.of(view):
             held.add(events.sort_by("known_at"))

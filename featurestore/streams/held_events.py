@@ -99,9 +99,13 @@ class HeldEvents:
         """Event time up to which no event can be in a window of a row to come, once a partition's events are known to a time."""
         return known_us - self._reach_us
 
+    def written_us(self, known_us: int) -> int:
+        """Moment up to which all rows are written, once a partition's events are known to a time: a late event has one at its next."""
+        return self.horizon_us(known_us) + self._window_us
+
     def begin(self, partition: int, known_us: int) -> None:
-        """Say that the events of a partition will be added from `horizon_us(known_us)` on."""
-        self._complete_after[partition] = self.horizon_us(known_us) + self._window_us
+        """Say that events of a partition will be added that happened after `horizon_us` or became known after `written_us`."""
+        self._complete_after[partition] = self.written_us(known_us)
 
     def add(self, events: pa.Table) -> set[Key]:
         """Add events in the order in which they became known; returns the keys to which something happened."""
@@ -260,10 +264,9 @@ class HeldEvents:
             self._drops += 1
             gone = True
         if gone:
-            for each, horizon in horizons.items():
-                self._complete_after[each] = max(
-                    horizon + self._window_us, self._complete_after.get(each, horizon + self._window_us)
-                )
+            for partition, at in known_us.items():
+                written = self.written_us(at)
+                self._complete_after[partition] = max(written, self._complete_after.get(partition, written))
         if self._drops >= _DROPS_A_SWEEP:
             self._drops = 0
             self._sweep()

@@ -208,6 +208,33 @@ def test_a_consumer_whose_clock_is_behind_stores_what_is_online_and_the_rest_lat
     check_stored_once(features, log)
 
 
+@pytest.mark.parametrize(
+    "late", [timedelta(0), timedelta(minutes=59), timedelta(minutes=67), timedelta(days=2)]
+)
+@pytest.mark.parametrize("later_s", [0, 4, 6, 300, 419])
+def test_a_row_whose_moment_comes_after_another_consumer_took_over_is_written(
+    late: timedelta, later_s: int, made: Callable[[SettableClock], FeatureStore]
+) -> None:
+    """Also of an event that was too old for its row's windows, and that others followed before the first consumer ended."""
+    clock, log, every = SettableClock(BEGIN), MemoryLog(1), timedelta(minutes=7)
+    features = made(clock)
+    features.apply(views(every, None))
+    consumers = Consumers(features, log, random.Random(0))
+    for user, at, known in (("u2", BEGIN - late, 1), ("u3", BEGIN, 1 + later_s)):
+        clock.now = BEGIN + timedelta(seconds=known)
+        event = {"user": user, "amount": 2.0, "at": at.isoformat(), "id": user}
+        log.send(0, json.dumps(event).encode(), at=clock.now)
+        first = consumers._start(0, mortal=False)
+        while first.step(timeout_s=0):
+            pass
+        first.close()
+    clock.now = BEGIN + timedelta(minutes=8)
+    consumers.settle()
+    check_online(features, log, clock, every, None)
+    check_offline(features, log, clock, every, None, [])
+    consumers.close()
+
+
 @pytest.mark.parametrize("dealt", [[{0, 1}], [{0}, {1}], [{1}, {0}]], ids=str)
 @pytest.mark.parametrize("every", [None, timedelta(minutes=7)])
 def test_a_correction_that_moves_to_another_partition_is_the_same_whoever_has_the_partitions(
