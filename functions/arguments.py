@@ -8,11 +8,11 @@ from typing import Annotated
 
 from pydantic import (
     AwareDatetime,
+    BeforeValidator,
     Field,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -24,15 +24,18 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"  # the registry's rule for names
 _NUMBER = re.compile(
     r"[+-]?[0-9.]+(e[+-]?[0-9]+)?", re.IGNORECASE
 )  # pydantic takes it for seconds since 1970
+_AWARE = TypeAdapter[datetime](AwareDatetime)
 _TIME_FORM = "write ISO 8601 with its offset, as in 2030-01-31T18:00:00+00:00"
 
 
-def parse_time(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    """Parse a time to UTC; where the value is not one, say how one is written, and not which type of ours refused it."""
+def parse_time(value: object) -> datetime:
+    """Parse a time to UTC, also a text of JSON where nothing else is converted; where the value is not one, say how one is written,
+    and not which type of ours refused it.
+    """
     if isinstance(value, int | float) or (isinstance(value, str) and _NUMBER.fullmatch(value.strip())):
         raise _not_a_time(value, "is not a time")
     try:
-        return as_utc(parse(value))
+        return as_utc(_AWARE.validate_python(value))
     except InvalidInput as error:
         raise _not_a_time(value, "is before the year 1 or after 9999 in UTC") from error
     except ValidationError as error:
@@ -48,7 +51,7 @@ def _not_a_time(value: object, why: str) -> PydanticCustomError:
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Number = Annotated[int, Field(ge=1, le=2**31)]
-Time = Annotated[AwareDatetime, WrapValidator(parse_time)]
+Time = Annotated[AwareDatetime, BeforeValidator(parse_time)]
 Model = Annotated[Name, Field(description="Name of a registered model.")]
 Version = Annotated[Number, Field(description="Number of a version of the model.")]
 Reason = Annotated[

@@ -32,7 +32,7 @@ from toque.functions.runtime.durable.ledger import Origin
 from toque.functions.runtime.durable.values import cached_result
 from toque.functions.runtime.durable.workflow import current_run, run_step
 from toque.functions.runtime.environments import Environment
-from toque.functions.runtime.errors import DeclarationError, InvalidResult
+from toque.functions.runtime.errors import DeclarationError, InvalidArguments, InvalidResult
 from toque.functions.runtime.process import enter_worker
 from toque.functions.runtime.reference import resolve, travels_by_name
 from toque.functions.runtime.run import cluster
@@ -58,7 +58,7 @@ class Function(Generic[P, R]):
     """Declared function, which is called as the function that it decorates.
 
     reference: "module:qualname"; signature: its types; resources, timeout_s, retries, max_concurrency, cache,
-    secrets, warm, in_thread, demand, http, role, command, view, route, admin_for: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
+    secrets, warm, in_thread, durable, demand, http, role, command, view, route, admin_for: as declared; schedule, on: its Crons and OnEvents; body: the undecorated function.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Function(Generic[P, R]):
         secrets: Sequence[str] = (),
         warm: int = 0,
         in_thread: bool = False,
+        durable: bool = True,
         demand: Callable[..., Demand] | None = None,
         schedule: Sequence[Cron] = (),
         on: Sequence[OnEvent] = (),
@@ -101,6 +102,7 @@ class Function(Generic[P, R]):
         self.secrets = tuple(secrets)
         self.warm = warm
         self.in_thread = in_thread
+        self.durable = durable
         self.demand = demand
         self.schedule = tuple(schedule)
         self.on = tuple(on)
@@ -176,7 +178,15 @@ class Function(Generic[P, R]):
         return self.accept(self.signature.load_strictly(arguments), key=key)
 
     def accept(self, arguments: dict[str, Any], *, key: str | None = None) -> Invocation[R]:
-        """Record a durable invocation on validated arguments; within a durable run that one is its parent."""
+        """Record a durable invocation on validated arguments; within a durable run that one is its parent.
+
+        Raises: InvalidArguments if the function is declared not to be durable, before anything is stored.
+        """
+        if not self.durable:
+            raise InvalidArguments(
+                f"{self.name}: a durable call stores its arguments, which nothing may keep of this function; call it directly, without an "
+                "idempotency key"
+            )
         run, used = current_run(), context()
         for brought in arguments.values():
             if isinstance(
@@ -267,6 +277,7 @@ class Function(Generic[P, R]):
             "secrets",
             "warm",
             "in_thread",
+            "durable",
             "demand",
             "schedule",
             "on",
@@ -330,6 +341,7 @@ def function(
     secrets: Sequence[str] = ...,
     warm: int = ...,
     in_thread: bool = ...,
+    durable: bool = ...,
     demand: Callable[..., Demand] | None = ...,
     schedule: Cron | Sequence[Cron] | None = ...,
     on: OnEvent | Sequence[OnEvent] | None = ...,
@@ -351,7 +363,8 @@ def function(body: Callable[..., Any] | None = None, /, **declared: Any) -> Any:
     the stored one for arguments that the same code has run on. secrets: names of the secrets that the body
     reads by `context().secret(name)`. warm: workers that wait for durable runs with the imports done; 0
     scales to zero. in_thread: a run is a thread of the process that calls or dispatches it, which starts at once and
-    is never killed; for functions of the platform that wait for others, with timeouts of their own. demand: computes
+    is never killed; for functions of the platform that wait for others, with timeouts of their own. durable: whether it may be
+    submitted, which stores its arguments; False for one whose arguments nothing may keep. demand: computes
     what a durable run takes of its team's quota from the arguments by name; a run waits for its turn. schedule: one or several Crons; on: one or several OnEvents. http: callable by
     HTTP in the workspaces that see it; by default only Python, schedules and events start it. role: who may
     call it by HTTP: viewer for a function that only reads, operator (the default), approver, or admin. command: words

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
@@ -78,6 +79,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (runtime.KeyConflict, 409),
     (runtime.Cancelled, 409),
     (runtime.NotDead, 409),
+    (runtime.MissingSecret, 409),  # until an operator gives it
     (runtime.WorkerLost, 503),
     (TimeoutError, 504),
     (OnlineStoreUnavailable, 503),
@@ -124,7 +126,14 @@ def problem_of_function(name: str, error: Exception) -> Problem:
     if known is not None and known.status == status:
         return known
     kind = "function-refused" if status == HTTPStatus.CONFLICT else "function-failed"
-    return Problem(status, f"{name}: {type(error).__name__}: {error}", kind=kind)
+    text = _text_of(error) if isinstance(error, ValidationError) else f"{type(error).__name__}: {error}"
+    return Problem(status, f"{name}: {text}", kind=kind)
+
+
+def _text_of(error: ValidationError) -> str:
+    """Text of what a model of the function's refused, without the library's own advice."""
+    details = error.errors(include_url=False)
+    return "; ".join(": ".join([*map(str, each["loc"]), each["msg"]]) for each in details)
 
 
 def problem_of_failure(name: str, error: str, message: str, *, headers: dict[str, str]) -> Problem:

@@ -21,9 +21,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
 )
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -43,11 +42,11 @@ Row = TypeVar("Row", bound=BaseModel)
 Members = Mapping[str, Any]
 
 
-def _time_or_never(value: object, parse: ValidatorFunctionWrapHandler) -> object:
-    return value if value == "never" else parse_time(value, parse)
+def _time_or_never(value: object) -> object:
+    return value if value == "never" else parse_time(value)
 
 
-Expiry = Annotated[AwareDatetime | Literal["never"], WrapValidator(_time_or_never)]
+Expiry = Annotated[AwareDatetime | Literal["never"], BeforeValidator(_time_or_never)]
 
 
 class Json(Response):

@@ -92,7 +92,14 @@ class UnfinishedErasureError(MaintenanceError):
     """Raised where an erasure has done all but files that a writer is about to name; a later round ends it."""
 
 
-@function(http=True, role="admin", timeout_s=6 * 3600, retries=Retries(max_attempts=1), max_concurrency=1)
+@function(
+    http=True,
+    role="admin",
+    timeout_s=6 * 3600,
+    retries=Retries(max_attempts=1),
+    max_concurrency=1,
+    durable=False,
+)
 def erase_subject(
     entity: SubjectEntity = None, unit: SubjectUnit = None, *, text: SubjectText = False
 ) -> Certificate:
@@ -140,7 +147,7 @@ def finish_erasures() -> list[Certificate]:
     return done
 
 
-@function(http=True, role="admin", timeout_s=6 * 3600)
+@function(http=True, role="admin", timeout_s=6 * 3600, durable=False)
 def preview_erasure(
     entity: SubjectEntity = None, unit: SubjectUnit = None, *, text: SubjectText = False
 ) -> ErasurePreview:
@@ -171,7 +178,7 @@ def list_erasures() -> list[Certificate]:
 
 def _durable(name: str) -> MaintenanceError:
     return MaintenanceError(
-        f"{name} was submitted as a durable call, which stores its arguments; call it directly"
+        f"{name} was called within a durable call, which stores its arguments; call it directly"
     )
 
 

@@ -26,6 +26,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "secrets": (tuple,),
     "warm": (int,),
     "in_thread": (bool,),
+    "durable": (bool,),
     "demand": (FunctionType,),
     "schedule": (tuple,),
     "on": (tuple,),
@@ -89,6 +90,12 @@ def _check_values(name: str, options: Mapping[str, Any]) -> None:
             raise DeclarationError(f"{name}: {each}={options[each]!r} must be above 0, or None")
     if options.get("warm", 0) < 0:
         raise DeclarationError(f"{name}: warm={options['warm']!r} must be a number of workers, 0 or more")
+    if not options.get("durable", True):
+        for each in ("schedule", "on", "cache", "warm", "demand"):
+            if options.get(each):
+                raise DeclarationError(
+                    f"{name}: {each} is of durable calls, which durable=False refuses; leave one out"
+                )
     for secret in options["secrets"]:
         if not _SECRET.fullmatch(secret):
             raise DeclarationError(

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from redis.exceptions import BusyLoadingError
 
 from toque.functions import Retries, context, function
+from toque.functions.arguments import Time
 
 
 class Sum(BaseModel):
@@ -33,6 +34,30 @@ def gateway_read(a: int) -> int:
 @function(http=True, role="admin")
 def gateway_govern(a: int) -> int:
     return a
+
+
+@function(http=True, durable=False)
+def gateway_private(who: str) -> int:
+    return len(who)
+
+
+@function(http=True, secrets=["GATEWAY_SECRET_THAT_NOBODY_SET"])
+def gateway_secret() -> str:
+    return context().secret("GATEWAY_SECRET_THAT_NOBODY_SET")
+
+
+@function(http=True)
+def gateway_since(at: Time | None = None) -> str | None:
+    return at and at.isoformat()
+
+
+class Whom(BaseModel):
+    unit: str = Field(min_length=3)
+
+
+@function(http=True)
+def gateway_whom(unit: str) -> str:
+    return Whom(unit=unit).unit
 
 
 @function(http=True)

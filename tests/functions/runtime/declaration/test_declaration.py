@@ -104,6 +104,8 @@ def test_an_invalid_signature_is_refused_at_import(body: Callable[..., Any], mes
         {"max_concurrency": 0},
         {"on": "alarms"},
         {"in_thread": True},
+        {"cache": True, "durable": False},
+        {"warm": 1, "durable": False},
     ],
 )
 def test_wrong_options_are_refused_at_import(options: dict[str, Any]) -> None:

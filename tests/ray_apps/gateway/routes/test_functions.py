@@ -264,6 +264,44 @@ async def test_a_durable_call_takes_an_operator_also_of_a_function_for_viewers(g
         assert (answer.status_code, "needs operator" in answer.json()["detail"]) == (403, True)
 
 
+@pytest.mark.parametrize("headers", [{"Idempotency_Key": "k11"}, {"Prefer": "respond-async"}], ids=str)
+async def test_nothing_of_a_call_is_stored_whose_arguments_nothing_may_keep(
+    gateway: Gateway, headers: dict[str, str]
+) -> None:
+    assert (await post(gateway, "gateway_private", {"who": "mallory-4711"})).json() == 12
+    refused = await post(gateway, "gateway_private", {"who": "mallory-4711"}, **headers)
+    assert (refused.status_code, "call it directly" in refused.json()["detail"]) == (422, True)
+    taken = await post(gateway, "gateway_add", {"a": 4711}, **headers)
+    assert taken.status_code in {200, 202}
+    stored = [gateway.context.store.get(key) for key in gateway.context.store.list("")]
+    assert [each for each in stored if b"mallory" in each] == []
+    assert [each for each in stored if b"4711" in each]
+
+
+@pytest.mark.parametrize("at", ["2026-01-31T18:00:00Z", "2026-01-31T19:00:00.000000+01:00"])
+async def test_a_time_is_taken_in_any_form_that_is_documented(gateway: Gateway, at: str) -> None:
+    answer = await post(gateway, "gateway_since", {"at": at})
+    assert (answer.status_code, answer.json()) == (200, "2026-01-31T18:00:00+00:00")
+    assert (await post(gateway, "gateway_since", {"at": None})).json() is None
+
+
+@pytest.mark.parametrize("at", [5, 1.5, "5", "2026-01-31T18:00:00", "yesterday", True, []])
+async def test_what_is_no_time_is_refused_by_name(gateway: Gateway, at: Any) -> None:
+    answer = await post(gateway, "gateway_since", {"at": at})
+    assert (answer.status_code, "gateway_since: at" in answer.json()["detail"]) == (422, True)
+
+
+async def test_what_is_not_set_up_is_no_failure_of_the_function(gateway: Gateway) -> None:
+    answer = await post(gateway, "gateway_secret", {})
+    assert (answer.status_code, "GATEWAY_SECRET_THAT_NOBODY_SET" in answer.json()["detail"]) == (409, True)
+
+
+async def test_what_a_model_in_a_function_refuses_is_said_by_field(gateway: Gateway) -> None:
+    answer = await post(gateway, "gateway_whom", {"unit": "u"})
+    told = "gateway_whom: unit: String should have at least 3 characters"
+    assert (answer.status_code, answer.json()["detail"]) == (409, told)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [("gateway_lock", "this error holds a lock"), ("gateway_handle", "InvalidResult: ")],
