@@ -44,7 +44,7 @@ def test_a_feature_that_moved_to_where_the_loss_is_higher_stands_first(served: S
         assert first.contribution > 0.5 * (found.causes.loss - (found.causes.loss_before or 0))
         assert "most of it by feature wind" in found.causes.text
         page = served.store.get(found.key).decode()
-    assert "part in the change of the mean loss" in page
+    assert "Parts in the change of the mean loss" in page
     shown = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
     assert not re.findall(r'(?:src|href)="https?://', shown)  # nothing from elsewhere
     moved = next(one for one in found.causes.causes if one.what == "wind")
