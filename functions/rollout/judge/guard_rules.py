@@ -331,7 +331,8 @@ def _event_finding(inputs: RuleInput, event: Literal["errors", "slow"]) -> Findi
 
 def _guardrail_finding(inputs: RuleInput, guardrail: Guardrail, alpha: float) -> Finding:
     sums = inputs.evidence.metrics.get(guardrail.name, MetricSums())
-    change = metric_change(sums, guardrail, inputs.policy, alpha)
+    # Days enough to know how alike neighbours are would leave a canary that harms for nine days and more.
+    change = metric_change(sums, guardrail, inputs.policy, alpha, neighbours=False)
     if change is None or not math.isfinite(change.upper):
         return Finding(
             rule="guardrails", fired=False, text=f"{guardrail.name} is not judged yet: {_sample_sizes(sums)}"

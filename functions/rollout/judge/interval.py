@@ -63,12 +63,13 @@ def improvement(loss: PairedLoss, policy: RolloutPolicy) -> Improvement | None:
 
 
 def metric_change(
-    sums: MetricSums, guardrail: Guardrail, policy: RolloutPolicy, alpha: float
+    sums: MetricSums, guardrail: Guardrail, policy: RolloutPolicy, alpha: float, *, neighbours: bool = True
 ) -> Improvement | None:
     """Compute anytime-valid bounds of how much better (below 0: worse) a guardrail's mean is in the canary.
 
     None where there is nothing to judge: fewer than `policy.burn_in` units in an arm, values too large to be summed or that do
-    not vary. alpha: of each of the two one-sided bounds.
+    not vary. alpha: of each of the two one-sided bounds. neighbours: whether neighbouring cohorts may be alike, if the policy says
+    that cohorts hang together; the change between equal versions is not, as both answer in each cohort.
     Source: as `improvement`, on the difference of means stratified by cohort.
     """
     gap = sums.difference
@@ -84,16 +85,16 @@ def metric_change(
     z = asymptotic_threshold(clock, alpha=alpha, n_opt=policy.planned_labels, alternative="greater")
     radius = z * math.sqrt(noise) / gap.rows
     if policy.dependence == "cohort":
-        radius = max(radius, _by_cohort(z, gap))
+        radius = max(radius, _by_cohort(z, gap, neighbours=neighbours))
     better = gap.mean if guardrail.better == "higher" else -gap.mean
     return Improvement(labels=sums.rows, estimate=better, lower=better - radius, upper=better + radius)
 
 
-def _by_cohort(z: float, cohorts: SeriesSums) -> float:
+def _by_cohort(z: float, cohorts: SeriesSums, *, neighbours: bool = True) -> float:
     """Half the width that the variation between cohorts asks for, where neighbours may be alike and few pay for being few."""
     if cohorts.clusters < 2:  # noqa: PLR2004 — no degree of freedom
         return math.inf
-    if not cohorts.span:
+    if not (cohorts.span and neighbours):
         return _student(z, cohorts.clusters - 1) * cohorts.standard_error()
     error, freedom = cohorts.long_run()
     return _student(z, freedom) * error

@@ -104,6 +104,28 @@ def test_a_guardrail_over_users_that_come_back_errs_at_most_as_often_as_declared
     assert at_margin <= bound
 
 
+@pytest.mark.parametrize("a_day", [60, 600])
+def test_plain_harm_is_stopped_within_a_week_whatever_the_days_are_like(a_day: int) -> None:
+    """And each day after: that more days ask for another width of neighbours lets no harm through again."""
+    guardrail = Guardrail(name="complaints", margin=0.1, better="lower", floor=0, cap=1)
+    policy = RolloutPolicy(guardrails=(guardrail,), canary_share=0.45)
+    state, rng = state_of(policy), np.random.default_rng(5)
+    units, sums, stopped = MetricUnits(), MetricSums(), []
+    for day in range(1, DAYS + 1):
+        ids = np.arange(day * a_day, (day + 1) * a_day)
+        ours = rng.random(a_day) < policy.canary_share
+        values = (rng.random(a_day) < np.where(ours, 0.9, 0.05)).astype(float)
+        arms = (MetricArm.of(values[mine], ids[mine]) for mine in (~ours, ours))
+        cohort = MetricCohort(*arms, requests=a_day, bounds=(0.0, 1.0))
+        units = units.plus(cohort)
+        sums = units.on(sums + cohort.sums())
+        evidence = Evidence(champion=1, metrics={"complaints": sums})
+        rule = decide(state, evidence, policy, START + day * DAY, rules={"guardrails"}).rule
+        stopped.append(rule == "guardrails")
+    assert stopped == sorted(stopped)
+    assert sum(stopped) > DAYS - 7
+
+
 def test_harm_over_users_that_come_back_is_found() -> None:
     users = Units("returning", 2_000)
     guardrail = Guardrail(name="sales", margin=0.0)
