@@ -31,12 +31,14 @@ from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import dedent
+from threading import RLock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 from weakref import ref
 
 from toque.registry.errors import InvalidInput
 
+_parsing = RLock()  # before Python 3.11.8, two threads that parse at once may both fail with a SystemError
 _Texts = tuple[str, str]  # of code: without what no run depends on, and as it is written
 _sources: dict[int, tuple[ref[Any], _Texts]] = {}  # by id, for as long as what has it lives
 _PLAIN = (str, bytes, int, float, bool, type(None), tuple, frozenset)
@@ -172,7 +174,7 @@ def _source(target: Any) -> _Texts:
     key = id(target)  # classes may be equal to each other
     if key not in _sources:
         try:
-            source = inspect.getsource(target)
+            source = _source_text(target)
             texts = code_text(source), source
         except (OSError, TypeError):  # typed at a prompt: the compiled code is all there is
             code = getattr(target, "__code__", None)
@@ -250,12 +252,22 @@ def _candidates(module: str, level: int, names: Iterable[str], package: str) -> 
     return [module, *(f"{module}.{name}" for name in names)]
 
 
+def _parsed(source: str | bytes) -> ast.Module:
+    with _parsing:
+        return ast.parse(source)
+
+
+def _source_text(target: Any) -> str:
+    with _parsing:  # a class is looked for in the parsed module
+        return inspect.getsource(target)
+
+
 @cache
 def _read(path: Path, module: str) -> tuple[_Texts, list[str]]:
     """Compute the digests of a source file, and list what it imports anywhere."""
     source = path.read_bytes()
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    tree = ast.parse(source)
+    tree = _parsed(source)
     names = list(_imports(_statements(tree), package))
     return (_sha256(tree_text(tree)), hashlib.sha256(source).hexdigest()), names
 
@@ -311,7 +323,7 @@ def code_text(source: str) -> str:
     """
     indented = source[:1].isspace()
     try:
-        tree = ast.parse(f"if True:\n{source}" if indented else source)
+        tree = _parsed(f"if True:\n{source}" if indented else source)
     except (SyntaxError, ValueError):
         return source
     return tree_text(tree)
@@ -452,7 +464,7 @@ def _opaque(name: object, value: Any) -> str:
 
 def _readable(target: Any, named: str) -> str:
     try:
-        return inspect.getsource(target)
+        return _source_text(target)
     except (OSError, TypeError) as error:
         raise InvalidInput(f"the source of {named} cannot be read; define it in a module") from error
 
@@ -460,7 +472,7 @@ def _readable(target: Any, named: str) -> str:
 def _paths(source: str | ast.AST, names: Collection[str] | None = None) -> Iterator[list[str]]:
     """Yield the names that code reads, or those of `names`, with the attributes that follow them."""
     try:
-        tree = ast.parse(dedent(source)) if isinstance(source, str) else source
+        tree = _parsed(dedent(source)) if isinstance(source, str) else source
     except (SyntaxError, ValueError):  # a lambda within a call
         yield from ([name] for name in names or ())
         return
@@ -481,7 +493,7 @@ def _paths(source: str | ast.AST, names: Collection[str] | None = None) -> Itera
 def _bound(module: str) -> Mapping[str, list[ast.stmt]]:
     """Statements of a module's own level by the names that they bind or change."""
     bound: dict[str, list[ast.stmt]] = {}
-    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_bytes())
+    tree = _parsed(Path(str(sys.modules[module].__file__)).read_bytes())
     for statement in _statements(tree, stop=_Defined):
         changed = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):

@@ -1,8 +1,10 @@
 """A function's version is of its code: not of comments, docstrings and layout, and of everything else."""
 
+import gc
 import importlib
 import linecache
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,34 @@ def test_code_that_is_no_whole_statement_stays_as_it_is() -> None:
     indented = '    def f(self):\n        """A."""\n        return """\nx"""\n'
     assert code_text(indented) == code_text(indented.replace("A.", "B."))
     assert "\\nx" in code_text(indented) or "\nx" in code_text(indented)
+
+
+class Finalised:
+    """An object of a cycle whose end runs Python, at which threads switch."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+    def __del__(self) -> None:
+        for _ in range(300):
+            pass
+
+
+def test_threads_may_digest_at_once() -> None:
+    """Python before 3.11.8 counts the depth of all threads' trees in one place, and fails if it switches within one."""
+    source = Path(late_imports.__file__).read_text()
+    switch, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+
+    def digest(_: int) -> str:
+        Finalised()
+        return code_text(source)
+
+    try:
+        with ThreadPoolExecutor(6) as threads:
+            texts = set(threads.map(digest, range(60)))
+    finally:
+        sys.setswitchinterval(switch)
+        gc.set_threshold(*threshold)
+    assert len(texts) == 1
