@@ -200,7 +200,8 @@ def _is_installed(path: str) -> bool:
 
 
 def _loaded_version(module: str) -> str:
-    return str(getattr(sys.modules.get(module.partition(".")[0]), "__version__", "-"))
+    package = sys.modules.get(module.partition(".")[0])
+    return str(vars(package).get("__version__", "-")) if package else "-"  # asking for it makes some warn
 
 
 @cache

@@ -56,10 +56,8 @@ def _days(age: object) -> object:
     return age
 
 
-Age = Annotated[
-    Annotated[float, Field(ge=1, le=36_500)] | None,
-    BeforeValidator(_days, json_schema_input_type=float | str | None),
-]
+_Days = Annotated[float, Field(ge=1, le=36_500)]
+Age = Annotated[_Days | None, BeforeValidator(_days, json_schema_input_type=_Days | str | None)]
 
 
 class Retention(BaseModel):
