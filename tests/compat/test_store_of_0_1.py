@@ -100,6 +100,14 @@ def read_again(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> dict
     return seen
 
 
+def _with_open_bounds(seen: Any) -> Any:
+    """An effect's bound that is infinite reads as null, in Python as in JSON."""
+    if isinstance(seen, dict):
+        opened = {name: None for name in ("lower", "upper") if seen.get(name) in ("-inf", "inf")}
+        return {name: _with_open_bounds(value) for name, value in (seen | opened).items()}
+    return [_with_open_bounds(each) for each in seen] if isinstance(seen, list) else seen
+
+
 def _with_current_references(seen: Any) -> Any:
     """References to functions of the platform as they read today: their modules have moved since."""
     if isinstance(seen, dict):
@@ -138,7 +146,7 @@ def _as_rounded_here(now: Any, before: Any) -> Any:
 
 @pytest.mark.parametrize("part", sorted(set(SEEN) - {"answers", "results_kept"}))
 def test_a_part_reads_as_before(read_again: dict[str, Any], part: str) -> None:
-    before = _with_current_references(SEEN[part])
+    before = _with_open_bounds(_with_current_references(SEEN[part]))
     assert _as_rounded_here(_without_added(read_again[part], before), before) == before
 
 
