@@ -60,7 +60,7 @@ class Platform:
     registry: Registry
     token: str
     redis_url: str
-    collector: Receiver
+    collector: Receiver | None = None
     process: subprocess.Popen[bytes] | None = None
     made: int = 0
 
