@@ -2,6 +2,7 @@ import multiprocessing
 import multiprocessing.context
 import uuid
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def aws_environment() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def processes(aws_environment: None) -> multiprocessing.context.ForkServerContext:
     """Context that starts processes from a fork server with our packages imported, which is fast and safe."""
+    forkserver._forkserver._stop()  # one that another room's tests started knows nothing of these credentials
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["toque.registry"])
     return context

@@ -55,4 +55,4 @@ def test_a_node_that_serves_takes_no_training_sweep_or_batch_inference(context, 
     assert all(found.values()), "; ".join(sorted({name for name, _ in where}))
     assert all(serving not in nodes for nodes in found.values()), found
     submitted = train_tabular.submit("late", training_set, **NAMES, params=FAST)
-    assert submitted.result(200).version == 2
+    assert submitted.result(900).version == 2
