@@ -67,7 +67,14 @@ class SecretLeaked(FunctionError, ValueError):
 
 
 class RemoteError(FunctionError):
-    """Raised in place of an error that cannot be pickled, with its type, message and traceback as text."""
+    """Raised in place of an error that cannot be pickled or holds a secret, with its type, message and traceback as text.
+
+    kind: name of that error's class.
+    """
+
+    def __init__(self, text: str, kind: str = "") -> None:
+        super().__init__(text)
+        self.kind = kind
 
 
 class UnknownInvocation(FunctionError, LookupError):

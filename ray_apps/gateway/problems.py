@@ -121,7 +121,9 @@ def problem_of(error: Exception) -> Problem | None:
 
 def problem_of_function(name: str, error: Exception) -> Problem:
     """Convert an error that a function raised to a problem: a refusal (409), or a failure of the function (500)."""
-    status = _status_in_function(type(error))
+    status = _status_in_function(
+        _named(error.kind) if isinstance(error, runtime.RemoteError) else type(error)
+    )
     known = problem_of(error)
     if known is not None and known.status == status:
         return known
@@ -141,10 +143,15 @@ def problem_of_failure(name: str, error: str, message: str, *, headers: dict[str
 
     error: name of the error's class as the record has it, so also of a class that an earlier release raised.
     """
+    text = f"{name}: {error}: {message}"
+    return Problem(_status_in_function(_named(error)), text, kind="invocation-dead", headers=headers)
+
+
+def _named(error: str) -> type[Exception]:
+    """Find the class of this name of which an error is a refusal; Exception if there is none."""
     roots = (*(kind for kind, _ in _STATUS), *_REFUSALS)
     found = (kind for root in roots for kind in _descendants(root) if kind.__qualname__ == error)
-    status = _status_in_function(next(found, Exception))
-    return Problem(status, f"{name}: {error}: {message}", kind="invocation-dead", headers=headers)
+    return next(found, Exception)
 
 
 def _status_of_class(error: type[Exception]) -> int | None:

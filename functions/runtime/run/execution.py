@@ -72,7 +72,7 @@ class Outcome:
         """Return the value of the run. Raises: the error that ended the run, or RemoteError with its text."""
         if self.error is None:
             return self.value
-        cause = RemoteError(f"{self.error}\n\n{self.error.traceback}")
+        cause = RemoteError(f"{self.error}\n\n{self.error.traceback}", self.error.type)
         if self.raised is None:
             raise cause
         # The bytes come from our own worker process, never from stored data.
