@@ -264,7 +264,7 @@ def test_one_enormous_prediction_neither_promotes_nor_stops(season: FlightSeason
     driver.landed += [(str(driver.asked), 1.0)]
     driver.ask(np.array([[*season.flights.x[0, :2], OUTLIER]], dtype=np.float32))
     ended = season.run_days(7, most=FEW)[-1]
-    assert ended["upper"] - ended["lower"] > 1  # the answer did count
+    assert ended["upper"] - ended["estimate"] > 0.5  # the answer did count
     assert (ended["stage"], ended["rule"]) == ("inconclusive", "timed_out")
     assert season.settle() == (1,)
 

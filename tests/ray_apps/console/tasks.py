@@ -167,7 +167,7 @@ def open_the_report(visitor: Person, scene: Scene) -> None:
     """Open the report of a model."""
     visitor.click(".side >> text=Reports")
     visitor.click(f"text='{scene.report}'")
-    visitor.page.frame_locator("iframe").locator(f"text={scene.report_says}").wait_for()
+    visitor.page.frame_locator("iframe").locator(f"text={scene.report_says}").first.wait_for()
 
 
 def see_what_a_team_cost(visitor: Person, scene: Scene) -> None:
