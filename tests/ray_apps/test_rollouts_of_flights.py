@@ -128,15 +128,6 @@ def test_a_better_version_goes_through_shadow_and_canary_and_is_promoted(season:
     assert season.driver.answers[str(version)] == before + 20
 
 
-def test_a_version_worse_by_a_fifth_is_stopped(season: FlightSeason) -> None:
-    before = season.driver.registry.traffic(MODEL).versions
-    season.start(worse_by(season, 0.2), POLICY)
-    last = season.run_days(40)[-1]
-    _logger.info("worse by 20 %%: %s", last)
-    assert (last["stage"], last["rule"]) == ("rolled_back", "worse")
-    assert season.settle() == before
-
-
 def test_every_decision_of_these_rollouts_is_reproduced_bit_for_bit(season: FlightSeason) -> None:
     entries = Journal(season.driver.registry.store, f"rollouts/{MODEL}", actor="reader").entries()
     decided = [entry.number for entry in entries if entry.body["event"] == "decided"]
