@@ -65,7 +65,7 @@ async def list_reports(
 async def get_report(
     request: Request,
     name: Annotated[
-        str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.html$", max_length=255)
+        str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.html$", max_length=200)
     ],
     _: Viewer,
 ) -> HTMLResponse:
