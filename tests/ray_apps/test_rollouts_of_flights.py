@@ -46,13 +46,11 @@ def worse_by(season: FlightSeason, share: float) -> Delay:
     return found
 
 
-def test_a_version_worse_by_two_percent_leaves_its_shadow_for_no_traffic(season: FlightSeason) -> None:
+def test_a_version_worse_by_two_percent_is_stopped(season: FlightSeason) -> None:
     season.start(worse_by(season, 0.02), POLICY)
     last = season.run_days(40)[-1]
     _logger.info("worse by 2 %%: %s", last)
-    # 3,000 labels of days that resemble their neighbours tell it from an equal one in some weeks and in others not.
-    assert (last["stage"], last["rule"]) in {("rolled_back", "worse"), ("inconclusive", "timed_out")}
-    assert last["estimate"] < 0
+    assert (last["stage"], last["rule"]) == ("rolled_back", "worse")
     assert season.settle() == (1,)
 
 

@@ -65,8 +65,8 @@ async def list_reports(
 async def get_report(
     request: Request,
     name: Annotated[
-        str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.html$", max_length=200)
-    ],
+        str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*\.html$", max_length=240)
+    ],  # a part of a key is no longer
     _: Viewer,
 ) -> HTMLResponse:
     """Read the page of a report, which may load nothing and has no access to anything of the platform."""

@@ -32,6 +32,17 @@ async def test_reports_are_listed_by_subject_and_kind(platform: Platform) -> Non
     assert re.findall(r'href="/ui/reports/([^"?]+\.html)"', page) == [f"{MODEL}-alarm-0a1b2c3d4e5f.html"]
 
 
+async def test_every_name_that_a_store_holds_is_read_and_a_longer_one_is_refused(platform: Platform) -> None:
+    visitor = await platform.signed_in("viewer")
+    headers = {"Authorization": f"Bearer {platform.tokens['viewer']}"}
+    for length in (128, 200, 201, 240):
+        name = f"{'m' * (length - 5)}.html"
+        platform.context.store.put(f"reports/{name}", PAGE)
+        assert (await visitor.http.get(f"/reports/{name}", headers=headers)).content == PAGE, length
+    refused = await visitor.http.get(f"/reports/{'m' * 236}.html", headers=headers)
+    assert (refused.status_code, "240" in refused.text) == (422, True)
+
+
 async def test_a_reports_scripts_run_in_a_frame_without_an_origin_alone(platform: Platform) -> None:
     write(platform)
     visitor = await platform.signed_in("viewer")
