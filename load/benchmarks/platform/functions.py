@@ -19,31 +19,20 @@ from typing import Any
 
 import ray
 
-from toque.functions import Context, function, use_context
+from toque.functions import Context, use_context
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import executor_of, ledger_of
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.load.benchmarks.harness import Timing, bound, main, say, seconds_of, temporary, timed_in_turns
 from toque.load.benchmarks.platform.counting_store import CountingStore
+from toque.load.benchmarks.platform.no_ops import at_hand, nothing
 from toque.load.benchmarks.servers import asgi_server
 from toque.registry import Access, open_store
 
 ROUNDS, MAPS, ITEMS, STARTS = 280, 6, 1_000, 10
 ACCEPTED, CALLERS = 300, 8
 COUNTED = 20
-_MODULE = "toque.load.benchmarks.platform.functions"
-
-
-@function(http=True)
-def nothing(n: int) -> int:
-    """Return the argument, as a declared function."""
-    return n
-
-
-@function(warm=1)
-def at_hand(n: int) -> int:
-    """Return the argument, as a function with a warm worker."""
-    return n
+_ROOM = "toque.load.benchmarks.platform"
 
 
 def bare(n: int) -> int:
@@ -116,11 +105,14 @@ def _submit(used: Context, number: int) -> None:
 def _gateway(url: str, folder: Path) -> None:
     """Benchmark a no-op through the gateway against a bare ASGI application, in turns."""
     token = Access(open_store(url), actor="bench").create_token("bench", "operator")
-    own = {"TOQUE_STORE": url, "TOQUE_PROJECT": _MODULE}
+    own = {"TOQUE_STORE": url, "TOQUE_PROJECT": f"{_ROOM}.no_ops"}
     build = "toque.ray_apps.gateway.deployment:build"
     with (
         asgi_server(build, folder, "--factory", "--lifespan", "off", environment=own) as (gateway, _),
-        asgi_server(f"{_MODULE}:floor", folder, "--lifespan", "off", environment=own) as (floor_url, _),
+        asgi_server(f"{_ROOM}.functions:floor", folder, "--lifespan", "off", environment=own) as (
+            floor_url,
+            _,
+        ),
     ):
         doors = {
             name: HTTPConnection(door.removeprefix("http://"))
