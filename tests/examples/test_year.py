@@ -5,8 +5,11 @@ Both take minutes and are left to `make prove`; `python -m examples.flights.year
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from examples.flights.year import Outcome, Year, outcome, story
 from toque.registry import Table
 from toque.registry.store import FolderStore
 
-KILLS = 50
+KILLS, CHANCE = 50, 0.015
 
 
 @pytest.fixture(scope="module")
@@ -28,37 +31,49 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class KilledError(BaseException):
-    """The process died."""
+def killed_by_chance(write: Callable[..., Any], rng: np.random.Generator) -> Callable[..., Any]:
+    """Wrap a write, so that some kill the process just before or just after it, with every thread that it has."""
+
+    def maybe_die() -> None:
+        if rng.random() < CHANCE:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        maybe_die()
+        done = write(*args, **kwargs)
+        maybe_die()
+        return done
+
+    return wrapped
 
 
-class WriteKiller:
-    """Kills the replay by chance just before or just after a write, and lets the dead write nothing more. chance: of each.
+def live(folder: Path, days: int, seed: int | None) -> None:
+    """Replay so many days in this process, which some write may kill; none if seed is None."""
+    if seed is not None:
+        rng = np.random.default_rng(seed)
+        for where, names in ((FolderStore, ("create", "put", "upload")), (Table, ("append", "overwrite"))):
+            for name in names:
+                setattr(where, name, killed_by_chance(getattr(where, name), rng))
+    of_days(folder, days).replay()
 
-    dead: whether it was killed and not yet resumed; a library may make an error of what its thread raised, which would be recorded.
-    """
 
-    def __init__(self, most: int, chance: float) -> None:
-        self.rng, self.left, self.chance, self.kills = np.random.default_rng(0), most, chance, 0
-        self.dead = False
+def of_days(folder: Path, days: int) -> Year:
+    return Year(folder, "policy", last=min(FIRST + days * DAY, END))
 
-    def around(self, write: Callable[..., Any]) -> Callable[..., Any]:
-        def maybe(*args: Any, **kwargs: Any) -> Any:
-            self._maybe()
-            done = write(*args, **kwargs)
-            self._maybe()
-            return done
 
-        return maybe
-
-    def _maybe(self) -> None:
-        if self.dead:
-            raise KilledError
-        if self.left and self.rng.random() < self.chance:
-            self.left -= 1
-            self.kills += 1
-            self.dead = True
-            raise KilledError
+def killed_and_resumed(prepared: Path, folder: Path, days: int, kills: int) -> Year:
+    """Replay so many days in processes of their own, killed so often, each resumed by the next."""
+    shutil.copytree(prepared, folder)
+    spawned, died, lived = get_context("spawn"), 0, False
+    while not lived:
+        process = spawned.Process(target=live, args=(folder, days, died if died < kills else None))
+        process.start()
+        process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        lived = process.exitcode == 0
+        died += not lived
+    assert died == kills
+    return of_days(folder, days)
 
 
 def replayed(prepared: Path, folder: Path, plan: Plan) -> Outcome:
@@ -78,32 +93,11 @@ def test_the_policy_serves_as_well_as_retraining_every_week_with_few_retrains(
     assert policy.cpu_s < weekly.cpu_s / 2
 
 
-def killed_and_resumed(prepared: Path, folder: Path, days: int, killer: WriteKiller) -> Year:
-    """Replay so many days; each time it is killed, a new replay resumes as a new process would."""
-    shutil.copytree(prepared, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        for where, names in ((FolderStore, ("create", "put", "upload")), (Table, ("append", "overwrite"))):
-            for name in names:
-                patch.setattr(where, name, killer.around(getattr(where, name)))
-        while True:
-            killer.dead = False
-            year = Year(folder, "policy", last=min(FIRST + days * DAY, END))
-            try:
-                year.replay()
-            except BaseException:
-                if not killer.dead:
-                    raise
-            else:
-                return year
-
-
 @pytest.mark.proof
 @pytest.mark.timeout(7200)
 def test_fifty_kills_through_the_year_change_no_alarm_no_retrain_and_no_decision(
     prepared: Path, tmp_path: Path
 ) -> None:
-    undisturbed = killed_and_resumed(prepared, tmp_path / "undisturbed", 275, WriteKiller(0, 0.0))
-    killer = WriteKiller(KILLS, 0.015)
-    killed = killed_and_resumed(prepared, tmp_path / "killed", 275, killer)
-    assert killer.kills == KILLS
+    undisturbed = killed_and_resumed(prepared, tmp_path / "undisturbed", 275, 0)
+    killed = killed_and_resumed(prepared, tmp_path / "killed", 275, KILLS)
     assert story(killed) == story(undisturbed)
