@@ -35,8 +35,10 @@ _PREDICTED = ("predictions/", "predictions_large/", "scores/")
 # A value younger than this may belong to an invocation that is being accepted.
 _UNUSED_FOR = timedelta(days=1)
 PROGRESS = "queues/retention.json"
+_AGE = r"^[0-9]+(\.[0-9]+)?[dwy]?$"
 _CHILD = re.compile(r"([0-9a-f]{32})/[0-9]+")  # key of what a workflow submitted, after its id
 
+_MOST_DAYS = 36_500
 _AGES = " In days, or as 90d, 12w or 1y, at least a day; for ever unless given."
 _SHOWN = View(
     facts=" | ".join(
@@ -48,16 +50,20 @@ _SHOWN = View(
 
 def _days(age: object) -> object:
     """Read an age such as 90d, 12w or 1y as days."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([dwy]?)", age) if isinstance(age, str) else None
-    if match:
-        return float(match[1]) * {"": 1, "d": 1, "w": 7, "y": 365}[match[2]]
-    if isinstance(age, str):
+    if not isinstance(age, str):
+        return age
+    if not re.fullmatch(_AGE[1:-1], age):
         raise PydanticCustomError("age", "{age} is no age; write days, or 90d, 12w or 1y", {"age": repr(age)})
-    return age
+    number, unit = age.rstrip("dwy"), age[-1]
+    days = float(number) * {"w": 7, "y": 365}.get(unit, 1)
+    if not 1 <= days <= _MOST_DAYS:  # a rule that no schema of a text tells
+        raise ValueError(f"{age!r} is not from 1 to {_MOST_DAYS} days")
+    return days
 
 
-_Days = Annotated[float, Field(ge=1, le=36_500)]
-Age = Annotated[_Days | None, BeforeValidator(_days, json_schema_input_type=_Days | str | None)]
+_Days = Annotated[float, Field(ge=1, le=_MOST_DAYS)]
+_AgeText = Annotated[str, Field(pattern=_AGE)]
+Age = Annotated[_Days | None, BeforeValidator(_days, json_schema_input_type=_Days | _AgeText | None)]
 
 
 class Retention(BaseModel):
@@ -69,10 +75,10 @@ class Retention(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    predictions: float | None = Field(le=36_500, default=None, ge=1)
-    labels: float | None = Field(le=36_500, default=None, ge=1)
-    invocations: float | None = Field(le=36_500, default=None, ge=1)
-    reports: float | None = Field(le=36_500, default=None, ge=1)
+    predictions: _Days | None = None
+    labels: _Days | None = None
+    invocations: _Days | None = None
+    reports: _Days | None = None
 
 
 class Expired(BaseModel):

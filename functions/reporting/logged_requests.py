@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.featurestore import UnknownDefinition, row_times
-from toque.functions.arguments import Model, PredictedAt, PredictionId
+from toque.functions.arguments import Model, PredictedAt, PredictionId, Time
 from toque.functions.prediction_log import find_labels, outcomes
 from toque.functions.prediction_log.reading.outcomes import read_columns
 from toque.functions.runtime.context import context
@@ -21,7 +21,7 @@ from toque.functions.runtime.function import function
 from toque.registry import ModelVersion, NotFound
 
 _MOST, _MOST_HOURS = 1_000, 24 * 31
-_Moment = Annotated[datetime, Field(ge=datetime(1900, 1, 1, tzinfo=UTC), le=datetime(2200, 1, 1, tzinfo=UTC))]
+_FIRST, _LAST = (datetime(year, 1, 1, tzinfo=UTC) for year in (1900, 2200))  # room for hours around
 _LISTED = ("prediction_id", "version", "arm", "shadow", "predicted_at", "latency_ms", "outputs")
 _INSIDE = ("prediction_id", "version", "shadow", "predicted_at", "unit", "entities", "numeric", "categorical", "missing")  # fmt: skip
 
@@ -62,7 +62,7 @@ class PredictionInputs(BaseModel):
 def list_predictions(
     model: Model,
     before: Annotated[
-        _Moment | None,
+        Time | None,
         Field(description="End of the period, with an offset from UTC, not included; now unless given."),
     ] = None,
     hours: Annotated[
@@ -89,12 +89,16 @@ def list_predictions(
     """List the predictions of a model in some hours before a time, by default now, newest first.
 
     The worst answer is furthest from its label by the difference, or by what the probability of the label's class lacks to 1.
-    Raises: ValueError for hours or a limit out of range.
+    Raises: ValueError for hours, a limit or a time out of range.
     """
     if not 0 < hours <= _MOST_HOURS:
         raise ValueError(f"hours={hours} must lie between 0 and {_MOST_HOURS}; page by `before`")
     if not 1 <= limit <= _MOST:
         raise ValueError(f"limit={limit} must lie between 1 and {_MOST}; page by `before`")
+    if before is not None and not _FIRST <= before <= _LAST:
+        raise ValueError(
+            f"before={before.isoformat()} must lie between the years {_FIRST.year} and {_LAST.year}"
+        )
     used = context()
     end = before or used.clock() + timedelta(minutes=1)
     columns = _LISTED if entity is None else (*_LISTED, "unit", "entities")

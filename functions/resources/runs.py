@@ -15,7 +15,10 @@ from toque.registry import NotFound, Registry, RunRecord
 from toque.registry.runs.record import DELETED
 
 Moment = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Point = tuple[int, float | None, Moment]
+Point = Annotated[
+    list[int | float | Moment | None],
+    Field(min_length=3, max_length=3, description="Step, value or null, and time."),
+]
 RunId = Annotated[Name, Field(description="Id of the run.")]
 _ALL = 10**9
 
@@ -143,7 +146,7 @@ def _thinned(values: list[Any], most: int) -> list[Point]:
     thinned = ordered
     if len(ordered) > most:
         thinned = [ordered[round(at * (len(ordered) - 1) / (most - 1))] for at in range(most)]
-    return [(point.step, _finite(point.value), point.at.isoformat()) for point in thinned]
+    return [[point.step, _finite(point.value), point.at.isoformat()] for point in thinned]
 
 
 def _finite(value: float) -> float | None:

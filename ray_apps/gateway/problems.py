@@ -66,7 +66,7 @@ class Problem(Exception):  # noqa: N818  # the term of RFC 9457
 # The first class that fits decides; subclasses stand above their bases.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (registry.NotFound, 404),
-    (registry.InvalidInput, 422),
+    (registry.InvalidInput, 409),
     (registry.Stale, 409),
     (registry.Conflict, 409),
     (registry.AlreadyExists, 409),
@@ -111,7 +111,10 @@ def problem_of(error: Exception) -> Problem | None:
     if status is None:
         return None
     fields = error.problems if isinstance(error, runtime.InvalidArguments) else []
-    if any(each["kind"] in _RULES for each in fields):
+    # Without a field, it is the declaration that refuses, such as of a durable call.
+    if isinstance(error, runtime.InvalidArguments) and (
+        not fields or any(each["kind"] in _RULES for each in fields)
+    ):
         status = HTTPStatus.CONFLICT
     headers = {"Retry-After": RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
     if isinstance(error, _REDIS_AWAY):

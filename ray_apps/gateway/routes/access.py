@@ -7,14 +7,14 @@ import io
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import orjson
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.responses import Response
 
-from toque.functions.arguments import Name, Time
+from toque.functions.arguments import NAME, Name, Time
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
 from toque.ray_apps.admission.guarded_route import header
 from toque.ray_apps.gateway.problems import Problem
@@ -44,7 +44,8 @@ Admin = Annotated[Principal, allowed(Role.admin)]
 Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
 WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
 RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
-GrantText = Annotated[str, Field(pattern=r"^[a-z]+(:[a-z0-9*][a-z0-9-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?)?$")]
+_GRANT = rf"^({'|'.join(get_args(RoleName))})(:({WORKSPACE_NAME[1:-1]}|\*)(:{NAME[1:-1]})?)?$"
+GrantText = Annotated[str, Field(pattern=_GRANT)]
 
 
 @router.get("/audit", response_model=list[AuditEntry], responses=_EXPORTS)

@@ -97,6 +97,13 @@ def test_days_past_the_retention_go_with_their_files(here: Context):
     assert retention() == Retention()
 
 
+@pytest.mark.parametrize("age", ["0d", "0.5", "101y", "36501d", "9" * 400])
+def test_an_age_out_of_range_fits_the_schema_of_its_text_and_is_refused_by_name(age: str) -> None:
+    with pytest.raises(InvalidArguments, match=r"labels: .* is not from 1 to 36500 days") as refused:
+        set_retention.signature.load_strictly({"labels": age})
+    assert [each["kind"] for each in refused.value.problems] == ["value_error"]
+
+
 def test_a_kill_between_commit_and_deletion_is_made_good(here: Context, monkeypatch: pytest.MonkeyPatch):
     made, _ = fill(here)
     set_retention(predictions=10)

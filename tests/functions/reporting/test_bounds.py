@@ -1,5 +1,6 @@
 """Numbers and times out of range are refused by the schemas of functions, and not by arithmetic within them."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -26,12 +27,23 @@ def test_a_span_that_no_calendar_holds_fits_no_schema(function: Any, hours: floa
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"before": "0001-01-01T00:00:00Z"}, {"before": "9999-12-31T23:59:59-23:59"}, {"hours": 1e300}, {"hours": 0}, {"limit": 10**20},
-     {"limit": 0}],
-)  # fmt: skip
+    [
+        {"before": "9999-12-31T23:59:59-23:59"},
+        {"hours": 1e300},
+        {"hours": 0},
+        {"limit": 10**20},
+        {"limit": 0},
+    ],
+)
 def test_a_page_of_predictions_beyond_the_calendar_fits_no_schema(arguments: dict[str, Any]) -> None:
     with pytest.raises(InvalidArguments, match=next(iter(arguments))):
         list_predictions.signature.load_strictly({"model": "late", **arguments})
+
+
+@pytest.mark.parametrize("year", [1, 1899, 2201, 9999])
+def test_a_page_of_predictions_before_a_time_without_hours_around_it_is_refused(year: int) -> None:
+    with pytest.raises(ValueError, match=f"before={year:04}-.* between the years 1900 and 2200"):
+        list_predictions("late", before=datetime(year, 6, 1, tzinfo=UTC))
 
 
 @pytest.mark.parametrize("days", [10**12, 0, -5])

@@ -69,7 +69,11 @@ async def test_a_token_ends_in_ninety_days_unless_it_says_otherwise(gateway: Gat
         ("root", {"grants": []}, 409),
         ("root", {"model": "fraud", "grants": ["viewer"]}, 409),
         ("root", {"grants": ["cook:payments"]}, 422),
-        ("root", {"role": "labeller", "model": "fraud"}, 422),
+        ("root", {"grants": ["viewer:Payments"]}, 422),
+        ("root", {"grants": ["viewer:-payments"]}, 422),
+        ("root", {"grants": ["caller:payments:.fraud"]}, 422),
+        ("root", {"grants": ["caller:*:fraud"]}, 201),
+        ("root", {"role": "labeller", "model": "fraud"}, 409),
         ("approver", {"role": "viewer"}, 403),
     ],
 )

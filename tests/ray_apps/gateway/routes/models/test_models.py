@@ -169,7 +169,7 @@ async def test_an_approver_accepts_code_by_name(gateway: Gateway, late: Registry
     late.create_version("late", tmp_path / "model.pkl", allow_code=["model.pkl"])
     path = "/models/late/versions/4/approve"
     unknown = await send(gateway, "approver", "POST", path, accept_code=["other.pkl"])
-    assert (unknown.status_code, unknown.json()["type"]) == (422, "invalid-input")
+    assert (unknown.status_code, unknown.json()["type"]) == (409, "invalid-input")
     accepted = await send(gateway, "approver", "POST", path, accept_code=["model.pkl"])
     assert accepted.json()["approvals"][0]["accept_code"] == ["model.pkl"]
     assert late.accepted_code("late", 4) == ("model.pkl",)
