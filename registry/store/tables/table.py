@@ -46,6 +46,8 @@ _CONFIGURATION_OF_STREAMS = _CONFIGURATION | {
 }
 # Who reads a table in batches holds about three row groups of it, however small the batches are.
 _ROW_GROUP_BYTES, _FEWEST_ROWS = 16 << 20, 8_192
+_WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
+_MOST_BYTES = (1 << 31) - 1
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
 
@@ -116,7 +118,7 @@ class Table:
         Returns: the snapshot that has the rows.
         Raises: InvalidInput if columns or types do not fit, or a timestamp has no timezone or parts of a microsecond.
         """
-        data = with_stored_times(data, self.name)
+        data = _in_one_batch(with_stored_times(data, self.name))
         transactions = dict(transactions or {})
         mode: Literal["merge"] | None = "merge" if merge_schema else None
         commit = commit_properties(transactions, metadata)
@@ -142,7 +144,7 @@ class Table:
         self, data: pa.Table, *, partition_by: Sequence[str] = (), metadata: Mapping[str, str] | None = None
     ) -> TableSnapshot:
         """Replace all rows and the schema; older versions stay readable. Raises: InvalidInput as `append`."""
-        data = with_stored_times(data, self.name)
+        data = _in_one_batch(with_stored_times(data, self.name))
         commit = commit_properties({}, metadata)
 
         def write(table: DeltaTable | None) -> DeltaTable:
@@ -164,7 +166,8 @@ class Table:
     ) -> pa.Table:
         """Read the rows of a version, by default the newest, in an order that follows from its appends.
 
-        That is: by partition, in a partition the newest append first, and of one append as they were given.
+        That is: by partition, in a partition the newest append first, and of one append as they were given. A compaction
+        keeps the rows of older versions as they were, and puts those of the files that it merges in any order.
         where: filters like `[("day", ">=", "2013-01-05")]` or a `pyarrow.compute` expression; files that
         cannot match are not read.
         Raises: NotFound if there is no such table or version.
@@ -343,6 +346,18 @@ def pyarrow_dataset(opened: DeltaTable, filesystem: fs.FileSystem | None = None)
 def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:
     sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
     return file_system(table.store, table.name, sizes)
+
+
+def _in_one_batch(data: pa.Table) -> pa.Table:
+    """Copy rows that lie in several batches into one: delta-rs 1.6 spreads batches over its threads, and writes whichever comes first."""
+    if all(column.num_chunks <= 1 for column in data.columns):
+        return data
+    for index, field in enumerate(data.schema):
+        wide = _WIDE.get(field.type)
+        if wide is not None and data.column(index).nbytes > _MOST_BYTES:  # one chunk's offsets are 32 bits
+            column = data.column(index).cast(wide)
+            data = data.set_column(index, pa.field(field.name, wide, field.nullable), column)
+    return data.combine_chunks()
 
 
 def _row_groups(data: pa.Table) -> WriterProperties:

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 from deltalake import DeltaTable
 
 from toque.registry import ObjectStore, Table, open_store
+from toque.registry.store.tables import table as table_module
 
 DAYS = 24
 PROGRAM = """
@@ -71,3 +74,25 @@ def test_the_log_itself_has_the_partitions_in_any_order(tmp_path: Path):
         fragments = DeltaTable(table.uri).to_pyarrow_dataset().get_fragments()
         logged.append([fragment.path.partition("/")[0] for fragment in fragments])
     assert any(each != logged[0] for each in logged)
+
+
+@pytest.mark.parametrize("most_bytes", [1 << 31, 100])
+def test_rows_of_many_batches_keep_their_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+):
+    """Delta's writer takes the batches in any order. Texts of more bytes than one batch can hold are stored all the same."""
+    monkeypatch.setattr(table_module, "_MOST_BYTES", most_bytes)
+    table = Table(open_store(tmp_path.as_uri()), "training/many")
+    cuts = [0, 4_000, 4_001, 30_000, 33_000, 60_000]
+    parts = [
+        pa.table({"number": range(start, stop), "text": [f"row {at}" for at in range(start, stop)]})
+        for start, stop in pairwise(cuts)
+    ]
+    rows = pa.concat_tables(parts)
+    for _ in range(4):
+        table.overwrite(rows)
+        table.append(rows)
+        read = table.read()
+        assert read["number"].to_pylist() == [*range(cuts[-1])] * 2
+        assert read["text"][cuts[-1] - 1].as_py() == f"row {cuts[-1] - 1}"
+        assert read.schema == rows.schema
