@@ -47,7 +47,8 @@ def worse_by(season: FlightSeason, share: float) -> Delay:
 
 
 def test_a_version_worse_by_two_percent_is_stopped(season: FlightSeason) -> None:
-    season.start(worse_by(season, 0.02), POLICY)
+    """Two percent lie below what the days of three weeks can tell apart, as their losses move together: five weeks can."""
+    season.start(worse_by(season, 0.02), POLICY | {"shadow_timeout": "P35D"})
     last = season.run_days(40)[-1]
     _logger.info("worse by 2 %%: %s", last)
     assert (last["stage"], last["rule"]) == ("rolled_back", "worse")
