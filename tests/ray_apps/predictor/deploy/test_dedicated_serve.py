@@ -22,6 +22,7 @@ from tests.ray_apps.predictor.test_serve import Callers, Platform, _replicas, _s
 from tests.redis_server import RedisServer
 from tests.waiting import until
 from toque.functions.runtime.changes import Announcer
+from toque.ray_apps.serve.settings import loopback_environment
 from toque.registry import Access, Registry, open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.proof, pytest.mark.timeout(1200)]
@@ -84,7 +85,7 @@ def applications(place: Platform, *deleted: str) -> dict[str, str]:
     }
     looked = subprocess.run(
         [sys.executable, "-c", LOOK, address, *deleted],
-        env=os.environ | {"RAY_AUTH_MODE": "token"},  # as that Ray has it, by the same user's token
+        env=os.environ | loopback_environment() | {"RAY_AUTH_MODE": "token"},  # as that Ray has them
         check=False, capture_output=True, text=True, timeout=WITHIN_S,
     )  # fmt: skip
     assert looked.returncode == 0, looked.stderr[-3000:]
@@ -168,7 +169,7 @@ def _all_now(callers: Callers, number: int) -> bool:
 def _broken(place: Platform, callers: Callers) -> None:
     broken = place.version("one", 0.0, broken=True)
     place.registry.promote("one", broken)
-    reason = "not an exported program"
+    reason = "not a program of torch.export"
     until(lambda: reason in _status(place)["failures"].get(str(broken), ""), within_s=WITHIN_S)
     seen = len(callers.answers)
     until(lambda: len(callers.answers) > seen + 50)
