@@ -6,7 +6,10 @@ A false-alarm share may exceed its level by four standard errors. Every simulati
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate, islice
+from operator import add
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +43,8 @@ from toque.load.benchmarks.harness import bound, line, main, timed
 Floats = npt.NDArray[np.float64]
 Run = Callable[[np.random.Generator], bool]
 """One run of equal arms: whether a difference is ever found."""
-Look = Callable[[np.random.Generator], Iterator[Effect]]
+Look = Callable[[np.random.Generator], Iterator[Any]]
+Batch = Callable[[np.random.Generator, int], Sequence[Any]]
 
 RUNS = 1_000
 ALPHA = 0.05
@@ -50,8 +54,10 @@ TEN_LOOKS = group_sequential_bounds(10, alpha=ALPHA)
 
 def run() -> None:
     """Run every simulation and check."""
-    for case in NULLS:
-        _null(*case)
+    for name, draw, *size in NULLS:
+        rng, runs = np.random.default_rng(20_13), size[0] if size else RUNS
+        share = sum(draw(rng) for _ in range(runs)) / runs
+        bound(f"false alarms, {name}, {runs:,} runs", share, most=allowed(runs))
     for check in CHECKS:
         check()
 
@@ -61,75 +67,66 @@ def allowed(runs: int = RUNS) -> float:
     return ALPHA + 4 * math.sqrt(ALPHA * (1 - ALPHA) / runs)
 
 
-def _null(name: str, draw: Run, runs: int = RUNS) -> None:
-    """Watch equal arms at every batch and count the runs in which a difference is ever found."""
-    rng = np.random.default_rng(20_13)
-    share = sum(draw(rng) for _ in range(runs)) / runs
-    bound(f"false alarms, {name}, {runs:,} runs", share, most=allowed(runs))
-
-
 def _means(looks: Look) -> Run:
     """Watch a difference by a confidence sequence."""
     return lambda rng: any(asymptotic_cs(effect, n_opt=2_000).reject for effect in looks(rng))
 
 
-def _arms(draw: Callable[[np.random.Generator, int], Floats]) -> Look:
-    """Two equal arms, of which 50 more are seen at each look."""
+def _arms(batch: Batch, effect: Callable[..., Any] = difference) -> Look:
+    """Two equal arms, of which a batch more is seen at each look. batch: statistics of both, by the look's number."""
 
-    def looks(rng: np.random.Generator) -> Iterator[Effect]:
-        a, b = Moments(), Moments()
-        for _ in range(LOOKS):
-            a, b = a + Moments.of(draw(rng, 50)), b + Moments.of(draw(rng, 50))
-            yield difference(a, b)
+    def looks(rng: np.random.Generator) -> Iterator[Any]:
+        a, b = batch(rng, 0)
+        yield effect(a, b)
+        for look in range(1, LOOKS):
+            a, b = map(add, (a, b), batch(rng, look))
+            yield effect(a, b)
 
     return looks
 
 
-def _pareto(rng: np.random.Generator, n: int) -> Floats:
+def _moments(
+    draw: Callable[[np.random.Generator, tuple[int, int]], Iterable[Floats]], rows: int = 50
+) -> Batch:
+    """Moments of so many rows of each arm."""
+    return lambda rng, _: [Moments.of(arm) for arm in draw(rng, (2, rows))]
+
+
+def _pareto(rng: np.random.Generator, shape: tuple[int, int]) -> list[Floats]:
     """Simulate revenue with infinite variance, clipped to a limit fixed beforehand."""
-    return winsorize(rng.pareto(1.5, n), upper=50.0)
+    return [winsorize(arm, upper=50.0) for arm in rng.pareto(1.5, shape)]
 
 
-def _ratios(rng: np.random.Generator) -> Iterator[Effect]:
-    a, b = CoMoments(), CoMoments()
-    for _ in range(LOOKS):
-        views = 1 + rng.poisson(4, (2, 50))
-        clicks = rng.binomial(views, rng.beta(1, 9, (2, 50)))
-        a, b = a + CoMoments.of(clicks[0], views[0]), b + CoMoments.of(clicks[1], views[1])
-        yield ratio_effect(a, b)
+def _ratios(rng: np.random.Generator, _: int) -> list[CoMoments]:
+    views = 1 + rng.poisson(4, (2, 50))
+    return list(map(CoMoments.of, rng.binomial(views, rng.beta(1, 9, (2, 50))), views))
 
 
-def _adjusted(rng: np.random.Generator) -> Iterator[Effect]:
-    a, b = CoMoments(), CoMoments()
-    for _ in range(LOOKS):
-        before = rng.standard_normal((2, 50))
-        after = 0.8 * before + 0.6 * rng.standard_normal((2, 50))
-        a, b = a + CoMoments.of(after[0], before[0]), b + CoMoments.of(after[1], before[1])
-        yield cuped(a, b)
+def _adjusted(rng: np.random.Generator, _: int) -> list[CoMoments]:
+    before = rng.standard_normal((2, 50))
+    return list(map(CoMoments.of, 0.8 * before + 0.6 * rng.standard_normal((2, 50)), before))
+
+
+def _diurnal(rng: np.random.Generator, hour: int) -> list[Moments]:
+    level = math.sin(2 * math.pi * hour / 24)
+    size = int(50 + 30 * math.sin(2 * math.pi * (hour - 6) / 24))
+    return [Moments.of(level + rng.standard_normal(size)) for _ in range(2)]
 
 
 def _ramp(rng: np.random.Generator) -> Iterator[Effect]:
     """Simulate shares of 5, 20 and 50 %, while the level falls from day to day."""
     days: list[tuple[Moments, Moments]] = []
     for share, level in ((0.05, 1.0), (0.2, 0.5), (0.5, 0.0)):
+        treated = max(2, int(100 * share))
         days.append((Moments(), Moments()))
         for _ in range(LOOKS // 3):
-            treated = max(2, int(100 * share))
-            c, t = days[-1]
-            days[-1] = (
-                c + Moments.of(level + rng.standard_normal(100 - treated)),
-                t + Moments.of(level + rng.standard_normal(treated)),
+            sizes = (100 - treated, treated)
+            c, t = (
+                day + Moments.of(level + rng.standard_normal(n))
+                for day, n in zip(days[-1], sizes, strict=True)
             )
+            days[-1] = c, t
             yield stratified_effect(days)
-
-
-def _diurnal(rng: np.random.Generator) -> Iterator[Effect]:
-    a, b = Moments(), Moments()
-    for hour in range(LOOKS):
-        level = math.sin(2 * math.pi * hour / 24)
-        size = int(50 + 30 * math.sin(2 * math.pi * (hour - 6) / 24))
-        a, b = (side + Moments.of(level + rng.standard_normal(size)) for side in (a, b))
-        yield difference(a, b)
 
 
 def _autocorrelated(rng: np.random.Generator) -> Iterator[Effect]:
@@ -152,12 +149,10 @@ def _counts(shares: tuple[float, ...], concentration: float = 100.0) -> Run:
 
 
 def _betting(rng: np.random.Generator) -> bool:
-    cs = betting_cs(grid=200)
-    for _ in range(20):
-        cs = cs.update(rng.beta(0.2, 1.8, 50))
-        if cs.p(0.1) <= ALPHA:
-            return True
-    return False
+    updates = accumulate(
+        range(20), lambda cs, _: cs.update(rng.beta(0.2, 1.8, 50)), initial=betting_cs(grid=200)
+    )
+    return any(cs.p(0.1) <= ALPHA for cs in islice(updates, 1, None))
 
 
 def _quantile(q: float) -> Run:
@@ -169,13 +164,11 @@ def _quantile(q: float) -> Run:
 
 
 def _groups(rng: np.random.Generator) -> bool:
-    a, b = Moments(), Moments()
-    for look in range(10):
-        a, b = a + Moments.of(rng.standard_t(3, 200)), b + Moments.of(rng.standard_t(3, 200))
-        effect = difference(a, b)
-        if TEN_LOOKS.reject(look, effect.estimate / effect.standard_error):
-            return True
-    return False
+    looks = _arms(_moments(lambda rng, shape: rng.standard_t(3, shape), rows=200))(rng)
+    return any(
+        TEN_LOOKS.reject(look, each.estimate / each.standard_error)
+        for look, each in zip(range(10), looks, strict=False)
+    )
 
 
 def _mixture(rng: np.random.Generator) -> bool:
@@ -185,23 +178,19 @@ def _mixture(rng: np.random.Generator) -> bool:
 
 
 def _one_sided(rng: np.random.Generator) -> bool:
-    a, b = Moments(), Moments()
-    for _ in range(LOOKS):
-        a, b = a + Moments.of(rng.exponential(size=50)), b + Moments.of(rng.exponential(size=50))
-        if asymptotic_cs(a, b, n_opt=2_000, alternative="greater").reject:
-            return True
-    return False
+    looks = _arms(_moments(lambda rng, shape: rng.exponential(size=shape)), effect=lambda a, b: (a, b))(rng)
+    return any(asymptotic_cs(*pair, n_opt=2_000, alternative="greater").reject for pair in looks)
 
 
 NULLS: tuple[tuple[str, Run] | tuple[str, Run, int], ...] = (
-    ("normal", _means(_arms(lambda rng, n: rng.standard_normal(n)))),
-    ("Student t, 3 degrees of freedom", _means(_arms(lambda rng, n: rng.standard_t(3, n)))),
-    ("Pareto 1.5, winsorised", _means(_arms(_pareto))),
-    ("1 % events", _means(_arms(lambda rng, n: (rng.random(n) < 0.01).astype(float)))),
-    ("ratios", _means(_ratios)),
-    ("CUPED", _means(_adjusted)),
+    ("normal", _means(_arms(_moments(lambda rng, shape: rng.standard_normal(shape))))),
+    ("Student t, 3 degrees of freedom", _means(_arms(_moments(lambda rng, shape: rng.standard_t(3, shape))))),
+    ("Pareto 1.5, winsorised", _means(_arms(_moments(_pareto)))),
+    ("1 % events", _means(_arms(_moments(lambda rng, shape: (rng.random(shape) < 0.01).astype(float))))),
+    ("ratios", _means(_arms(_ratios, ratio_effect))),
+    ("CUPED", _means(_arms(_adjusted, cuped))),
     ("ramp over a falling level", _means(_ramp)),
-    ("diurnal level and traffic", _means(_diurnal)),
+    ("diurnal level and traffic", _means(_arms(_diurnal))),
     ("AR(1) with phi = .8 in blocks", _means(_autocorrelated)),
     ("mean of exponentials, one-sided", _one_sided),
     ("counts, split of 50 to 50", _counts((0.5, 0.5))),
