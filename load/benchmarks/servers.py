@@ -23,18 +23,11 @@ import httpx
 import redis
 
 from toque.load.benchmarks.harness import NotPossible
+from toque.load.scenarios.sending.processes import free_port
 
 Child = subprocess.Popen[bytes]
 _PASSWORD = "bench"  # noqa: S105 - of a server on the loopback that lives for minutes
 _START_S = 600.0
-
-
-def free_port() -> int:
-    """Find a free port on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(

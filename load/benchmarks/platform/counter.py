@@ -9,7 +9,7 @@ nothing was measured: the platform did not start, a request failed, or nobody wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -97,12 +97,8 @@ class Trainings:
         return len(answer.raise_for_status().json())
 
     def _trainers(self) -> dict[int, int]:
-        nice = {}
-        for pid, command in processes.of_platform(self.platform.home).items():
-            with suppress(OSError):  # it has just ended
-                if command.startswith(TRAINER):
-                    nice[pid] = processes.niceness(pid)
-        return nice
+        every = processes.of_platform(self.platform.home, lambda process, name: (name, process.nice()))
+        return {pid: nice for pid, (name, nice) in every.items() if name.startswith(TRAINER)}
 
 
 def verdict(alone: Sequence[Window], beside: Sequence[Window], trainings: Trainings) -> None:

@@ -31,7 +31,7 @@ from toque.functions.training_data import (
     Shuffle,
     write_samples,
 )
-from toque.load.benchmarks.harness import MIB, Stopwatch, greatest, in_child, main, say, temporary
+from toque.load.benchmarks.harness import MIB, Stopwatch, greatest, in_child, main, own_bytes, say, temporary
 from toque.registry import ObjectStore, Table, TableSnapshot, open_store
 
 LENGTH, SIDE, PIECE = 2_048, 224, 250_000
@@ -133,7 +133,7 @@ def train_limited(url: str, rows: dict[str, Any], limit_mb: int) -> None:
         train_tabular("warm", _rows(used.store, "warm", 20_000, seed=0), "y", COLUMNS, [], params=params)
         limit = psutil.Process().memory_info().data + limit_mb * MIB  # what counts towards RLIMIT_DATA
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        with greatest(_own_bytes) as most:
+        with greatest(own_bytes) as most:
             before, watch = most[0], Stopwatch()
             snapshot = TableSnapshot.model_validate(rows)
             trained = train_tabular("limited", snapshot, "y", COLUMNS, [], params=params)
@@ -143,12 +143,6 @@ def train_limited(url: str, rows: dict[str, Any], limit_mb: int) -> None:
         f"  {took_s:.0f} s, busy {metrics['busy']:.3f}, {metrics['rows_per_s']:,.0f} rows/s in an epoch, "
         f"own memory grew {(most[0] - before) / MIB:.0f} MiB at most"
     )
-
-
-def _own_bytes() -> int:
-    """Resident bytes, mapped files and shared memory apart."""
-    info = psutil.Process().memory_info()
-    return int(info.rss - info.shared)
 
 
 if __name__ == "__main__":
