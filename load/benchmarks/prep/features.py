@@ -108,10 +108,8 @@ def _online(store: FeatureStore, _: Path, rows: int) -> None:
     rng = np.random.default_rng(1)
     for entities in (1, 100):
         names = [str(n) for n in rng.integers(0, rows, entities)]
-        keys, asked = (
-            [f"toque:default:wide:{name}".encode() for name in names],
-            [{"key": name} for name in names],
-        )
+        keys = [f"toque:default:wide:{name}".encode() for name in names]
+        asked = [{"key": name} for name in names]
         base = timed(partial(store.online.client.mget, keys), repeats=1_000)
         read: Callable[[], object] = lambda asked=asked: store.get_online_features(wide, asked).columns()  # type: ignore[misc]  # noqa: E731
         line(f"MGET {entities} x {FEATURES}", base, base, rows=entities)

@@ -24,8 +24,9 @@ import torch
 from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
 from toque.functions.model_formats.program import export_program, save_program
 from toque.load.benchmarks.harness import NotPossible, Ratio, in_turns, say, temporary
-from toque.load.benchmarks.servers import Child, free_port, module, process, redis_server, until
+from toque.load.benchmarks.servers import Child, module, process, redis_server, until
 from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.load.scenarios.sending.processes import free_port
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
@@ -72,11 +73,9 @@ class Target:
         url, headers, body, shortest, kind = self.url, dict(self.headers), self.body, 0, "--h1"
         if url.startswith("grpc://"):
             address = url.removeprefix("grpc://")
-            url, body, kind = (
-                f"http://{address}{_INFER}",
-                b"\0" + len(body).to_bytes(4, "big") + body,
-                "--npn-list=h2c",
-            )
+            url = f"http://{address}{_INFER}"
+            body = b"\0" + len(body).to_bytes(4, "big") + body
+            kind = "--npn-list=h2c"
             shortest = 5 + len(_called(address, headers, self.body))  # a message has a head of five bytes
             headers |= {"Content-Type": "application/grpc", "TE": "trailers"}
         sent, log = folder / "h2load.body", folder / "h2load.log"
@@ -275,10 +274,8 @@ class Prepared:
     ) -> Iterator[Predictor]:
         """Run a predictor on it. asked: model that answers before the block begins, None for none. Raises: NotPossible."""
         port = free_port()
-        log, command = (
-            self.folder / f"predictor-{port}.log",
-            module("toque.ray_apps.predictor", "--port", port),
-        )
+        log = self.folder / f"predictor-{port}.log"
+        command = module("toque.ray_apps.predictor", "--port", port)
         own = {"TOQUE_STORE": self.store_url} | (
             {"TOQUE_REDIS_URL": self.redis_url} if self.redis_url else {}
         )

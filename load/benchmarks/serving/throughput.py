@@ -17,10 +17,11 @@ import numpy as np
 
 from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.open_loop import ask_steadily
-from toque.load.benchmarks.servers import asgi_server, free_port, module, until
+from toque.load.benchmarks.servers import asgi_server, module, until
 from toque.load.benchmarks.serving import fixtures
 from toque.load.benchmarks.serving.fixtures import LONG_ROW, ROW, BenchmarkModel, Predictor, Target, json_body
 from toque.load.benchmarks.serving.floor import small_mlp, wide_mlp
+from toque.load.scenarios.sending.processes import free_port
 
 FLOOR = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off")
 

@@ -54,10 +54,8 @@ def draw_jobs(days: float, load: float, seed: int) -> list[Job]:
     """Draw the jobs of some days; load: card seconds that are asked for, of those that there are."""
     jobs: list[Job] = []
     chance, at_s = random.Random(seed), 0.0
-    teams, weights = (
-        [f"team-{number:02d}" for number in range(12)],
-        [1 / (1 + number) for number in range(12)],
-    )
+    teams = [f"team-{number:02d}" for number in range(12)]
+    weights = [1 / (1 + number) for number in range(12)]
     rate = load * CARDS / _MEAN_CARD_S
     while (at_s := at_s + chance.expovariate(rate)) < days * _DAY_S:
         exponent = chance.uniform(1.5, 3) if chance.random() < 0.8 else chance.uniform(3, 4)
