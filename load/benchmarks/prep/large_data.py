@@ -33,9 +33,8 @@ PIECE, KEYS = 500_000, 20_000
 ROWS_OF_A_KEY = 5  # of a join, so that more rows are more keys
 START = datetime(2013, 6, 1, tzinfo=UTC)
 plane = Entity("plane", join_keys=[Field("tailnum", String)])
-history = FeatureView(
-    "history", [plane], [Field("delay", Float64), Field("seats", Float64)], ttl=timedelta(days=10)
-)
+fields = [Field("delay", Float64), Field("seats", Float64)]
+history = FeatureView("history", [plane], fields, ttl=timedelta(days=10))
 
 
 def run(
@@ -52,9 +51,8 @@ def run(
             url = (place / "store").as_uri()
             used = Context(store=open_store(url), store_url=url, actor="benchmark", memory_share=share)
             with use_context(used):
-                work = {"batch": _scoring, "training_sets": _training_set, "joins": _joining}[what](
-                    used, count
-                )
+                prepared = {"batch": _scoring, "training_sets": _training_set, "joins": _joining}[what]
+                work = prepared(used, count)
                 with (
                     harness.greatest(harness.own_bytes) as own,
                     harness.greatest(harness.family_bytes, every_s=0.5) as peak,

@@ -40,7 +40,7 @@ _ROW_BYTES = 8 * (len(COLUMNS) + 2)
 _ALLOCATOR = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
+    "MALLOC_MMAP_THRESHOLD_": "65536",
 }
 _SMALL_STACKS = ("sh", "-c", 'ulimit -s 1024; exec "$0" "$@"')
 
@@ -69,9 +69,8 @@ def run(
         for count, seed in ((rows // 10, 1), (rows, 2)):
             snapshot = _rows(store, f"rows-{count}", count, seed=seed)
             if what == "limit":
-                say(
-                    f"set of {count:,} rows, {count * _ROW_BYTES / MIB / limit_mb:.1f} times the limit of {limit_mb} MiB:"
-                )
+                size = count * _ROW_BYTES / MIB / limit_mb
+                say(f"set of {count:,} rows, {size:.1f} times the limit of {limit_mb} MiB:")
                 environment = {**_ALLOCATOR, "TMPDIR": str(place)}
                 arguments = (store.url, snapshot.model_dump(mode="json"), limit_mb)
                 in_child(train_limited, *arguments, environment=environment, before=_SMALL_STACKS)
@@ -80,9 +79,8 @@ def run(
 def _load(folder: Path, kind: str, samples: pa.Array, batch: int, workers: int, rounds: int) -> None:
     """Read all samples into tensors, and print samples a second of the second epoch."""
     store = open_store((folder / kind).as_uri())
-    samples_set = OpenSet.of(
-        store, write_samples(store, kind, [pa.table({kind: samples})]), shuffle=Shuffle()
-    )
+    written = write_samples(store, kind, [pa.table({kind: samples})])
+    samples_set = OpenSet.of(store, written, shuffle=Shuffle())
     source, rates = SetSource(samples_set, ShardCache(folder / f"{kind}-cache")), []
     decode = DecodeImages("image") if kind == "image" else None
     for _ in range(rounds):
