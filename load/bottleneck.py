@@ -10,16 +10,9 @@ from typing import Annotated
 
 from toque.load.benchmarks.harness import main, say, temporary
 from toque.load.benchmarks.servers import redis_server
+from toque.load.capacity_model import Cluster, Costs, Demand, parts, s3_price_a_month
 from toque.load.capacity_model.measure import drain_costs, drain_seconds, record_bytes, redis_costs
-from toque.load.capacity_model.model import (
-    Cluster,
-    Costs,
-    Demand,
-    nodes_needed,
-    parts,
-    replicas_of,
-    s3_price_a_month,
-)
+from toque.load.capacity_model.model import nodes_needed, replicas_of
 from toque.registry import open_store
 
 _SIZES = ((3, 10, 1_000), (10, 100, 30_000), (100, 1_000, 1_000_000))
@@ -42,10 +35,8 @@ def run(
     costs = Costs() if as_written else measured()
     for count, served, predictions_s in ((nodes, models, predictions),) if nodes else _SIZES:
         demand = Demand(served, predictions_s, keyed, labels_s=predictions_s * labels)
-        cluster = Cluster(
-            count, redis_shards=redis_shards, drainers=drainers, drain_every_s=drain_every, poll_s=poll
-        )
-        show(demand, cluster, costs)
+        cluster = Cluster(count, redis_shards=redis_shards, drainers=drainers)
+        show(demand, replace(cluster, drain_every_s=drain_every, poll_s=poll), costs)
 
 
 def measured() -> Costs:
@@ -58,14 +49,8 @@ def measured() -> Costs:
     say(f"a row {row_s * 1e6:.1f} µs, a commit {commit_s * 1e3:.1f} ms")
     say(f"Redis: a command {command_s * 1e6:.1f} µs, a byte {byte_s * 1e9:.2f} ns")
     say(f"a drain of 6,000 rows of 12 models: {seen:.2f} s, told {told:.2f} s ({told / seen:.2f})")
-    return replace(
-        Costs(),
-        row_s=row_s,
-        commit_s=commit_s,
-        redis_command_s=command_s,
-        redis_byte_s=byte_s,
-        record_bytes=record_bytes(),
-    )
+    costs = Costs(row_s=row_s, commit_s=commit_s, record_bytes=record_bytes())
+    return replace(costs, redis_command_s=command_s, redis_byte_s=byte_s)
 
 
 def show(demand: Demand, cluster: Cluster, costs: Costs) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 from toque.load.attacks import functions, http
 from toque.load.attacks import grpc as by_grpc
 from toque.load.attacks.garbage import garbage
-from toque.load.attacks.target import Attacks, Finding, Target
+from toque.load.attacks.target import Finding, Target
 from toque.load.benchmarks.harness import NotPossible, main, say
 from toque.load.scenarios.target import find_target
 
@@ -30,18 +30,14 @@ def run(
     """Run the attacks that were asked for; returns whether all came to nothing. Raises: NotPossible."""
     door = find_target(os.environ, url=url, model=model)
     grpc_address = grpc or _grpc_address(Path(os.environ.get("TOQUE_HOME", ".toque")))
-    target, attacks = Target(door.url, grpc_address, door.token or "", door.model), every_attack()
+    target = Target(door.url, grpc_address, door.token or "", door.model)
+    attacks = {**functions.ATTACKS, **http.ATTACKS, **by_grpc.ATTACKS}
     if unknown := sorted(set(only) - set(attacks)):
         raise NotPossible(f"no attack {unknown}; there are {sorted(attacks)}")
     passed = [_report(asyncio.run(attacks[name](target))) for name in only or attacks]
     if minutes:
         passed.append(_report(garbage(target, minutes)))
     return all(passed)
-
-
-def every_attack() -> Attacks:
-    """All attacks by name, in the order in which they run."""
-    return {**functions.ATTACKS, **http.ATTACKS, **by_grpc.ATTACKS}
 
 
 def _grpc_address(home: Path) -> str | None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from toque.load.attacks.target import Attacks, Finding, Target
+from toque.load.attacks.target import Attacks, Outcome, Target
 
+ATTACKS: Final = Attacks()
 _REFUSED = range(400, 500)
 
 
-async def send_a_secret_away(target: Target) -> Finding:
+@ATTACKS
+async def send_a_secret_away(target: Target) -> Outcome:
     """Ask for an alert to an address of our own with a secret of the platform, in every form that was ever accepted."""
     received: list[bytes] = []
 
@@ -38,33 +39,26 @@ async def send_a_secret_away(target: Target) -> Finding:
         ]
         statuses = {(await client.post("/functions/send_alert", json=body)).status_code for body in bodies}
     held = not received and all(status in _REFUSED for status in statuses)
-    return Finding(
-        "send_a_secret_away", held, f"answers {sorted(statuses)}, {len(received)} connections came"
-    )
+    return held, f"answers {sorted(statuses)}, {len(received)} connections came"
 
 
-async def remove_foreign_files(target: Target) -> Finding:
-    """Ask the drain to treat a folder of ours as one of the platform's."""
+@ATTACKS
+async def remove_foreign_files(target: Target) -> Outcome:
+    """Ask the drain to treat a folder of ours, which looks like a writer's, as one of the platform's."""
     with tempfile.TemporaryDirectory() as folder:
-        precious = _victim(Path(folder))
+        writer = Path(folder) / "predictions" / "writer"
+        writer.mkdir(parents=True)
+        (writer / "lock").touch()
+        (writer / "precious").write_text("mine")
         async with target.client(await target.token_of("operator")) as client:
             answer = await client.post("/functions/drain_predictions", json={"wal_root": folder})
-        kept = os.path.exists(precious)  # noqa: PTH110, ASYNC240  # one look at a temporary folder
+        kept = (writer / "precious").exists()  # one look at a temporary folder
     held = kept and answer.status_code in _REFUSED
-    return Finding("remove_foreign_files", held, f"{answer.status_code}, files kept: {kept}")
+    return held, f"{answer.status_code}, files kept: {kept}"
 
 
-def _victim(folder: Path) -> Path:
-    """Make a folder that looks like a writer's and holds a file of ours."""
-    writer = folder / "predictions" / "writer"
-    writer.mkdir(parents=True)
-    (writer / "lock").touch()
-    precious = writer / "precious"
-    precious.write_text("mine")
-    return precious
-
-
-async def import_a_module(target: Target) -> Finding:
+@ATTACKS
+async def import_a_module(target: Target) -> Outcome:
     """Name modules that exist and that do not: the answers must not tell one from the other."""
     modules = ("this", "antigravity", "no_such_module_at_all")
     async with target.client(await target.token_of("viewer")) as client:
@@ -72,9 +66,4 @@ async def import_a_module(target: Target) -> Finding:
     texts = {answer.text.replace(module, "") for answer, module in zip(answers, modules, strict=True)}
     statuses = {answer.status_code for answer in answers}
     held = statuses == {404} and len(texts) == 1
-    return Finding("import_a_module", held, f"answers {sorted(statuses)}, {len(texts)} texts")
-
-
-ATTACKS: Final[Attacks] = {
-    each.__name__: each for each in (send_a_secret_away, remove_foreign_files, import_a_module)
-}
+    return held, f"answers {sorted(statuses)}, {len(texts)} texts"

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -39,49 +39,35 @@ Opened = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def listeners(target: Target) -> list[psutil.Process]:
-    """Find the processes that listen on this machine for HTTP and gRPC, with all that their parents started.
+    """Find the processes that listen on this machine for HTTP and gRPC, and the replicas and proxies that their parents started.
 
     Raises: RuntimeError if none can be seen, as on another machine.
     """
     addresses = [urlsplit(target.url).port or 80]
     if target.grpc_address:
         addresses.append(int(target.grpc_address.rpartition(":")[2]))
-    pids = {
-        connection.pid
-        for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in addresses and connection.pid
-    }
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    pids = {one.pid for one in listening if one.laddr.port in addresses and one.pid}
     if not pids:
         raise RuntimeError(
             f"no process of this machine listens on {addresses}; run this where the platform runs"
         )
-    found = {process.pid: process for pid in pids for process in _family(psutil.Process(pid))}
+    found = {pid: psutil.Process(pid) for pid in pids}
+    for process in list(found.values()):
+        parent = process.parent()
+        beside = [] if parent is None or parent.pid == 1 else parent.children(recursive=True)
+        found |= {one.pid: one for one in beside if "ServeReplica" in one.name() or "Proxy" in one.name()}
     return list(found.values())
 
 
-def _family(process: psutil.Process) -> list[psutil.Process]:
-    """The process, and the replicas and proxies that stand beside it under the same parent."""
-    parent = process.parent()
-    siblings = [] if parent is None or parent.pid == 1 else parent.children(recursive=True)
-    return [process, *(one for one in siblings if "ServeReplica" in one.name() or "Proxy" in one.name())]
-
-
-def memory_of(processes: list[psutil.Process]) -> int:
-    """Bytes of memory that are the processes' own, where that can be told."""
-    return _sum(processes, lambda process: int(process.memory_full_info().uss))
-
-
-def files_of(processes: list[psutil.Process]) -> int:
-    """Number of files that the processes have open."""
-    return _sum(processes, lambda process: int(process.num_fds()))
-
-
-def _sum(processes: list[psutil.Process], figure: Callable[[psutil.Process], int]) -> int:
-    total = 0
+def held_by(processes: list[psutil.Process]) -> tuple[int, int]:
+    """Bytes of memory that are the processes' own, and how many files they have open, where that can be told."""
+    memory = files = 0
     for process in processes:
         with contextlib.suppress(psutil.Error):
-            total += figure(process)
-    return total
+            memory += int(process.memory_full_info().uss)
+            files += int(process.num_fds())
+    return memory, files
 
 
 async def throw(target: Target, seconds: float) -> int:
@@ -115,24 +101,32 @@ async def throw(target: Target, seconds: float) -> int:
     return opened
 
 
-async def _slow_header(streams: Opened, rng: random.Random) -> None:
-    streams[1].write(b"POST /v2/models/x/infer HTTP/1.1\r\nHost: x\r\n")
-    for number in range(60):
+async def _trickle(streams: Opened, rng: random.Random, head: bytes, pieces: Iterable[bytes]) -> None:
+    """Send a head, and then a piece about every half second."""
+    streams[1].write(head)
+    for piece in pieces:
         if streams[1].is_closing():
             return
-        streams[1].write(b"X-%d: a\r\n" % number)
+        streams[1].write(piece)
         await streams[1].drain()
         await asyncio.sleep(rng.uniform(0.2, 1.0))
+
+
+async def _send(streams: Opened, *parts: bytes, read: int = 1024) -> bytes:
+    """Send some bytes, and read what comes back."""
+    streams[1].writelines(parts)
+    await streams[1].drain()
+    return await streams[0].read(read)
+
+
+async def _slow_header(streams: Opened, rng: random.Random) -> None:
+    head, names = b"POST /v2/models/x/infer HTTP/1.1\r\nHost: x\r\n", range(60)
+    await _trickle(streams, rng, head, [b"X-%d: a\r\n" % name for name in names])
 
 
 async def _slow_body(streams: Opened, rng: random.Random) -> None:
-    streams[1].write(b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-    for _ in range(60):
-        if streams[1].is_closing():
-            return
-        streams[1].write(b"[")
-        await streams[1].drain()
-        await asyncio.sleep(rng.uniform(0.2, 1.0))
+    head = b"POST /feedback HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n"
+    await _trickle(streams, rng, head, [b"["] * 60)
 
 
 async def _huge_body(streams: Opened, _: random.Random) -> None:
@@ -143,23 +137,18 @@ async def _huge_body(streams: Opened, _: random.Random) -> None:
 
 
 async def _huge_header(streams: Opened, _: random.Random) -> None:
-    streams[1].write(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * (4 << 20) + b"\r\n\r\n")
-    await streams[1].drain()
-    await streams[0].read(1024)
+    await _send(streams, b"GET / HTTP/1.1\r\nHost: x\r\nX: ", b"a" * (4 << 20), b"\r\n\r\n")
 
 
 async def _broken(streams: Opened, rng: random.Random) -> None:
-    streams[1].write(rng.randbytes(rng.randrange(1, 65_536)))
-    await streams[1].drain()
-    await streams[0].read(1024)
+    await _send(streams, rng.randbytes(rng.randrange(1, 65_536)))
 
 
 async def _wrong_tokens(streams: Opened, rng: random.Random) -> None:
     for _ in range(50):
         token = f"tq_{rng.randrange(1 << 48):012x}_{'x' * 43}"
-        streams[1].write(f"GET /models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
-        await streams[1].drain()
-        if not await streams[0].read(4_096):
+        request = f"GET /models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+        if not await _send(streams, request.encode(), read=4_096):
             return
 
 
@@ -168,21 +157,17 @@ async def _idle(_: Opened, rng: random.Random) -> None:
 
 
 async def _half_http2(streams: Opened, rng: random.Random) -> None:
-    streams[1].write(_PREFACE + _SETTINGS)
+    frames = [_PREFACE + _SETTINGS]
     for _ in range(rng.randrange(1, 300)):  # headers of streams that are never ended, in a broken encoding
         payload = rng.randbytes(rng.randrange(1, 200))
-        stream = rng.randrange(1, 1 << 30) | 1
-        streams[1].write(len(payload).to_bytes(3, "big") + b"\x01\x04" + stream.to_bytes(4, "big") + payload)
-    await streams[1].drain()
-    await streams[0].read(1024)
+        stream = (rng.randrange(1, 1 << 30) | 1).to_bytes(4, "big")
+        frames.append(len(payload).to_bytes(3, "big") + b"\x01\x04" + stream + payload)
+    await _send(streams, *frames)
 
 
 async def _pings(streams: Opened, _: random.Random) -> None:
-    streams[1].write(_PREFACE + _SETTINGS)
-    for _number in range(2_000):
-        streams[1].write(b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + b"\x00" * 8)
-    await streams[1].drain()
-    await streams[0].read(65_536)
+    ping = b"\x00\x00\x08\x06\x00\x00\x00\x00\x00" + b"\x00" * 8
+    await _send(streams, _PREFACE + _SETTINGS, ping * 2_000, read=65_536)
 
 
 Garbage = Callable[[Opened, random.Random], Coroutine[Any, Any, None]]
@@ -204,10 +189,10 @@ def garbage(target: Target, minutes: float) -> Finding:
     """Throw garbage for `minutes` and tell what it cost. Raises: RuntimeError as `listeners`."""
     processes = listeners(target)
     before_ms, _ = honest(target, BEFORE_S)
-    memory, files = memory_of(processes), files_of(processes)
+    memory, files = held_by(processes)
     with (
-        greatest(lambda: memory_of(processes), every_s=0.5) as most_memory,
-        greatest(lambda: files_of(processes), every_s=0.5) as most_files,
+        greatest(lambda: held_by(processes)[0], every_s=0.5) as most_memory,
+        greatest(lambda: held_by(processes)[1], every_s=0.5) as most_files,
         ThreadPoolExecutor(1) as thread,
     ):
         throwing = thread.submit(lambda: asyncio.run(throw(target, 60 * minutes)))

@@ -11,13 +11,13 @@ import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from functools import wraps
 from typing import Any, Final
 
 import grpc
 
-from toque.load.attacks.target import Attack, Attacks, Finding, Target
+from toque.load.attacks.target import Attacks, Outcome, Target
 
+ATTACKS: Final = Attacks(by_grpc=True)
 _SERVICE: Final = "/inference.GRPCInferenceService"
 _INFER, _LIVE = f"{_SERVICE}/ModelInfer", f"{_SERVICE}/ServerLive"
 MESSAGE_BYTES: Final = 64 << 20
@@ -41,7 +41,18 @@ _OPTIONS: Final = (
     ("grpc.enable_retries", 0),
 )
 
-Codes = Counter[str]
+
+class Codes(Counter[str]):
+    """How calls ended, by the names of their statuses, and since when they were made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begin = time.monotonic()
+
+    def judged(self, sent: str, *, expected: Iterable[Any] = _REFUSED) -> Outcome:
+        """Judge an attack by how its calls ended."""
+        bounded = bool(self) and set(self) <= {code.name for code in expected}
+        return bounded, f"sent {sent}; ended as {dict(self)} in {time.monotonic() - self.begin:.1f} s"
 
 
 def _channel(target: Target) -> Any:
@@ -59,20 +70,10 @@ async def _code_of(call: Any) -> str:
     return str(code.name)
 
 
-def _finding(
-    name: str, sent: str, codes: Codes, begin: float, *, expected: Iterable[Any] = _REFUSED
-) -> Finding:
-    """Judge an attack by how its calls ended."""
-    names = {code.name for code in expected}
-    seconds = time.monotonic() - begin
-    bounded = bool(codes) and set(codes) <= names
-    return Finding(name, bounded, f"sent {sent}; ended as {dict(codes)} in {seconds:.1f} s")
-
-
-async def large_messages(target: Target) -> Finding:
+@ATTACKS
+async def large_messages(target: Target) -> Outcome:
     """Send 64 messages of 64 MiB without a token, and 1,000 of 1 MiB at once; none may be read."""
-    begin = time.monotonic()
-    codes: Codes = Counter()
+    codes = Codes()
     async with _channel(target) as channel:
         infer = channel.unary_unary(_INFER)
         for size, waves, at_once in ((MESSAGE_BYTES, 16, 4), (1 << 20, 1, 1_000)):
@@ -80,14 +81,14 @@ async def large_messages(target: Target) -> Finding:
             for _ in range(waves):
                 calls = [infer(message) for _ in range(at_once)]
                 codes.update(await asyncio.gather(*map(_code_of, calls)))
-    return _finding("large_messages", "64 × 64 MiB and 1,000 × 1 MiB without a token", codes, begin)
+    return codes.judged("64 × 64 MiB and 1,000 × 1 MiB without a token")
 
 
-async def gzip_bombs(target: Target) -> Finding:
+@ATTACKS
+async def gzip_bombs(target: Target) -> Outcome:
     """Send messages that unpack to 64 and 256 MiB, without a token and with one; none may be unpacked past the limit."""
     login = (("authorization", f"Bearer {await target.token_of('caller')}"),)
-    begin = time.monotonic()
-    codes: Codes = Counter()
+    codes = Codes()
     for size, metadata, count in (
         (MESSAGE_BYTES, None, 4),
         (4 * MESSAGE_BYTES, None, 1),
@@ -100,13 +101,13 @@ async def gzip_bombs(target: Target) -> Finding:
                     message, metadata=metadata, compression=grpc.Compression.Gzip
                 )
                 codes[await _code_of(call)] += 1
-    return _finding("gzip_bombs", "6 bombs of 64 and 256 MiB", codes, begin)
+    return codes.judged("6 bombs of 64 and 256 MiB")
 
 
-async def resets_by_deadline(target: Target) -> Finding:
+@ATTACKS
+async def resets_by_deadline(target: Target) -> Outcome:
     """Open and abandon 20,000 calls by deadlines of a millisecond; honest health checks have to be answered."""
-    begin, slowest = time.monotonic(), 0.0
-    codes: Codes = Counter()
+    codes, slowest = Codes(), 0.0
     async with _channel(target) as channel, _channel(target) as honest:
         call = channel.unary_unary(_INFER)
         for _ in range(20):
@@ -115,27 +116,25 @@ async def resets_by_deadline(target: Target) -> Finding:
             asked = time.monotonic()
             await honest.unary_unary(_LIVE)(b"", timeout=PATIENCE_S)
             slowest = max(slowest, time.monotonic() - asked)
-    found = _finding(
-        "resets_by_deadline", "20,000 calls of a millisecond", codes, begin,
-        expected=[*_REFUSED, grpc.StatusCode.DEADLINE_EXCEEDED],
-    )  # fmt: skip
-    details = f"{found.details}; honest calls took up to {slowest:.2f} s"
-    return Finding(found.name, found.bounded and slowest < LONGEST_WAIT_S, details)
+    expected = [*_REFUSED, grpc.StatusCode.DEADLINE_EXCEEDED]
+    bounded, details = codes.judged("20,000 calls of a millisecond", expected=expected)
+    return bounded and slowest < LONGEST_WAIT_S, f"{details}; honest calls took up to {slowest:.2f} s"
 
 
-async def idle_connections(target: Target) -> Finding:
+@ATTACKS
+async def idle_connections(target: Target) -> Outcome:
     """Open 200 connections that say nothing, and 200 that only begin; each has to be closed by the server."""
     begin = time.monotonic()
     said = [b"", _PREFACE[:10]] * 100 + [b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"] * 200
     ended = await asyncio.gather(*(_is_closed(target, each) for each in said))
-    bounded = all(ended)
-    details = f"opened {len(said)} connections; {sum(ended)} were closed in {time.monotonic() - begin:.1f} s"
-    return Finding("idle_connections", bounded, details)
+    took_s = time.monotonic() - begin
+    return all(ended), f"opened {len(said)} connections; {sum(ended)} were closed in {took_s:.1f} s"
 
 
-async def many_connections(target: Target) -> Finding:
+@ATTACKS
+async def many_connections(target: Target) -> Outcome:
     """Open up to 6,000 connections that speak HTTP/2 and stay; once half of them leave, an honest call has to be answered."""
-    begin = time.monotonic()
+    codes = Codes()
     async with contextlib.AsyncExitStack() as stack:
         opened: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         for _ in range(60):
@@ -145,36 +144,30 @@ async def many_connections(target: Target) -> Finding:
                     opened.append(each)
                     stack.callback(each[1].close)
                     each[1].write(_PREFACE + _SETTINGS)
-        for _, writer in opened[
-            ::2
-        ]:  # half of them leave room again, as those do that are closed for their age
+        for _, writer in opened[::2]:  # they leave room again, as those do that are closed for their age
             writer.close()
-        codes: Codes = Counter()
         async with _channel(target) as channel:
             codes[await _code_of(channel.unary_unary(_LIVE)(b"", wait_for_ready=True))] += 1
-    return _finding(
-        "many_connections", f"{len(opened)} connections at once", codes, begin, expected=[grpc.StatusCode.OK]
-    )
+    return codes.judged(f"{len(opened)} connections at once", expected=[grpc.StatusCode.OK])
 
 
-async def metadata_names(target: Target) -> Finding:
+@ATTACKS
+async def metadata_names(target: Target) -> Outcome:
     """Send 2,000 calls with names of metadata that are new each time, and one with 900 KiB of metadata."""
-    begin = time.monotonic()
-    codes: Codes = Counter()
+    codes = Codes()
     async with _channel(target) as channel:
         call = channel.unary_unary(_INFER)
         for _ in range(20):
-            calls = [
-                call(b"", metadata=tuple((f"x-{os.urandom(8).hex()}", "a") for _ in range(20)))
-                for _ in range(100)
-            ]
+            names = [[(f"x-{os.urandom(8).hex()}", "a") for _ in range(20)] for _ in range(100)]
+            calls = [call(b"", metadata=tuple(each)) for each in names]
             codes.update(await asyncio.gather(*map(_code_of, calls)))
         large = tuple((f"x-{i}", "a" * 9_000) for i in range(100))
         codes[await _code_of(call(b"", metadata=large))] += 1
-    return _finding("metadata_names", "40,000 names, and 900 KiB of metadata", codes, begin)
+    return codes.judged("40,000 names, and 900 KiB of metadata")
 
 
-async def messages_that_do_not_come(target: Target) -> Finding:
+@ATTACKS
+async def messages_that_do_not_come(target: Target) -> Outcome:
     """Begin 64 calls with a token and send no message; an honest caller with another token has to be answered."""
     silent = (("authorization", f"Bearer {await target.token_of('caller')}"),)
     begin = time.monotonic()
@@ -193,23 +186,9 @@ async def messages_that_do_not_come(target: Target) -> Finding:
         waited_s = time.monotonic() - asked
         codes = Counter(await asyncio.gather(*calls))
     ended = {grpc.StatusCode.DEADLINE_EXCEEDED.name, grpc.StatusCode.RESOURCE_EXHAUSTED.name}
-    bounded = (
-        set(codes) <= ended and code == grpc.StatusCode.INVALID_ARGUMENT.name and waited_s < LONGEST_WAIT_S
-    )
+    is_answered = code == grpc.StatusCode.INVALID_ARGUMENT.name and waited_s < LONGEST_WAIT_S
     details = f"{dict(codes)} in {time.monotonic() - begin:.0f} s; an honest call was answered after {waited_s:.2f} s"
-    return Finding("messages_that_do_not_come", bounded, details)
-
-
-def _where_served(attack: Attack) -> Attack:
-    """Leave an attack out of a platform without gRPC."""
-
-    @wraps(attack)
-    async def attacked(target: Target) -> Finding:
-        if target.grpc_address is None:
-            return Finding(attack.__name__, bounded=True, details="left out: give --grpc HOST:PORT")
-        return await attack(target)
-
-    return attacked
+    return set(codes) <= ended and is_answered, details
 
 
 async def _connect(target: Target) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -230,17 +209,3 @@ async def _is_closed(target: Target, said: bytes) -> bool:
         return False
     writer.close()
     return True
-
-
-ATTACKS: Final[Attacks] = {
-    each.__name__: _where_served(each)
-    for each in (
-        large_messages,
-        gzip_bombs,
-        resets_by_deadline,
-        idle_connections,
-        many_connections,
-        metadata_names,
-        messages_that_do_not_come,
-    )
-}

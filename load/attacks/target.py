@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import httpx
@@ -51,5 +52,28 @@ class Finding:
     details: str
 
 
+Outcome = tuple[bool, str]
 Attack = Callable[[Target], Coroutine[Any, Any, Finding]]
-Attacks = Mapping[str, Attack]
+
+
+class Attacks(dict[str, Attack]):
+    """Attacks by name, in the order in which they run; decorates functions that tell whether they came to nothing, and figures.
+
+    by_grpc: whether they are left out of a platform without gRPC.
+    """
+
+    def __init__(self, *, by_grpc: bool = False) -> None:
+        super().__init__()
+        self._by_grpc = by_grpc
+
+    def __call__(self, attack: Callable[[Target], Coroutine[Any, Any, Outcome]]) -> Attack:
+        """Add an attack."""
+
+        @wraps(attack)
+        async def attacked(target: Target) -> Finding:
+            if self._by_grpc and target.grpc_address is None:
+                return Finding(attack.__name__, bounded=True, details="left out: give --grpc HOST:PORT")
+            return Finding(attack.__name__, *await attack(target))
+
+        self[attack.__name__] = attacked
+        return attacked

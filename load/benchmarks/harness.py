@@ -83,11 +83,8 @@ def main(run: Callable[..., bool | None], *packages: str, arguments: Sequence[st
 
 def parser_of(run: Callable[..., object]) -> argparse.ArgumentParser:
     """Make the parser of a benchmark from the parameters of its function, whose help is annotated."""
-    parser = argparse.ArgumentParser(
-        description=sys.modules[run.__module__].__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    description, formatter = sys.modules[run.__module__].__doc__, argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, formatter_class=formatter, allow_abbrev=False)
     hints = typing.get_type_hints(run, include_extras=True)
     for name, parameter in inspect.signature(run).parameters.items():
         _add(parser, name, hints[name], parameter)
@@ -104,10 +101,8 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, parameter: inspe
         (hint,) = (one for one in typing.get_args(hint) if one is not type(None))
     is_argument = parameter.kind is not parameter.KEYWORD_ONLY
     flag = name if is_argument else f"--{name.replace('_', '-')}"
-    if parameter.default is not parameter.empty:
-        options["default"] = (
-            [parameter.default] if isinstance(parameter.default, tuple) else parameter.default
-        )
+    if (default := parameter.default) is not parameter.empty:
+        options["default"] = [default] if isinstance(default, tuple) else default
     elif not is_argument:
         options["required"] = True
     if hint is bool:
@@ -327,13 +322,9 @@ def in_child(
         f"import json, sys\nfrom {name} import {call.__name__} as call\n"
         "print('\\n' + json.dumps(call(*json.loads(sys.stdin.read()))))"
     )
+    command, own = [*before, sys.executable, "-c", code], os.environ | (environment or {})
     done = subprocess.run(
-        [*before, sys.executable, "-c", code],
-        input=json.dumps(arguments),
-        env=os.environ | (environment or {}),
-        capture_output=True,
-        text=True,
-        check=False,
+        command, input=json.dumps(arguments), env=own, capture_output=True, text=True, check=False
     )
     if done.returncode:
         raise NotPossible(f"{name}.{call.__name__}{arguments} failed: {done.stderr[-3_000:]}")

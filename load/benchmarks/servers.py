@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,11 @@ import httpx
 import redis
 
 from toque.load.benchmarks.harness import NotPossible
+from toque.load.scenarios.sending.processes import free_port
 
 Child = subprocess.Popen[bytes]
 _PASSWORD = "bench"  # noqa: S105 - of a server on the loopback that lives for minutes
 _START_S = 600.0
-
-
-def free_port() -> int:
-    """Find a free port on this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def until(
@@ -68,13 +62,9 @@ def process(
     Raises: NotPossible with the end of its log, if it ends before it is ready, or is not in time.
     """
     with log.open("wb") as out:
+        own = os.environ | (environment or {})
         child = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            env=os.environ | (environment or {}),
-            start_new_session=True,
-            cwd=cwd,
+            command, stdout=out, stderr=subprocess.STDOUT, env=own, start_new_session=True, cwd=cwd
         )
         try:
             deadline = time.monotonic() + within_s
@@ -206,11 +196,9 @@ class Platform:
     def wait_for(self, *models: str, within_s: float = 300) -> None:
         """Wait until each of the models answers. Raises: NotPossible."""
         for model in models:
-            until(
-                lambda model=model: self.client.get(f"/v2/models/{model}/ready").status_code == 200,  # type: ignore[misc]
-                f"{model} does not answer; see the logs of its replica",
-                within_s=within_s,
-            )
+            ready = partial(self.client.get, f"/v2/models/{model}/ready")
+            otherwise = f"{model} does not answer; see the logs of its replica"
+            until(lambda ready=ready: ready().status_code == 200, otherwise, within_s=within_s)  # type: ignore[misc]
 
 
 @contextmanager
@@ -218,25 +206,20 @@ def started(
     home: Path, store_url: str, *, project: str, cpus: int = 2, environment: Mapping[str, str] | None = None
 ) -> Iterator[Platform]:
     """Start a platform on this store, and end it afterwards. Raises: NotPossible if it does not start."""
-    toque = module("toque.ray_apps.cli", "--home", home)
-    start = [
-        "up",
-        "--store",
-        store_url,
-        "--project",
-        project,
-        "--port",
-        str(free_port()),
-        "--cpus",
-        str(cpus),
-    ]
     own = {name: value for name, value in os.environ.items() if not name.startswith(("TOQUE_", "RAY_"))}
-    # A session of their own: Ctrl-C reaches us alone, and we end the platform.
-    how: dict[str, Any] = {"env": own | dict(environment or {}), "capture_output": True, "text": True}
-    how |= {"start_new_session": True, "timeout": _START_S}
+    own |= environment or {}
+
+    def toque(*words: object) -> subprocess.CompletedProcess[str]:
+        command = module("toque.ray_apps.cli", "--home", home, *words)
+        # A session of their own: Ctrl-C reaches us alone, and we end the platform.
+        return subprocess.run(
+            command, env=own, capture_output=True, text=True, start_new_session=True, timeout=_START_S, check=False
+        )  # fmt: skip
+
     state: dict[str, Any] = {}
     try:
-        begun = subprocess.run([*toque, *start], check=False, **how)
+        served = ("--store", store_url, "--project", project)
+        begun = toque("up", *served, "--port", free_port(), "--cpus", cpus)
         if begun.returncode != 0:
             raise NotPossible(f"the platform does not start:\n{begun.stdout}{begun.stderr}")
         state = json.loads((home / "up.json").read_text())
@@ -245,6 +228,6 @@ def started(
         with httpx.Client(base_url=url, headers=headers, timeout=60) as client:
             yield Platform(client, home, state)
     finally:
-        subprocess.run([*toque, "down"], check=False, **how)
+        toque("down")
         if state:  # sockets and logs, which are not in the home
             shutil.rmtree(state["run_folder"], ignore_errors=True)

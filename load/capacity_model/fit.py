@@ -10,8 +10,8 @@ A point is measured by the processor time of a platform's processes, or is a kne
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,13 @@ class Interval:
     low: float
     high: float
 
+    def map(self, figure: Callable[[float], float]) -> Interval:
+        """Compute a figure that grows with the value, of the value and of both bounds."""
+        return Interval(figure(self.value), figure(self.low), figure(self.high))
+
     def times(self, factor: float) -> Interval:
         """Multiply value and bounds by a positive factor."""
-        return Interval(self.value * factor, self.low * factor, self.high * factor)
+        return self.map(lambda value: value * factor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +97,13 @@ def fit_cost(points: Sequence[Point], *, utilisation: float) -> CostModel:
         )
     start = np.array([0.0, *(float(log_costs[rows == knot].min()) for knot in knots)])
     most = np.inf if tells_idle else 1e-12
+    bounds = [0.0, *([-np.inf] * len(knots))], [most, *([np.inf] * len(knots))]
     found = least_squares(
         lambda parameters: _log_costs(parameters, knots, rows, shares) - log_costs,
-        start,
-        bounds=([0.0, *([-np.inf] * len(knots))], [most, *([np.inf] * len(knots))]),
-        x_scale=np.array([0.1, *([1.0] * len(knots))]),
-    )
-    return CostModel(
-        knots,
-        found.x,
-        spread=float(np.sqrt(found.fun @ found.fun / freedom)),
-        covariance=np.linalg.pinv(found.jac.T @ found.jac),
-        freedom=freedom,
-    )
+        start, bounds=bounds, x_scale=np.array([0.1, *([1.0] * len(knots))]),
+    )  # fmt: skip
+    spread = float(np.sqrt(found.fun @ found.fun / freedom))
+    return CostModel(knots, found.x, spread, np.linalg.pinv(found.jac.T @ found.jac), freedom)
 
 
 def fit_shared(points: Sequence[tuple[float, float]]) -> float:
@@ -193,11 +191,7 @@ class Bounds:
 
     def options(self) -> dict[str, float]:
         """Options of the model's predictor, by name."""
-        return {
-            "min_replicas": self.min_replicas,
-            "max_replicas": self.max_replicas,
-            "target_in_flight": self.target_in_flight,
-        }
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,33 +232,18 @@ def needs_of(
         )
     request = model.cost_s(wish.rows)
     shared, measured = _shared(points, costs or Costs())
-    replicas = Interval(
-        *(_replicas(wish, model.idle, each) for each in (request.value, request.low, request.high))
-    )
+    replicas = request.map(lambda each_s: _replicas(wish, model.idle, each_s))
     doors = wish.requests_s * (shared.door_cpu_s + shared.redis_command_s * (1 + wish.keyed))
-    busy = (
-        wish.requests_s * each + count * model.idle + doors
-        for each, count in (
-            (request.value, replicas.value), (request.low, replicas.low), (request.high, replicas.high)
-        )
-    )  # fmt: skip
-    cores = Interval(*busy)
+    cores = request.map(
+        lambda each_s: wish.requests_s * each_s + _replicas(wish, model.idle, each_s) * model.idle + doors
+    )
     nodes = max(cluster.nodes, math.ceil(cores.high / wish.utilisation / cluster.cores))
     sized = replace(cluster, nodes=nodes, replicas=math.ceil(replicas.high))
     demand = Demand(1, wish.requests_s, wish.keyed, labels_s=wish.requests_s * wish.labels)
     found = parts(demand, sized, replace(shared, replica_cpu_s=request.value))
     price = None if cpu_hour is None else cores.times(cpu_hour / wish.utilisation)
-    return Needs(
-        model.idle,
-        request,
-        replicas,
-        cores,
-        nodes,
-        price,
-        _bounds(wish, model, replicas),
-        tuple(found),
-        measured,
-    )
+    bounds = _bounds(wish, model, replicas)
+    return Needs(model.idle, request, replicas, cores, nodes, price, bounds, tuple(found), measured)
 
 
 def _replicas(wish: Wish, idle: float, request_s: float) -> int:

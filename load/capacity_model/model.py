@@ -133,52 +133,28 @@ def parts(demand: Demand, cluster: Cluster, costs: Costs) -> list[Part]:
     replicas = replicas_of(demand, cluster, costs)
     rows_s = demand.predictions_s + demand.labels_s
     chunks = chunks_s(demand, cluster, costs) * costs.redis_chunk_s
-    redis = (
-        chunks
-        + demand.predictions_s * demand.keyed * costs.redis_command_s
-        + 2 * rows_s * costs.record_bytes * costs.redis_byte_s
-    )
+    redis = chunks + demand.predictions_s * demand.keyed * costs.redis_command_s
+    redis += 2 * rows_s * costs.record_bytes * costs.redis_byte_s
     puts, gets = store_requests(demand, cluster, costs)
-    drain = (
-        rows_s * costs.row_s + _commits_s(demand, cluster) * costs.whole_commit_s / cluster.commits_at_once
-    )
+    committing = _commits_s(demand, cluster) * costs.whole_commit_s
+    drain = rows_s * costs.row_s + committing / cluster.commits_at_once
     answering = demand.predictions_s * (costs.replica_cpu_s + costs.door_cpu_s)
+    nodes, cores = cluster.nodes, cluster.nodes * cluster.cores
+    door_cpu = demand.predictions_s * costs.door_cpu_s
+    # from the caller to a door, and from there to a replica on another node
+    network = 2 * demand.predictions_s * costs.message_bytes
+    threads = "more nodes that serve, or more threads (RAY_SERVE_HAPROXY_NBTHREAD)"
+    pools, drains = "pools of small models", "workspaces, each drained by itself; longer intervals"
     found = [
-        Part("replicas and doors", answering, cluster.nodes * cluster.cores, "cores", "more nodes"),
-        Part(
-            "HAProxy",
-            demand.predictions_s * costs.door_cpu_s,
-            cluster.nodes * cluster.door_threads,
-            "busy threads",
-            "more nodes that serve, or more threads (RAY_SERVE_HAPROXY_NBTHREAD)",
-        ),
-        Part(  # from the caller to a door, and from there to a replica on another node
-            "network",
-            2 * demand.predictions_s * costs.message_bytes,
-            cluster.nodes * cluster.network_bytes_s,
-            "bytes/s",
-            "more nodes; binary tensors",
-        ),
-        Part(
-            "replicas' processes",
-            replicas,
-            cluster.nodes * cluster.cores * 4,
-            "processes",
-            "pools of small models",
-        ),
+        Part("replicas and doors", answering, cores, "cores", "more nodes"),
+        Part("HAProxy", door_cpu, nodes * cluster.door_threads, "busy threads", threads),
+        Part("network", network, nodes * cluster.network_bytes_s, "bytes/s", "more nodes; binary tensors"),
+        Part("replicas' processes", replicas, cores * 4, "processes", pools),
         Part("Redis", redis, cluster.redis_shards, "busy servers", "a Redis Cluster of more shards"),
-        Part(
-            "drain",
-            drain,
-            cluster.drainers,
-            "busy processes",
-            "workspaces, each drained by itself; longer intervals",
-        ),
+        Part("drain", drain, cluster.drainers, "busy processes", drains),
         Part("store, reads", gets, costs.store_get_s, "requests/s", "wake replicas by Redis"),
         Part("store, writes", puts, costs.store_put_s, "requests/s", "longer intervals between drains"),
-        Part(
-            "Ray's head", replicas + 2 * cluster.nodes, costs.serve_actors, "actors", "pools of small models"
-        ),
+        Part("Ray's head", replicas + 2 * nodes, costs.serve_actors, "actors", pools),
         Part("queue of one gateway", demand.invocations_s, costs.entries_s, "entries/s", "more gateways"),
     ]
     return sorted(found, key=lambda part: -part.utilisation)

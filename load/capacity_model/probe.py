@@ -23,10 +23,7 @@ from toque.load.scenarios.sending.processes import put_load
 from toque.load.scenarios.target import NotPossible, Target
 
 _CLIENT_S = 250e-6  # of a core for a request, in the client, which runs here too
-_RATES = (
-    1.0,
-    0.3,
-)  # of the rate that is found, so that what replicas do anyway can be told from the requests
+_RATES = 1.0, 0.3  # of the rate that is found, so that what replicas do anyway can be told from the requests
 _SEARCHES, _NEAR = 4, 1.3
 _LEAST_SHARE = 0.5  # of what was due must be answered, or the costs are not those of a working model
 
@@ -51,9 +48,13 @@ class Probe:
         for _ in range(rounds):
             for each, rate in rates.items():
                 for part in _RATES:
-                    found.append(self._point(each, rate * part, self.seconds))
+                    found.append(point := self._point(each, rate * part, self.seconds))
                     if report:
-                        report(_line(found[-1]))
+                        report(
+                            f"{point.rows} rows at {point.rate:.0f} requests/s, {point.replicas} replicas: "
+                            f"replica {point.busy_s(1.0) * 1e6:.0f} µs, door {(point.door_s or 0) * 1e6:.0f} µs, "
+                            f"Redis {(point.redis_s or 0) * 1e6:.0f} µs of a core"
+                        )
         return found
 
     def _rate(self, rows: int) -> float:
@@ -98,20 +99,9 @@ class Probe:
 
     def _message_bytes(self, ask: Ask) -> float:
         """Bytes of a request and its answer together, by asking once."""
-        plan = plan_of(
-            self.target.url, self.target.model, Scenario(mix=(ask,)), metadata_of=self.target.metadata
-        )
-        body = plan.parts[0].bodies[0]
-        headers = {"Authorization": f"Bearer {self.target.token}"} if self.target.token else {}
-        answer = httpx.post(
-            f"{self.target.url}{plan.parts[0].path}", json=json.loads(body), headers=headers, timeout=30
-        )
+        target, scenario = self.target, Scenario(mix=(ask,))
+        plan = plan_of(target.url, target.model, scenario, metadata_of=target.metadata)
+        body, url = plan.parts[0].bodies[0], f"{self.target.url}{plan.parts[0].path}"
+        answer = httpx.post(url, json=json.loads(body), headers=self.target.headers, timeout=30)
         sent = sum(len(name) + len(value) + 4 for name, value in answer.request.headers.items())
         return float(len(body) + sent + len(answer.content) + len(str(answer.headers)))
-
-
-def _line(point: Point) -> str:
-    return (
-        f"{point.rows} rows at {point.rate:.0f} requests/s, {point.replicas} replicas: replica {point.busy_s(1.0) * 1e6:.0f} µs, "
-        f"door {(point.door_s or 0) * 1e6:.0f} µs, Redis {(point.redis_s or 0) * 1e6:.0f} µs of a core"
-    )

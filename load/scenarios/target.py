@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,15 @@ class Target:
     token: str | None = field(repr=False)
     model: str
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Authorization header, where there is a token."""
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     def metadata(self, path: str) -> Mapping[str, Any]:
         """Ask the server what the model at a path takes. Raises: NotPossible."""
         try:
-            answer = httpx.get(f"{self.url}{path}", headers=_headers(self.token), timeout=30.0)
+            answer = httpx.get(f"{self.url}{path}", headers=self.headers, timeout=30.0)
             answer.raise_for_status()
             found: Mapping[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError) as error:
@@ -48,8 +53,8 @@ def find_target(
     token = environment.get("TOQUE_TOKEN") or (
         token_file.read_text().strip() if token_file.exists() else None
     )
-    model = model or environment.get("TOQUE_MODEL") or _first_model(url, token)
-    return Target(url.rstrip("/"), token, model)
+    target = Target(url.rstrip("/"), token, model or environment.get("TOQUE_MODEL") or "")
+    return target if target.model else replace(target, model=_first_model(target))
 
 
 def _address(state: Path) -> str:
@@ -63,10 +68,11 @@ def _address(state: Path) -> str:
         ) from None
 
 
-def _first_model(url: str, token: str | None) -> str:
+def _first_model(target: Target) -> str:
     """Ask the gateway for a model that has a champion."""
+    url = target.url
     try:
-        answer = httpx.get(f"{url}/models", headers=_headers(token), timeout=10.0)
+        answer = httpx.get(f"{url}/models", headers=target.headers, timeout=10.0)
         answer.raise_for_status()
     except httpx.HTTPError as error:
         raise NotPossible(f"GET {url}/models: {error}; name a model by --model or TOQUE_MODEL") from None
@@ -75,7 +81,3 @@ def _first_model(url: str, token: str | None) -> str:
     if name is None:
         raise NotPossible(f"no model at {url} has a champion; promote one, or name it by --model")
     return name
-
-
-def _headers(token: str | None) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}"} if token else {}

@@ -8,7 +8,7 @@ runs resamples thousands of them at once.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,58 +68,44 @@ class Window:
         return cls(**{**document, "bins": bins})
 
 
-class Tally:
-    """What one process counts while it sends; `changes` hands out what came since it was last asked."""
+class Windows:
+    """Counts of one process or of all, second by second; the warm-up's seconds are negative."""
 
     def __init__(self) -> None:
-        self._windows: dict[int, Window] = {}
-        self._problems: Counter[str] = Counter()
+        self.by_second: defaultdict[int, Window] = defaultdict(Window)
+        self.problems: Counter[str] = Counter()
 
     def due(self, due_s: float) -> None:
         """Count a request that is due."""
-        self._of(due_s).due += 1
+        self.by_second[math.floor(due_s)].due += 1
 
     def dropped(self, due_s: float) -> None:
         """Count a request that found no free connection in time."""
-        self._of(due_s).dropped += 1
+        self.by_second[math.floor(due_s)].dropped += 1
 
     def ended(self, due_s: float, sent_s: float, end_s: float, problem: str | None) -> None:
         """Count a request that was sent, by its answer or the problem instead."""
-        window = self._of(due_s)
+        window = self.by_second[math.floor(due_s)]
         window.late_ms = max(window.late_ms, (sent_s - due_s) * 1e3)
         if problem is None:
             window.answered += 1
             window.bins[bin_of(end_s - due_s)] += 1
         else:
             window.failed += 1
-            self._problems[problem[:_SHOWN]] += 1
+            self.problems[problem[:_SHOWN]] += 1
 
     def changes(self) -> dict[str, Any]:
-        """Give what was counted since the last call, as JSON."""
-        found = {str(second): window.document() for second, window in self._windows.items()}
-        changed = {"windows": found, "problems": dict(self._problems)}
-        self._windows, self._problems = {}, Counter()
+        """Give what was counted since the last call, as JSON, and forget it."""
+        found = {str(second): window.document() for second, window in self.by_second.items()}
+        changed = {"windows": found, "problems": dict(self.problems)}
+        self.by_second.clear()
+        self.problems.clear()
         return changed
 
-    def _of(self, due_s: float) -> Window:
-        second = math.floor(due_s)
-        window = self._windows.get(second)
-        if window is None:
-            window = self._windows[second] = Window()
-        return window
-
-
-class Windows:
-    """Counts of all processes, second by second; the warm-up's seconds are negative."""
-
-    def __init__(self) -> None:
-        self.by_second: dict[int, Window] = {}
-        self.problems: Counter[str] = Counter()
-
     def add(self, changes: Mapping[str, Any]) -> None:
-        """Add what a process counted, as `Tally.changes` gives it."""
+        """Add what a process counted, as its `changes` gives it."""
         for second, document in changes["windows"].items():
-            self.by_second.setdefault(int(second), Window()).add(Window.of(document))
+            self.by_second[int(second)].add(Window.of(document))
         self.problems.update(changes["problems"])
 
     def measured(self, first: float = 0, end: float = math.inf) -> Measured:

@@ -5,7 +5,6 @@ It judges samples of what a platform on this machine holds: memory and descripto
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import redis
 from scipy.stats import theilslopes
 
@@ -158,22 +158,21 @@ def sample(home: Path, folders: list[Path], keys: redis.Redis) -> Sample:
 
 def held_by(home: Path) -> Processes:
     """Find the processes of the platform that was started in `home`, and what each holds."""
-    found = {}
-    for pid, command in processes.of_platform(home).items():
-        with contextlib.suppress(OSError, StopIteration):  # it has just ended
-            status = Path(f"/proc/{pid}/status").read_text().splitlines()
-            own = next(line for line in status if line.startswith("RssAnon:"))
-            descriptors = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
-            found[pid] = Held(role_of(command), int(own.split()[1]) << 10, descriptors)
-    return found
+
+    def held(process: Any, command: str) -> Held:
+        memory = process.memory_info()
+        return Held(role_of(command), memory.rss - memory.shared, process.num_fds())
+
+    return processes.of_platform(home, held)
 
 
 def has_ended(pid: int) -> bool:
     """Whether a process has given back its memory and closed its connections, though its parent may not have heard."""
     try:
-        threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
-        return processes.stat(pid)[0] in "ZX" and threads <= 1  # its threads hold them, too
-    except OSError:
+        process = psutil.Process(pid)
+        is_dead = process.status() in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+        return is_dead and process.num_threads() <= 1  # its threads hold them, too
+    except psutil.NoSuchProcess:
         return True
 
 

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 
 import httpx
 import numpy as np
+import psutil
 
-from toque.load import processes
 from toque.load.benchmarks.console.store import MODEL, Size, filled_store
 from toque.load.benchmarks.harness import NotPossible, Stopwatch, bound, main, say, temporary
 from toque.load.benchmarks.servers import asgi_server
@@ -109,13 +109,12 @@ def _opened(page: Any, path: str, session: int, rounds: int) -> float:
 
 def _cpu_s(session: int) -> float:
     """CPU seconds that the processes of a session have used, those included that ended and were waited for."""
-    ticks = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just ended
-            fields = processes.stat(int(folder.name))
-            if int(fields[3]) == session:
-                ticks += sum(map(int, fields[11:15]))
-    return ticks / os.sysconf("SC_CLK_TCK")
+    used_s = 0.0
+    for process in psutil.process_iter():
+        with suppress(OSError, psutil.Error):  # it has just ended
+            if os.getsid(process.pid) == session:
+                used_s += sum(process.cpu_times()[:4])
+    return used_s
 
 
 @contextmanager

@@ -123,19 +123,15 @@ def _write_predictions(store: ObjectStore, size: Size) -> None:
     """Log predictions of one model, evenly over the days."""
     table, now = Table(store, predictions_table(MODEL)), datetime.now(UTC)
     count = -(-size.predictions // DAYS)
-    numeric, outputs = (
-        np.array([[1_400.0, 17.0, 12.5]] * count, np.float32),
-        np.full((count, 1), 0.25, np.float32),
-    )
+    numeric = np.array([[1_400.0, 17.0, 12.5]] * count, np.float32)
+    outputs = np.full((count, 1), 0.25, np.float32)
     units = [f"N{number % 4_000}" for number in range(count)]
     for day in range(DAYS):
         start = (now - timedelta(days=day)).replace(hour=0, minute=0)
         span_s = (min(start + timedelta(days=1, minutes=-1), now) - start).total_seconds()
         micros = (np.sort(np.random.default_rng(day).uniform(0, span_s, count)) * 1e6).astype(np.int64)
-        ids, at_us = (
-            [f"{day:02d}-{number:07d}" for number in range(count)],
-            micros + int(start.timestamp() * 1e6),
-        )
+        ids = [f"{day:02d}-{number:07d}" for number in range(count)]
+        at_us = micros + int(start.timestamp() * 1e6)
         rows = logged_rows(MODEL, at_us, numeric, outputs, ids=ids, units=units)
         table.append(rows, partition_by=["day"])
 

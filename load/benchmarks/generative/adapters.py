@@ -61,11 +61,9 @@ def write_adapter(file: Path, weights: Path, *, rank: int, seed: int) -> Path:
 async def measure(base: EngineSpec, files: Sequence[Path], folder: Path, tokens: int, rounds: int) -> None:
     """Start an engine for the base and for each adapter, and measure memory, rates and wakings."""
     patience = Patience(hung_s=300, check_s=0.2)
-    engines, leases, begin = (
-        EngineProcesses(engine_of("llama.cpp"), folder / "logs", patience=patience),
-        list[Lease](),
-        0.0,
-    )
+    engines = EngineProcesses(engine_of("llama.cpp"), folder / "logs", patience=patience)
+    leases = list[Lease]()
+    begin = 0.0
     for spec in (base, *(replace(base, adapter=file) for file in files)):
         begin = time.perf_counter()
         leases.append(engines.lease(spec))
@@ -105,10 +103,8 @@ async def ask_all(name: str, leases: Sequence[Lease], tokens: int) -> None:
     """Have all leases answer at once, and print the rate and the first tokens."""
     begin = time.perf_counter()
     answers = await asyncio.gather(*(stream(lease, number, tokens) for number, lease in enumerate(leases)))
-    seconds, firsts = (
-        max(times[-1] for times in answers) - begin,
-        sorted(times[0] - begin for times in answers),
-    )
+    seconds = max(times[-1] for times in answers) - begin
+    firsts = sorted(times[0] - begin for times in answers)
     say(
         f"{name:<28} {sum(map(len, answers)) / seconds:6.1f} tokens/s, first token {median(firsts):.2f} s, "
         f"the last one's {firsts[-1]:.2f} s"

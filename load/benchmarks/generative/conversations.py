@@ -27,7 +27,8 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from toque.clusters.ray_private import haproxy as serve_haproxy
 from toque.load.benchmarks.generative.doors import Side, door, register_weights, stream
 from toque.load.benchmarks.harness import bound, in_turns, main, say, temporary
-from toque.load.benchmarks.servers import free_port, process
+from toque.load.benchmarks.servers import process
+from toque.load.scenarios.sending.processes import free_port
 
 HAPROXY = Path(__file__).resolve().parents[3] / "clusters" / "haproxy.sh"
 CONTEXT, ANSWER_TOKENS, THINKS_S = 2_048, 8, (0.5, 4.0)
@@ -67,11 +68,7 @@ def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 
     by_conversation, plain = (
         _figures(name, [turn for one in taken for turn in one]) for name, taken in results.items()
     )
-    bound(
-        "share of turns that find their prefix, above Serve's",
-        by_conversation[0] - plain[0],
-        least=1e-9,
-    )
+    bound("share of turns that find their prefix, above Serve's", by_conversation[0] - plain[0], least=1e-9)
     bound("of Serve's time to the first token", by_conversation[1] / plain[1], most=0.9999)
 
 

@@ -17,7 +17,8 @@ import httpx
 import orjson
 
 from toque.functions.generative import EngineSettings, register_generative
-from toque.load.benchmarks.servers import free_port, module, process
+from toque.load.benchmarks.servers import module, process
+from toque.load.scenarios.sending.processes import free_port
 from toque.registry import Access, Registry, open_store
 
 MODEL, SLOTS = "bench", 8

@@ -50,10 +50,8 @@ def run(
     """Measure both in turn, then kill."""
     with temporary() as folder:
         store, weights = open_store(f"file://{folder}/store"), weights.resolve()
-        registry, prompt = (
-            Registry(store, actor="bench"),
-            Prompt.model_validate({"parameters": sampling(tokens)}),
-        )
+        registry = Registry(store, actor="bench")
+        prompt = Prompt.model_validate({"parameters": sampling(tokens)})
         register_generative(registry, MODEL, weights=weights, settings=SETTINGS, prompt=prompt)
         if "speed" in parts:
             ratios = []

@@ -37,17 +37,8 @@ from toque.functions.project import ModelDefinition
 from toque.functions.retraining.jobs import MODELS_PER_RUN, inspect_models
 from toque.functions.runtime import Context, use_context
 from toque.functions.stats import TableSketch, drift
-from toque.load.benchmarks.harness import (
-    GIB,
-    MIB,
-    Stopwatch,
-    bound,
-    family_bytes,
-    greatest,
-    say,
-    temporary,
-    timed,
-)
+from toque.load.benchmarks import harness
+from toque.load.benchmarks.harness import bound, say
 from toque.load.benchmarks.prep.fixtures import cluster
 from toque.load.benchmarks.prep.logged import logged_rows
 from toque.registry import Lineage, ObjectStore, Signature, Table, TableSnapshot, TensorSpec, open_store
@@ -81,12 +72,12 @@ def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> No
     """Benchmark drift of tables of twenty numbers over Ray Data, made block by block."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)  # else a page of plans between the figures
     peaks, ns_a_row, named = [], [], []
-    with temporary() as folder, cluster(folder, GIB // 2):
+    with harness.temporary() as folder, cluster(folder, harness.GIB // 2):
         reference = reference_of_dataset(_numbers(1_000_000, shift=0.0, seed=1))
         sketch_dataset(_numbers(1_000_000, shift=0.0, seed=2), reference)  # workers are there from now on
         for rows in sizes:
-            with greatest(family_bytes, every_s=0.5) as peak:
-                watch = Stopwatch()
+            with harness.greatest(harness.family_bytes, every_s=0.5) as peak:
+                watch = harness.Stopwatch()
                 window = sketch_dataset(_numbers(rows, shift=SHIFT_SD, seed=3), reference)
                 named.append(drift.compare(reference, window).drifted)
                 took_s = watch.wall_s
@@ -96,9 +87,9 @@ def rows_beyond_memory(sizes: tuple[int, int] = (10_000_000, 100_000_000)) -> No
             ns_a_row.append(took_s / rows * 1e9)
             say(
                 f"drift of {rows:>11,} rows x {COLUMNS} columns over Ray Data: {took_s:7.1f} s, "
-                f"{ns_a_row[-1]:6.0f} ns a row, peak of all processes {peaks[-1] / GIB:.2f} GiB"
+                f"{ns_a_row[-1]:6.0f} ns a row, peak of all processes {peaks[-1] / harness.GIB:.2f} GiB"
             )
-    bound(f"GiB at most, {sizes[-1]:,} rows", peaks[-1] / GIB, most=3.0)
+    bound(f"GiB at most, {sizes[-1]:,} rows", peaks[-1] / harness.GIB, most=3.0)
     bound(f"times the peak of {sizes[0]:,} rows", peaks[-1] / peaks[0], most=1.25)
     bound("times its time a row: linear in rows", ns_a_row[-1] / ns_a_row[0], most=1.2)
     bound("sizes where the one column that moved is named", named.count(("c0",)), least=len(sizes))
@@ -120,11 +111,11 @@ def _numbers(rows: int, *, shift: float, seed: int) -> ray.data.Dataset:
 
 def day_from_hours() -> None:
     """Benchmark the drift of the last 24 hours of a model with fifty features, from the state in the store."""
-    with temporary() as folder:
+    with harness.temporary() as folder:
         store = _watched(folder).context.store
-        took = timed(lambda: _judge_window(store), repeats=29)
+        took = harness.timed(lambda: _judge_window(store), repeats=29)
         size = sum(len(store.get(key)) for key in _WINDOW_KEYS)
-    say(f"{took}  {WINDOW_HOURS} hourly sketches x 50 features, {size / MIB:.2f} MiB read")
+    say(f"{took}  {WINDOW_HOURS} hourly sketches x 50 features, {size / harness.MIB:.2f} MiB read")
     bound(f"ms a model for a {WINDOW_HOURS}-hour window", took.p50_s * 1e3, most=50)
 
 
@@ -159,13 +150,13 @@ def an_hour_of_models(models: int = 1_000) -> None:
     """
     names = [f"model-{place:04d}" for place in range(models)]
     chunks = [names[first : first + MODELS_PER_RUN] for first in range(0, models, MODELS_PER_RUN)]
-    with temporary() as folder:
+    with harness.temporary() as folder:
         monitored = _watched(folder)
         _make_alike(monitored, chunks)
         declare(names)
         monitored.now += HOUR
         with use_context(monitored.context):
-            watch = Stopwatch()
+            watch = harness.Stopwatch()
             inspected = [seen for chunk in chunks for seen in inspect_models(chunk)]
             cpu_s, wall_s = watch.cpu_s, watch.wall_s
     kinds = {(monitor.monitor, monitor.cohorts) for seen in inspected for monitor in seen.watched}

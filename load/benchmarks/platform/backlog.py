@@ -53,11 +53,9 @@ def run(*, invocations: int = 10_000, latency_s: float = 0.05) -> None:
         store: Any = open_store(url)
         client = Ledger(store, actor="client")
         ids = [client.submit(nothing, {"n": number}) for number in range(invocations)]
-        used, rounds, watch = (
-            Context(SlowStore(store, latency_s), url, actor="executor"),
-            list[float](),
-            Stopwatch(),
-        )
+        used = Context(SlowStore(store, latency_s), url, actor="executor")
+        rounds = list[float]()
+        watch = Stopwatch()
         with use_context(used):
             executor = Executor(used, Ledger(used.store, actor="executor"), capacity=WORKERS)
             left = 1

@@ -9,20 +9,15 @@ nothing was measured: the platform did not start, a request failed, or nobody wa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
 from toque.functions.runtime.declaration import NICENESS
 from toque.load import processes
 from toque.load.benchmarks.harness import NotPossible, bound, main, temporary
-from toque.load.benchmarks.platform.windows import (
-    PROJECT,
-    Window,
-    alone_and_beside,
-    p99_ratio,
-    register_model,
-)
+from toque.load.benchmarks.platform import windows
 from toque.load.benchmarks.servers import Platform, started, until
 from toque.load.benchmarks.training.fixtures import COLUMNS, synthetic_table
 from toque.registry import Table, TableSnapshot, open_store
@@ -41,15 +36,16 @@ def run(
 ) -> None:
     """Start a platform, and measure it alone and beside experiments."""
     with temporary() as folder:
-        store_url, token = register_model(folder)
+        store_url, token = windows.register_model(folder)
         rows = Table(open_store(store_url), "rows").append(synthetic_table())
-        with started(folder / "home", store_url, project=PROJECT) as platform:
+        with started(folder / "home", store_url, project=windows.PROJECT) as platform:
             platform.call("set_quota", team="everyone", at_once=at_once)
             trainings = Trainings(platform, rows, experiments, at_once)
-            windows = alone_and_beside(
-                platform, token, trainings.running, rounds=rounds, seconds=seconds, rate=rate
+            running = trainings.running
+            both = windows.alone_and_beside(
+                platform, token, running, rounds=rounds, seconds=seconds, rate=rate
             )
-    verdict(*windows, trainings)
+    verdict(*both, trainings)
 
 
 @dataclass
@@ -71,16 +67,9 @@ class Trainings:
         """Submit all, and cancel them afterwards. Raises: NotPossible, httpx.HTTPError."""
         columns: dict[str, Any] = {name: list(getattr(COLUMNS, name)) for name in ("numeric", "categorical")}
         columns |= {"training_set": self.rows.model_dump(mode="json"), "label": COLUMNS.label}
-        submitted = [
-            self.platform.submit(
-                "train_tabular",
-                model=f"experiment-{number}",
-                params={"seed": number},
-                register=False,
-                **columns,
-            )
-            for number in range(self.count)
-        ]
+        submit = partial(self.platform.submit, "train_tabular", register=False, **columns)
+        numbers = range(self.count)
+        submitted = [submit(model=f"experiment-{number}", params={"seed": number}) for number in numbers]
         otherwise = f"{self.at_once} experiments have not begun"
         until(lambda: self._in_state("running") >= self.at_once, otherwise)
         self.niceness |= set(self._trainers().values())
@@ -97,21 +86,17 @@ class Trainings:
         return len(answer.raise_for_status().json())
 
     def _trainers(self) -> dict[int, int]:
-        nice = {}
-        for pid, command in processes.of_platform(self.platform.home).items():
-            with suppress(OSError):  # it has just ended
-                if command.startswith(TRAINER):
-                    nice[pid] = processes.niceness(pid)
-        return nice
+        every = processes.of_platform(self.platform.home, lambda process, name: (name, process.nice()))
+        return {pid: nice for pid, (name, nice) in every.items() if name.startswith(TRAINER)}
 
 
-def verdict(alone: Sequence[Window], beside: Sequence[Window], trainings: Trainings) -> None:
+def verdict(alone: Sequence[windows.Window], beside: Sequence[windows.Window], trainings: Trainings) -> None:
     """Print both and their ratio, and hold them to their bounds. Raises: NotPossible."""
     if not all(trainings.waiting):
         raise NotPossible("no experiment waited any more when a window ended: raise --experiments")
     niced = sum(window.niced for window in beside) / len(beside)
     least = min(trainings.niceness, default=-20)
-    bound("times the p99 alone, beside trainings", p99_ratio(alone, beside), most=MOST)
+    bound("times the p99 alone, beside trainings", windows.p99_ratio(alone, beside), most=MOST)
     bound(f"niceness of trainings, which took {niced:.2f} CPUs", least, least=NICENESS)
 
 

@@ -61,10 +61,8 @@ def arrays(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def frames(rows: pl.DataFrame) -> pl.DataFrame:
     """Compute the features of a frame."""
-    return rows.select(
-        ratio=(pl.col("amount").abs() + 1).log() / pl.col("count"),
-        length=pl.col("word").str.len_chars().cast(pl.Int64),
-    )
+    ratio = (pl.col("amount").abs() + 1).log() / pl.col("count")
+    return rows.select(ratio=ratio, length=pl.col("word").str.len_chars().cast(pl.Int64))
 
 
 plane = Entity("plane", dtype=Int64)

@@ -18,27 +18,10 @@ import polars as pl
 import pyarrow.parquet as pq
 
 from toque.featurestore import FeatureStore, FeatureView, Windows, aggregations
-from toque.load.benchmarks.harness import (
-    Timing,
-    greatest_mib,
-    in_child,
-    line,
-    main,
-    say,
-    seconds_of,
-    temporary,
-    timed,
-    timed_in_turns,
-)
-from toque.load.benchmarks.prep.fixtures import (
-    FEATURES,
-    KEYS,
-    NOW,
-    entity_rows,
-    event_rows,
-    feature_rows,
-    wide,
-)
+from toque.load.benchmarks import harness
+from toque.load.benchmarks.harness import line, main, say
+from toque.load.benchmarks.prep import fixtures
+from toque.load.benchmarks.prep.fixtures import FEATURES, wide
 from toque.load.benchmarks.servers import redis_server
 from toque.registry import open_store
 
@@ -55,32 +38,34 @@ def run(
     ] = ("write", "materialize", "floor", "online", "asof", "windows"),
 ) -> None:
     """Run the cases, each in a process of its own, and print one line for each figure."""
-    with temporary() as folder, redis_server(folder, password="") as url:
+    with harness.temporary() as folder, redis_server(folder, password="") as url:
         for case in cases:
-            in_child(run_case, case, str(folder), url, events if case == "windows" else rows)
+            harness.in_child(run_case, case, str(folder), url, events if case == "windows" else rows)
 
 
 def run_case(case: Case, folder: str, redis_url: str, rows: int) -> None:
     """Run one case in this process, and print its peak memory."""
-    store = FeatureStore(open_store(f"file://{folder}/store"), redis_url, clock=lambda: NOW)
-    _CASES[case](store, Path(folder), rows)
-    say(f"  peak memory of the process: {greatest_mib() / 1024:.2f} GiB")
+    store = FeatureStore(open_store(f"file://{folder}/store"), redis_url, clock=lambda: fixtures.NOW)
+    cases = {"write": _write, "materialize": _materialize, "floor": _floor}
+    cases |= {"online": _online, "asof": _asof, "windows": _windows}
+    cases[case](store, Path(folder), rows)
+    say(f"  peak memory of the process: {harness.greatest_mib() / 1024:.2f} GiB")
 
 
-def _once(call: Callable[[], object]) -> Timing:
+def _once(call: Callable[[], object]) -> harness.Timing:
     """Time a call that is too long to repeat."""
-    return Timing.of([seconds_of(call)])
+    return harness.Timing.of([harness.seconds_of(call)])
 
 
 def _write(store: FeatureStore, folder: Path, rows: int) -> None:
     """Write offline, one key per row, and the tables that the other cases read."""
     store.apply([wide, training])
-    table = feature_rows(rows, keys=rows)
+    table = fixtures.feature_rows(rows, keys=rows)
     line(f"write offline {rows:,} x {FEATURES}", _once(lambda: store.write_offline(wide, table)), rows=rows)
-    features = feature_rows(rows, keys=KEYS)
+    features = fixtures.feature_rows(rows, keys=fixtures.KEYS)
     store.write_offline(training, features)
     pq.write_table(features, folder / "features.parquet")
-    pq.write_table(entity_rows(rows // 10), folder / "entities.parquet")
+    pq.write_table(fixtures.entity_rows(rows // 10), folder / "entities.parquet")
 
 
 def _materialize(store: FeatureStore, _: Path, rows: int) -> None:
@@ -108,14 +93,13 @@ def _online(store: FeatureStore, _: Path, rows: int) -> None:
     rng = np.random.default_rng(1)
     for entities in (1, 100):
         names = [str(n) for n in rng.integers(0, rows, entities)]
-        keys, asked = (
-            [f"toque:default:wide:{name}".encode() for name in names],
-            [{"key": name} for name in names],
-        )
-        base = timed(partial(store.online.client.mget, keys), repeats=1_000)
-        read: Callable[[], object] = lambda asked=asked: store.get_online_features(wide, asked).columns()  # type: ignore[misc]  # noqa: E731
+        keys = [f"toque:default:wide:{name}".encode() for name in names]
+        asked = [{"key": name} for name in names]
+        base = harness.timed(partial(store.online.client.mget, keys), repeats=1_000)
+        read = partial(store.get_online_features, wide, asked)
         line(f"MGET {entities} x {FEATURES}", base, base, rows=entities)
-        line(f"online read {entities} x {FEATURES}", timed(read, repeats=1_000), base, rows=entities)
+        took = harness.timed(lambda read=read: read().columns(), repeats=1_000)  # type: ignore[misc]
+        line(f"online read {entities} x {FEATURES}", took, base, rows=entities)
 
 
 def _asof(store: FeatureStore, folder: Path, rows: int) -> None:
@@ -124,29 +108,27 @@ def _asof(store: FeatureStore, folder: Path, rows: int) -> None:
     entities, frames = pq.read_table(paths[0]), [pl.read_parquet(path) for path in paths]
 
     def join(left: pl.DataFrame, right: pl.DataFrame) -> pl.DataFrame:
-        left, right = (
-            left.sort("event_timestamp"),
-            right.sort("event_timestamp"),
-        )  # it needs this, and does not check
+        # it needs them sorted, and does not check
+        left, right = (side.sort("event_timestamp") for side in (left, right))
         return left.join_asof(right, on="event_timestamp", by="key", check_sortedness=False)
 
-    timings = timed_in_turns(
-        {
-            "polars join_asof in memory": lambda: join(*frames),
-            "polars join_asof from a file": lambda: join(*map(pl.read_parquet, paths)),
-            "the training set": lambda: store.get_historical_features(entities, features=training).to_arrow(),
-        },
-        rounds=7,
-    )
+    calls: dict[str, Callable[[], object]] = {
+        "polars join_asof in memory": lambda: join(*frames),
+        "polars join_asof from a file": lambda: join(*map(pl.read_parquet, paths)),
+        "the training set": lambda: store.get_historical_features(entities, features=training).to_arrow(),
+    }
+    timings = harness.timed_in_turns(calls, rounds=7)
     for what, timing in timings.items():
         line(f"{what}, {entities.num_rows:,} x {rows:,}", timing, timings["the training set"])
 
 
 def _windows(_: FeatureStore, __: Path, rows: int) -> None:
     """Compute three windows of four aggregates per event, and by polars' rolling."""
-    table, x = event_rows(rows), pl.col("x")
+    table, x = fixtures.event_rows(rows), pl.col("x")
     spans = {"3h": timedelta(hours=3), "1d": timedelta(days=1), "7d": timedelta(days=7)}
     declared = aggregations({"x": ["count", "mean", "std", "max"]}, windows=spans.values())
+
+    sparse = Windows(declared, every=timedelta(hours=6))
 
     def rolling(period: str) -> pl.DataFrame:
         windows = pl.DataFrame(table).sort("key", "event_timestamp")
@@ -156,23 +138,12 @@ def _windows(_: FeatureStore, __: Path, rows: int) -> None:
     calls: dict[str, Callable[[], object]] = {
         "polars rolling": lambda: [rolling(span) for span in spans],
         "a row an event": lambda: Windows(declared).compute(table, keys=["key"]),
-        "a row each six hours": lambda: Windows(declared, every=timedelta(hours=6)).compute(
-            table, keys=["key"]
-        ),
+        "a row each six hours": lambda: sparse.compute(table, keys=["key"]),
     }
-    timings = timed_in_turns(calls, rounds=2)
+    timings = harness.timed_in_turns(calls, rounds=2)
     for what, timing in timings.items():
         line(f"3 windows of {rows:,} events, {what}", timing, timings["polars rolling"], rows=rows)
 
-
-_CASES: dict[Case, Callable[[FeatureStore, Path, int], None]] = {
-    "write": _write,
-    "materialize": _materialize,
-    "floor": _floor,
-    "online": _online,
-    "asof": _asof,
-    "windows": _windows,
-}
 
 if __name__ == "__main__":
     main(run, "polars", "pyarrow", "redis", "deltalake")

@@ -44,11 +44,9 @@ def feature_rows(rows: int, *, keys: int, seed: int = 0) -> pa.Table:
     number = np.arange(rows) if keys == rows else rng.integers(0, keys, rows)
     micros = int(START.timestamp()) * 10**6 + rng.integers(0, DAYS * 86_400 * 10**6, rows)
     columns: dict[str, Any] = {f"f{i}": rng.normal(size=rows) for i in range(FEATURES)}
+    columns["key"] = pa.array(number).cast(pa.string())
     times = pa.array(micros).cast(TIMESTAMP)
-    return pa.table(
-        columns
-        | {"key": pa.array(number).cast(pa.string()), "event_timestamp": times, "created_timestamp": times}
-    )
+    return pa.table(columns | {"event_timestamp": times, "created_timestamp": times})
 
 
 def entity_rows(rows: int, *, keys: int = KEYS) -> pa.Table:
@@ -61,11 +59,6 @@ def event_rows(events: int, *, keys: int = 1_000) -> pa.Table:
     rng = np.random.default_rng(2)
     micros = int(START.timestamp()) * 10**6 + np.sort(rng.integers(0, 365 * 86_400 * 10**6, events))
     times = pa.array(micros).cast(TIMESTAMP)
-    return pa.table(
-        {
-            "key": pa.array(rng.integers(0, keys, events)).cast(pa.string()),
-            "event_timestamp": times,
-            "known_at": times,
-            "x": rng.integers(-30, 300, events).astype(np.float64),
-        }
-    )
+    key = pa.array(rng.integers(0, keys, events)).cast(pa.string())
+    x = rng.integers(-30, 300, events).astype(np.float64)
+    return pa.table({"key": key, "event_timestamp": times, "known_at": times, "x": x})

@@ -22,17 +22,8 @@ from toque.functions import Context, use_context
 from toque.functions.evaluation.batch_inference import predict_batch
 from toque.functions.features import build_training_set
 from toque.functions.training import TabularParams, train_tabular
-from toque.load.benchmarks.harness import (
-    GIB,
-    MIB,
-    Stopwatch,
-    family_bytes,
-    greatest,
-    main,
-    own_bytes,
-    say,
-    temporary,
-)
+from toque.load.benchmarks import harness
+from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.prep import fixtures
 from toque.load.benchmarks.prep.fixtures import cluster
 from toque.registry import Table, TableSnapshot, open_store
@@ -42,9 +33,8 @@ PIECE, KEYS = 500_000, 20_000
 ROWS_OF_A_KEY = 5  # of a join, so that more rows are more keys
 START = datetime(2013, 6, 1, tzinfo=UTC)
 plane = Entity("plane", join_keys=[Field("tailnum", String)])
-history = FeatureView(
-    "history", [plane], [Field("delay", Float64), Field("seats", Float64)], ttl=timedelta(days=10)
-)
+fields = [Field("delay", Float64), Field("seats", Float64)]
+history = FeatureView("history", [plane], fields, ttl=timedelta(days=10))
 
 
 def run(
@@ -57,20 +47,22 @@ def run(
 ) -> None:
     """Do every size and print one line for each."""
     for count in rows:
-        with temporary(folder) as place, cluster(place, int(object_store_gib * GIB)):
+        with harness.temporary(folder) as place, cluster(place, int(object_store_gib * harness.GIB)):
             url = (place / "store").as_uri()
             used = Context(store=open_store(url), store_url=url, actor="benchmark", memory_share=share)
             with use_context(used):
-                work = {"batch": _scoring, "training_sets": _training_set, "joins": _joining}[what](
-                    used, count
-                )
-                with greatest(own_bytes) as own, greatest(family_bytes, every_s=0.5) as peak:
-                    before, watch = own[0], Stopwatch()
+                prepared = {"batch": _scoring, "training_sets": _training_set, "joins": _joining}[what]
+                work = prepared(used, count)
+                with (
+                    harness.greatest(harness.own_bytes) as own,
+                    harness.greatest(harness.family_bytes, every_s=0.5) as peak,
+                ):
+                    before, watch = own[0], harness.Stopwatch()
                     work()
                     took_s = watch.wall_s
         say(
             f"{what} {count:>11,}: {took_s:6.1f} s, {took_s / count * 1e6:7.1f} us a row, {count / took_s:9,.0f} rows/s, "
-            f"driver grew {(own[0] - before) / MIB:6.0f} MiB, peak of all {peak[0] / GIB:5.2f} GiB"
+            f"driver grew {(own[0] - before) / harness.MIB:6.0f} MiB, peak of all {peak[0] / harness.GIB:5.2f} GiB"
         )
 
 

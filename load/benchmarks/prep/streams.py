@@ -11,11 +11,12 @@ how far its memory grew should not follow the events.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -41,7 +42,6 @@ from toque.featurestore import (
     Windows,
 )
 from toque.featurestore.stream_views import fill_views, open_stream
-from toque.featurestore.streams.consumer import StreamConsumer
 from toque.featurestore.streams.decode import Place, event_schema, rejected_schema
 from toque.featurestore.streams.table import Move, StreamTable
 from toque.featurestore.windows.aggregations import Function
@@ -74,10 +74,8 @@ def run(
     for size in stored if "replay" in what else ():
         with temporary(folder) as place:
             write_events(opened(place)[1], size)
-            copy, fill = (
-                in_child(replayed, way, str(place), environment={"TMPDIR": str(place)})
-                for way in ("copy", "fill")
-            )
+            own = {"TMPDIR": str(place)}
+            copy, fill = (in_child(replayed, way, str(place), environment=own) for way in ("copy", "fill"))
         say(
             f"{size:>11,} events: {fill[2]:,} rows in {fill[0]:.1f} s, memory grew {fill[1]:,.0f} MiB; read whole, sorted and "
             f"copied in {copy[0]:.1f} s, {copy[1]:,.0f} MiB"
@@ -88,19 +86,17 @@ def view_of(url: str, aggregations: Sequence[Aggregation] = (), **source: Any) -
     """Make a view of what users spent. aggregations: a count, sum and mean of an hour and a day where there are none."""
     schema = [Field("user", String), Field("amount", Float64), *[Field("id", String)] * bool(source)]
     clicks = StreamSource("clicks", RedisStream(url, "clicks"), schema, timestamp="at", **source)
-    windows = aggregations or [Aggregation(Function.COUNT, length) for length in (HOUR, DAY)] + [
-        Aggregation(function, length, "amount")
-        for length in (HOUR, DAY)
-        for function in (Function.SUM, Function.MEAN)
-    ]
+    counts = [Aggregation(Function.COUNT, length) for length in (HOUR, DAY)]
+    both = itertools.product((HOUR, DAY), (Function.SUM, Function.MEAN))
+    windows = aggregations or [*counts, *(Aggregation(kind, length, "amount") for length, kind in both)]
     return FeatureView("spent", [Entity("user", dtype=String)], source=Windows(windows), events=clicks)
 
 
-def follower(folder: Path, url: str) -> tuple[FeatureStore, StreamConsumer]:
-    """Make a store with the view, and a consumer of its stream."""
+def followed(folder: Path, url: str) -> FeatureStore:
+    """Make a store with the view."""
     features = FeatureStore(open_store(f"file://{folder}/store"), url)
     features.apply([view_of(url)])
-    return features, open_stream(features, "clicks", secrets=str).consumer()
+    return features
 
 
 def send(client: Any, rng: np.random.Generator, count: int, *, probe: bool = False) -> None:
@@ -120,29 +116,20 @@ def compare_rates(events: int) -> None:
         for _ in range(0, events, BATCH):
             send(client, rng, BATCH)
         ours, plain = consumed(folder, url, events), polars_loop(folder, client)
-    for what, own, base in (
-        ("events/s into both stores", events / ours.wall_s, events / plain.wall_s),
-        ("events a second of CPU", events / ours.cpu_s, events / plain.cpu_s),
-    ):
+    kinds = ("events/s into both stores", "events a second of CPU")
+    for what, own_s, base_s in zip(kinds, ours, plain, strict=True):
+        own, base = events / own_s, events / base_s
         say(f"{what:28}{own:12,.0f}   polars loop {base:12,.0f}   {own / base:6.2f} x")
 
 
-@dataclass(frozen=True, slots=True)
-class Took:
-    """Seconds by the clock, and of this process's CPU."""
-
-    wall_s: float
-    cpu_s: float
-
-
-def consumed(folder: Path, url: str, events: int) -> Took:
-    """Consume all messages until they are committed."""
-    features, consumer = follower(folder, url)
-    watch = Stopwatch()
+def consumed(folder: Path, url: str, events: int) -> tuple[float, float]:
+    """Consume all messages until they are committed; seconds by the clock, and of this process's CPU."""
+    features = followed(folder, url)
+    consumer, watch = open_stream(features, "clicks", secrets=str).consumer(), Stopwatch()
     while consumer.counts.rows < events:
         consumer.step()
     consumer.flush()
-    took = Took(watch.wall_s, watch.cpu_s)
+    took = watch.wall_s, watch.cpu_s
     consumer.close()
     stored = features.stream_table("clicks").events(columns=["user"]).num_rows
     if stored != events:
@@ -150,7 +137,7 @@ def consumed(folder: Path, url: str, events: int) -> Took:
     return took
 
 
-def polars_loop(folder: Path, client: Any) -> Took:
+def polars_loop(folder: Path, client: Any) -> tuple[float, float]:
     """Do what is least: parse, append to a frame and to files, and aggregate the users of each batch."""
     schema = pl.Schema({"user": pl.String(), "amount": pl.Float64(), "at": pl.Datetime("us", "UTC")})
     last, count, events, amount = "-", 0, pl.DataFrame(schema=schema), pl.col("amount")
@@ -161,22 +148,17 @@ def polars_loop(folder: Path, client: Any) -> Took:
         new.write_parquet(folder / f"polars-{count}.parquet")
         events = pl.concat([events, new.select(events.columns)], rechunk=False)
         now, touched = datetime.now(UTC), events.join(new.select("user").unique(), on="user", how="semi")
-        hour, day = (
-            touched.filter(pl.col("at") > now - length)
-            .group_by("user")
-            .agg(count=pl.len(), sum=amount.sum(), mean=amount.mean())
-            for length in (HOUR, DAY)
-        )
+        lately = (touched.filter(pl.col("at") > now - length).group_by("user") for length in (HOUR, DAY))
+        hour, day = (rows.agg(count=pl.len(), sum=amount.sum(), mean=amount.mean()) for rows in lately)
         rows = hour.join(day, on="user", suffix="_day").iter_rows(named=True)
         client.mset({f"polars:{row['user']}": orjson.dumps(row) for row in rows})
-    return Took(watch.wall_s, watch.cpu_s)
+    return watch.wall_s, watch.cpu_s
 
 
 def measure_latency(rate: int, seconds: float, reads: int) -> None:
     """Let messages flow for some seconds, print quantiles of the probes' latency, and compare what was read."""
     with temporary() as folder, redis_server(folder, password="") as url:
-        features = FeatureStore(open_store(f"file://{folder}/store"), url)
-        features.apply([view_of(url)])
+        features = followed(folder, url)
         spawn = multiprocessing.get_context("spawn")
         stop, ready, begin = spawn.Event(), spawn.Event(), spawn.Value("d", 0.0)
         following = spawn.Process(target=follow, args=(folder, url, stop, ready))
@@ -194,8 +176,7 @@ def measure_latency(rate: int, seconds: float, reads: int) -> None:
 
 def follow(folder: Path, url: str, stop: Event, ready: Event) -> None:
     """Consume the stream until it is told to stop; prints the CPU that it took."""
-    _, consumer = follower(folder, url)
-    ended = threading.Event()
+    consumer, ended = open_stream(followed(folder, url), "clicks", secrets=str).consumer(), threading.Event()
     following = threading.Thread(target=consumer.run, args=(ended,))
     following.start()
     ready.set()
@@ -215,33 +196,32 @@ def produce(url: str, rate: int, seconds: float, begin: Any) -> None:
         send(client, rng, int(rate * STEP_S), probe=tick % round(PROBES_S / STEP_S) == 0)
 
 
-@dataclass
-class Reads:
-    """Rows that were read online: keys, times, and values by column."""
+def read_while_it_flows(
+    features: FeatureStore, begin: float, seconds: float, reads: int
+) -> dict[str, list[Any]]:
+    """Read rows online, the probe's among them, until all probes are there; prints how long they took.
 
-    users: list[str] = field(default_factory=list)
-    times: list[datetime | None] = field(default_factory=list)
-    values: dict[str, list[Any]] = field(default_factory=dict)
-
-
-def read_while_it_flows(features: FeatureStore, begin: float, seconds: float, reads: int) -> Reads:
-    """Read rows online, the probe's among them, until all probes are there; prints how long they took."""
-    view, rng, rows = features.get_feature_view("spent"), np.random.default_rng(3), Reads()
+    Returns: what was read, by column, with keys and times.
+    """
+    view, rng, rows = (
+        features.get_feature_view("spent"),
+        np.random.default_rng(3),
+        defaultdict[str, list[Any]](list),
+    )
     probes, waited_s = int(seconds / PROBES_S), list[float]()
     while len(waited_s) < probes and time.time() < begin + 3 * seconds + 30:
         time.sleep(PAUSE_S)
         due = reads * min(1.0, max(0.0, time.time() - begin) / seconds)
-        others = rng.integers(0, USERS, READ_AT_ONCE - 1) if len(rows.users) < due else ()
+        others = rng.integers(0, USERS, READ_AT_ONCE - 1) if len(rows["user"]) < due else ()
         users = [PROBE, *(f"u{number}" for number in others)]
         answer = features.get_online_features(view, [{"user": user} for user in users])
         now, values = time.time(), answer.columns()
         seen = range(len(waited_s), values["count_1h"][0] or 0)
         waited_s += [now - (begin + number * PROBES_S) for number in seen]
         if len(users) > 1:
-            rows.users += users
-            rows.times += answer.event_timestamps["count_1h"]
-            for name, column in values.items():
-                rows.values.setdefault(name, []).extend(column)
+            times = answer.event_timestamps["count_1h"]
+            for name, column in {"user": users, "event_timestamp": times, **values}.items():
+                rows[name] += column
     half, most, longest = np.quantile(waited_s, [0.5, 0.99, 1.0]) * 1e3
     say(
         f"event to online, {len(waited_s)} of {probes} probes: p50 {half:.0f} ms, p99 {most:.0f} ms, longest {longest:.0f} ms"
@@ -249,16 +229,17 @@ def read_while_it_flows(features: FeatureStore, begin: float, seconds: float, re
     return rows
 
 
-def is_offline(features: FeatureStore, rows: Reads) -> None:
+def is_offline(features: FeatureStore, rows: Mapping[str, list[Any]]) -> None:
     """Compare rows that were read online with those of a training set at their times: all must be the same bits."""
     view, keys = features.get_feature_view("spent"), ["user", "event_timestamp"]
     features.refresh_view(view)
-    online = pl.DataFrame({"user": rows.users, "event_timestamp": rows.times} | rows.values)
-    online = online.drop_nulls("event_timestamp")
+    online = pl.DataFrame(rows).drop_nulls("event_timestamp")
     entities = online.select(keys).unique()
     offline = pl.DataFrame(features.get_historical_features(entities.to_arrow(), view).to_arrow())
     both = online.join(offline.select(online.columns), on=keys, how="left", suffix="_offline")
-    same = pl.all_horizontal(pl.col(name).eq_missing(pl.col(f"{name}_offline")) for name in rows.values)
+    same = pl.all_horizontal(
+        pl.col(name).eq_missing(pl.col(f"{name}_offline")) for name in set(rows) - set(keys)
+    )
     differ = both.filter(~same)
     some = differ.head(3).to_dicts() or ""
     say(f"{online.height:,} rows were read online, {entities.height:,} different ones {some}")

@@ -31,7 +31,7 @@ from toque.functions.training_data import (
     Shuffle,
     write_samples,
 )
-from toque.load.benchmarks.harness import MIB, Stopwatch, greatest, in_child, main, say, temporary
+from toque.load.benchmarks.harness import MIB, Stopwatch, greatest, in_child, main, own_bytes, say, temporary
 from toque.registry import ObjectStore, Table, TableSnapshot, open_store
 
 LENGTH, SIDE, PIECE = 2_048, 224, 250_000
@@ -40,7 +40,7 @@ _ROW_BYTES = 8 * (len(COLUMNS) + 2)
 _ALLOCATOR = {
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
+    "MALLOC_MMAP_THRESHOLD_": "65536",
 }
 _SMALL_STACKS = ("sh", "-c", 'ulimit -s 1024; exec "$0" "$@"')
 
@@ -69,9 +69,8 @@ def run(
         for count, seed in ((rows // 10, 1), (rows, 2)):
             snapshot = _rows(store, f"rows-{count}", count, seed=seed)
             if what == "limit":
-                say(
-                    f"set of {count:,} rows, {count * _ROW_BYTES / MIB / limit_mb:.1f} times the limit of {limit_mb} MiB:"
-                )
+                size = count * _ROW_BYTES / MIB / limit_mb
+                say(f"set of {count:,} rows, {size:.1f} times the limit of {limit_mb} MiB:")
                 environment = {**_ALLOCATOR, "TMPDIR": str(place)}
                 arguments = (store.url, snapshot.model_dump(mode="json"), limit_mb)
                 in_child(train_limited, *arguments, environment=environment, before=_SMALL_STACKS)
@@ -80,9 +79,8 @@ def run(
 def _load(folder: Path, kind: str, samples: pa.Array, batch: int, workers: int, rounds: int) -> None:
     """Read all samples into tensors, and print samples a second of the second epoch."""
     store = open_store((folder / kind).as_uri())
-    samples_set = OpenSet.of(
-        store, write_samples(store, kind, [pa.table({kind: samples})]), shuffle=Shuffle()
-    )
+    written = write_samples(store, kind, [pa.table({kind: samples})])
+    samples_set = OpenSet.of(store, written, shuffle=Shuffle())
     source, rates = SetSource(samples_set, ShardCache(folder / f"{kind}-cache")), []
     decode = DecodeImages("image") if kind == "image" else None
     for _ in range(rounds):
@@ -133,7 +131,7 @@ def train_limited(url: str, rows: dict[str, Any], limit_mb: int) -> None:
         train_tabular("warm", _rows(used.store, "warm", 20_000, seed=0), "y", COLUMNS, [], params=params)
         limit = psutil.Process().memory_info().data + limit_mb * MIB  # what counts towards RLIMIT_DATA
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-        with greatest(_own_bytes) as most:
+        with greatest(own_bytes) as most:
             before, watch = most[0], Stopwatch()
             snapshot = TableSnapshot.model_validate(rows)
             trained = train_tabular("limited", snapshot, "y", COLUMNS, [], params=params)
@@ -143,12 +141,6 @@ def train_limited(url: str, rows: dict[str, Any], limit_mb: int) -> None:
         f"  {took_s:.0f} s, busy {metrics['busy']:.3f}, {metrics['rows_per_s']:,.0f} rows/s in an epoch, "
         f"own memory grew {(most[0] - before) / MIB:.0f} MiB at most"
     )
-
-
-def _own_bytes() -> int:
-    """Resident bytes, mapped files and shared memory apart."""
-    info = psutil.Process().memory_info()
-    return int(info.rss - info.shared)
 
 
 if __name__ == "__main__":

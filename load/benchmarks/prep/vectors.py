@@ -86,16 +86,11 @@ def filled(folder: Path, rows: int, length: int) -> tuple[FeatureStore, FeatureV
 def table(first: int, count: int, length: int, *, hours: int) -> pa.Table:
     """Rows of documents from a number on; one in ten has the language that is filtered by."""
     flat = pa.array(clustered(count, length, first + 7).reshape(-1))
+    vectors = pa.FixedSizeListArray.from_arrays(flat, length)
     times = pa.array([NOW - timedelta(hours=hours)] * count)
-    return pa.table(
-        {
-            "doc": pa.array(range(first, first + count)),
-            "v": pa.FixedSizeListArray.from_arrays(flat, length),
-            "lang": ["de" if number % 10 == 0 else "en" for number in range(count)],
-            "event_timestamp": times,
-            "created_timestamp": times,
-        }
-    )
+    columns = {"doc": pa.array(range(first, first + count)), "v": vectors}
+    columns["lang"] = ["de" if number % 10 == 0 else "en" for number in range(count)]
+    return pa.table(columns | {"event_timestamp": times, "created_timestamp": times})
 
 
 def asked(call: Callable[[Floats], Any], queries: Floats) -> tuple[list[Any], str]:
@@ -107,11 +102,9 @@ def asked(call: Callable[[Floats], Any], queries: Floats) -> tuple[list[Any], st
         began = time.perf_counter(), time.thread_time()
         answers.append(call(query))
         times.append((time.perf_counter() - began[0], time.thread_time() - began[1]))
-    (wall, cpu) = np.percentile(times, [50, 99], axis=0).T * 1e3
-    return (
-        answers,
-        f"wall p50 {wall[0]:.2f} ms, p99 {wall[1]:.2f} ms, cpu p50 {cpu[0]:.2f} ms, p99 {cpu[1]:.2f} ms",
-    )
+    wall, cpu = np.percentile(times, [50, 99], axis=0).T * 1e3
+    took = f"wall p50 {wall[0]:.2f} ms, p99 {wall[1]:.2f} ms, cpu p50 {cpu[0]:.2f} ms, p99 {cpu[1]:.2f} ms"
+    return answers, took
 
 
 def recall(answers: list[Any], exact: list[Any]) -> float:

@@ -17,14 +17,16 @@ from typing import Any
 
 import httpx
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
 from toque.featurestore import Entity, FeatureService, FeatureStore, FeatureView, Field, Float64
 from toque.functions.model_formats.program import export_program, save_program
 from toque.load.benchmarks.harness import NotPossible, Ratio, in_turns, say, temporary
-from toque.load.benchmarks.servers import Child, free_port, module, process, redis_server, until
+from toque.load.benchmarks.servers import Child, module, process, redis_server, until
 from toque.load.benchmarks.serving.floor import COLUMNS, small_mlp
+from toque.load.scenarios.sending.processes import free_port
 from toque.registry import Access, Registry, Signature, TensorSpec, open_store
 
 ROW = [round(0.1 * i, 1) for i in range(COLUMNS)]
@@ -32,6 +34,7 @@ LONG_ROW, FEATURES = 500, 40
 SERVICE, KEY = "forty_features", "k1"
 FEATURE_NAMES = [f"f{n:02}" for n in range(FEATURES)]
 _VIEWS = {f"view_{n}": FEATURE_NAMES[10 * n : 10 * n + 10] for n in range(FEATURES // 10)}
+_DATATYPES = {"float32": "FP32", "float64": "FP64", "uint8": "UINT8", "object": "BYTES"}
 _INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -70,8 +73,10 @@ class Target:
         url, headers, body, shortest, kind = self.url, dict(self.headers), self.body, 0, "--h1"
         if url.startswith("grpc://"):
             address = url.removeprefix("grpc://")
-            url, body, kind = f"http://{address}{_INFER}", _framed(body), "--npn-list=h2c"
-            shortest = len(_framed(_called(address, headers, self.body)))
+            url = f"http://{address}{_INFER}"
+            body = b"\0" + len(body).to_bytes(4, "big") + body
+            kind = "--npn-list=h2c"
+            shortest = 5 + len(_called(address, headers, self.body))  # a message has a head of five bytes
             headers |= {"Content-Type": "application/grpc", "TE": "trailers"}
         sent, log = folder / "h2load.body", folder / "h2load.log"
         log.unlink(missing_ok=True)
@@ -88,11 +93,6 @@ class Target:
             raise NotPossible(f"{self.name}: answers that are no predictions:\n{printed}")
         p50, p99 = np.quantile([int(row[2]) for row in rows], [0.5, 0.99]) / 1e3
         return Load(len(rows) / seconds, float(p50), float(p99))
-
-
-def _framed(message: bytes) -> bytes:
-    """Frame a message as gRPC sends it."""
-    return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def _called(address: str, headers: Mapping[str, str], message: bytes) -> bytes:
@@ -127,24 +127,27 @@ def compare(
     return most
 
 
-def headers_of(token: str) -> dict[str, str]:
-    """Headers of a request with JSON."""
-    return {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-
-
 def json_body(row: Sequence[float] = ROW) -> bytes:
     """Encode one row as the protocol's JSON."""
     tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "data": list(row)}
     return json.dumps({"inputs": [tensor]}).encode()
 
 
-def binary_body(row: Sequence[float] = ROW) -> tuple[bytes, dict[str, str]]:
-    """Encode one row as a binary tensor: the body, and the header with the length of its JSON."""
-    data = struct.pack(f"<{len(row)}f", *row)
-    parameters = {"binary_data_size": len(data)}
-    tensor = {"name": "x", "datatype": "FP32", "shape": [1, len(row)], "parameters": parameters}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    return head + data, {"Inference-Header-Content-Length": str(len(head))}
+def binary_body(inputs: Mapping[str, npt.NDArray[Any]], **head: Any) -> tuple[bytes, dict[str, str]]:
+    """Encode a request: numbers as binary tensors, so that no bit is lost on the way, texts as JSON; the body, and its headers.
+
+    head: what stands beside the inputs.
+    """
+    tensors, binary = list[dict[str, Any]](), b""
+    for name, array in inputs.items():
+        tensor = {"name": name, "datatype": _DATATYPES[array.dtype.name], "shape": list(array.shape)}
+        if array.dtype.kind == "O":
+            tensors.append(tensor | {"data": [text.decode() for text in array.ravel()]})
+        else:
+            tensors.append(tensor | {"parameters": {"binary_data_size": array.nbytes}})
+            binary += array.tobytes()
+    encoded = json.dumps(head | {"inputs": tensors}).encode()
+    return encoded + binary, {"Inference-Header-Content-Length": str(len(encoded))} if binary else {}
 
 
 def grpc_body(model: str = "mlp", row: Sequence[float] = ROW) -> bytes:
@@ -166,35 +169,15 @@ class Predictor:
     token: str
     child: Child
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers of a request with JSON."""
+        return {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
+
     def target(self, model: str, body: bytes | None = None, **headers: str) -> Target:
         """Make the target that asks a model by HTTP for one row."""
-        own = headers_of(self.token) | headers
-        return Target(model, f"{self.url}/v2/models/{model}/infer", own, body or json_body())
-
-
-@contextmanager
-def predictor(
-    folder: Path,
-    store_url: str,
-    token: str,
-    *options: object,
-    redis_url: str = "",
-    environment: Mapping[str, str] | None = None,
-    asked: str | None = "mlp",
-) -> Iterator[Predictor]:
-    """Run a predictor on a store. asked: model that answers before the block begins, None for none. Raises: NotPossible."""
-    port = free_port()
-    log, command = (
-        folder / f"predictor-{port}.log",
-        module("toque.ray_apps.predictor", "--port", port, *options),
-    )
-    own = {"TOQUE_STORE": store_url} | ({"TOQUE_REDIS_URL": redis_url} if redis_url else {})
-    own |= environment or {}
-    with process(command, log, own, ready=lambda: b"ready\n" in log.read_bytes(), within_s=300) as child:
-        running = Predictor(f"http://127.0.0.1:{port}", token, child)
-        if asked is not None:
-            until(running.target(asked).answers, f"{asked} does not answer")
-        yield running
+        url = f"{self.url}/v2/models/{model}/infer"
+        return Target(model, url, self.headers | headers, body or json_body())
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,16 +261,31 @@ def another_version(registry: Registry, folder: Path, name: str, model: Benchmar
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Store with models, a token that may predict, and a Redis, on which predictors can be run."""
+    """Store with models, a token that may predict, and a Redis, empty for none, on which predictors can be run."""
 
     folder: Path
     store_url: str
     token: str
-    redis_url: str
+    redis_url: str = ""
 
-    def run(self, *options: object, **how: Any) -> Any:
-        """Run a predictor on it, as `predictor` does: a context manager that yields it."""
-        return predictor(self.folder, self.store_url, self.token, *options, redis_url=self.redis_url, **how)
+    @contextmanager
+    def run(
+        self, *options: object, environment: Mapping[str, str] | None = None, asked: str | None = "mlp"
+    ) -> Iterator[Predictor]:
+        """Run a predictor on it. asked: model that answers before the block begins, None for none. Raises: NotPossible."""
+        port = free_port()
+        log = self.folder / f"predictor-{port}.log"
+        command = module("toque.ray_apps.predictor", "--port", port)
+        own = {"TOQUE_STORE": self.store_url} | (
+            {"TOQUE_REDIS_URL": self.redis_url} if self.redis_url else {}
+        )
+        own |= environment or {}
+        command += map(str, options)
+        with process(command, log, own, ready=lambda: b"ready\n" in log.read_bytes(), within_s=300) as child:
+            running = Predictor(f"http://127.0.0.1:{port}", self.token, child)
+            if asked is not None:
+                until(running.target(asked).answers, f"{asked} does not answer")
+            yield running
 
 
 @contextmanager

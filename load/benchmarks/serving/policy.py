@@ -16,13 +16,7 @@ from collections import Counter
 import httpx
 
 from toque.load.benchmarks.harness import bound, main, say, temporary
-from toque.load.benchmarks.serving.fixtures import (
-    BenchmarkModel,
-    Target,
-    another_version,
-    predictor,
-    register,
-)
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Prepared, Target, another_version, register
 from toque.load.benchmarks.serving.floor import small_mlp
 from toque.registry import Registry, open_store
 
@@ -38,7 +32,8 @@ def run(*, replicas: int = 2, changes: int = 40, callers: int = 8) -> None:
         token = register(store_url, folder / "artifacts", {"mlp": model})
         registry = Registry(open_store(store_url), actor="bench")
         second = another_version(registry, folder / "artifacts", "mlp", model)
-        with predictor(folder, store_url, token, "mlp", "--replicas", replicas, "--no-log") as ours:
+        place = Prepared(folder, store_url, token)
+        with place.run("mlp", "--replicas", replicas, "--no-log") as ours:
             took, counts = asyncio.run(measure(ours.target("mlp"), registry, (second, 1), changes, callers))
     p50 = statistics.median(took)
     say(f"{len(took)} changes under {counts['answers']} answers, {replicas} replicas: p50 {p50:.2f} s")

@@ -18,13 +18,7 @@ import httpx
 import numpy as np
 
 from toque.load.benchmarks.harness import main, say
-from toque.load.benchmarks.serving.fixtures import (
-    BenchmarkModel,
-    Predictor,
-    headers_of,
-    json_body,
-    prepared,
-)
+from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Predictor, json_body, prepared
 from toque.load.benchmarks.serving.floor import small_mlp
 
 HOT = 10
@@ -54,8 +48,9 @@ async def measure(
     """Send a request to every model once, then phases in turns, and print them."""
     failures: list[str] = []
     alone, beside, others = list[float](), list[float](), list[float]()
+    limits = httpx.Limits(max_connections=64)
     async with httpx.AsyncClient(
-        base_url=ours.url, headers=headers_of(ours.token), timeout=60, limits=httpx.Limits(max_connections=64)
+        base_url=ours.url, headers=ours.headers, timeout=60, limits=limits
     ) as client:
 
         async def send(asked: Iterable[str], rate: float, for_s: float = seconds) -> list[float]:

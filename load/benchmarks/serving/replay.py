@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -31,14 +30,13 @@ from toque.functions.prediction_log import drain
 from toque.functions.prediction_log.reading.exact import exact_rows, newest_rows
 from toque.load.benchmarks.harness import Stopwatch, main, say, temporary
 from toque.load.benchmarks.servers import redis_server, until
-from toque.load.benchmarks.serving.fixtures import Predictor, headers_of, predictor
+from toque.load.benchmarks.serving.fixtures import Predictor, Prepared, binary_body
 from toque.registry import Access, Registry, Signature, open_store, utc_now
 
 TAGS = {"max_batch_rows": "16", "max_batch_wait_ms": "3"}
 Kind = typing.Literal["xgboost", "sklearn", "torch-image", "torch-text"]
 ROWS_OF_REQUESTS = (1, 1, 3)
 ATTEMPTS = 5
-_DATATYPES = {"float64": "FP64", "uint8": "UINT8", "object": "BYTES"}
 Array = npt.NDArray[Any]
 COLUMNS = 30
 PIXELS = 80
@@ -66,8 +64,9 @@ def measure(name: str, model: ReplayedModel, rows: int, connections: int) -> boo
         registry.create_version(name, path=folder / name, signature=model.signature, tags=TAGS)
         registry.promote(name, 1)
         token = Access(store, actor="bench").create_token("bench", "predictor")
-        with predictor(folder, url, token, name, "--standalone", redis_url=redis_url, asked=None) as ours:
-            first, headers = body_of(model.rows(np.random.default_rng(1), 1), "first")
+        place = Prepared(folder, url, token, redis_url)
+        with place.run(name, "--standalone", asked=None) as ours:
+            first, headers = binary_body(model.rows(np.random.default_rng(1), 1), id="first")
             until(ours.target(name, first, **headers).answers, f"{name} does not answer", within_s=600)
             asyncio.run(ask(ours, name, model, rows, connections))
         drain(store, redis_url, wal_root=folder / "store-wal")
@@ -82,28 +81,15 @@ def measure(name: str, model: ReplayedModel, rows: int, connections: int) -> boo
     return replayed.equal == replayed.rows and replayed.rows >= rows
 
 
-def body_of(inputs: Mapping[str, Any], name: str) -> tuple[bytes, dict[str, str]]:
-    """Encode a request: numbers as binary tensors, so that no bit is lost on the way, texts as JSON."""
-    tensors: list[dict[str, Any]] = []
-    binary = b""
-    for tensor, array in inputs.items():
-        described = {"name": tensor, "datatype": _DATATYPES[array.dtype.name], "shape": list(array.shape)}
-        if array.dtype.kind == "O":
-            tensors.append(described | {"data": [text.decode() for text in array.ravel()]})
-        else:
-            tensors.append(described | {"parameters": {"binary_data_size": array.nbytes}})
-            binary += array.tobytes()
-    head = json.dumps({"id": name, "inputs": tensors}).encode()
-    return head + binary, {"Inference-Header-Content-Length": str(len(head))} if binary else {}
-
-
 async def ask(ours: Predictor, name: str, model: ReplayedModel, rows: int, connections: int) -> None:
     """Have at least `rows` rows predicted over several connections."""
     rng, sizes = np.random.default_rng(7), itertools.cycle(ROWS_OF_REQUESTS)
     requests = -(-rows * len(ROWS_OF_REQUESTS) // sum(ROWS_OF_REQUESTS))
-    bodies = (body_of(model.rows(rng, next(sizes)), f"r{number}") for number in range(requests))
-    limits, headers = httpx.Limits(max_connections=connections), headers_of(ours.token)
-    async with httpx.AsyncClient(base_url=ours.url, limits=limits, headers=headers, timeout=120) as client:
+    bodies = (binary_body(model.rows(rng, next(sizes)), id=f"r{number}") for number in range(requests))
+    limits = httpx.Limits(max_connections=connections)
+    async with httpx.AsyncClient(
+        base_url=ours.url, limits=limits, headers=ours.headers, timeout=120
+    ) as client:
 
         async def work() -> None:
             for body, own in bodies:
@@ -141,14 +127,14 @@ class ReplayedModel:
     rows: Callable[[np.random.Generator, int], Mapping[str, Array]]
 
 
-def _whole_table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
-    return {"x": rng.normal(size=(rows, COLUMNS))}
-
-
-def _table(rng: np.random.Generator, rows: int) -> dict[str, Array]:
+def _table(rng: np.random.Generator, rows: int, *, missing: float = 0.02) -> dict[str, Array]:
     values = rng.normal(size=(rows, COLUMNS))
-    values[rng.random(values.shape) < 0.02] = np.nan
+    if missing:
+        values[rng.random(values.shape) < missing] = np.nan
     return {"x": values}
+
+
+_whole_table = partial(_table, missing=0)
 
 
 def _images(rng: np.random.Generator, rows: int) -> dict[str, Array]:

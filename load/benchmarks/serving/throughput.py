@@ -13,12 +13,15 @@ import subprocess
 from contextlib import ExitStack
 from typing import Annotated
 
+import numpy as np
+
 from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.open_loop import ask_steadily
-from toque.load.benchmarks.servers import asgi_server, free_port, module, until
+from toque.load.benchmarks.servers import asgi_server, module, until
 from toque.load.benchmarks.serving import fixtures
 from toque.load.benchmarks.serving.fixtures import LONG_ROW, ROW, BenchmarkModel, Predictor, Target, json_body
 from toque.load.benchmarks.serving.floor import small_mlp, wide_mlp
+from toque.load.scenarios.sending.processes import free_port
 
 FLOOR = ("--loop", "uvloop", "--http", "httptools", "--no-access-log", "--lifespan", "off")
 
@@ -91,7 +94,8 @@ def targets_of(ours: Predictor, models: list[str], grpc: str) -> list[Target]:
         targets.append(ours.target(model, body))
         if model in {"mlp", "long-row"}:
             url, headers = targets[-1].url, targets[-1].headers
-            binary, length = fixtures.binary_body(row)
+            array, output = np.array([row], np.float32), {"binary_data_output": True}
+            binary, length = fixtures.binary_body({"x": array}, parameters=output)
             targets.append(Target(f"{model}, binary", url, {**headers, **length}, binary))
             if grpc:
                 targets.append(Target(f"{model}, gRPC", grpc, headers, fixtures.grpc_body(model, row)))

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import psutil
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, mark, use_tracing
@@ -30,7 +31,6 @@ from toque.load.benchmarks.harness import Ratio, in_turns, main, say
 from toque.load.benchmarks.servers import posts
 from toque.load.benchmarks.serving.fixtures import BenchmarkModel, Predictor, prepared
 from toque.load.benchmarks.serving.floor import small_mlp
-from toque.load.processes import cpu_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,11 @@ def _one_start(
 
 
 def _round(ours: Predictor, connections: int, seconds: float, folder: Path) -> tuple[float, float]:
-    before = cpu_s(ours.child.pid)
+    process = psutil.Process(ours.child.pid)
+    before = process.cpu_times()
     rate = ours.target("mlp").ask(connections, seconds, folder).rate
-    return rate, (cpu_s(ours.child.pid) - before) / (rate * seconds) * 1e6
+    after = process.cpu_times()
+    return rate, (after.user + after.system - before.user - before.system) / (rate * seconds) * 1e6
 
 
 def print_stamps() -> None:

@@ -132,12 +132,10 @@ class Rounds:
     def __init__(
         self, store: ObjectStore, trainer: Trainer, checkpoints: int, quiet: int, interval_s: float
     ) -> None:
-        self._trainer, self._checkpoints, self._quiet, self._interval_s = (
-            trainer,
-            checkpoints,
-            quiet,
-            interval_s,
-        )
+        self._trainer = trainer
+        self._checkpoints = checkpoints
+        self._quiet = quiet
+        self._interval_s = interval_s
         self._now_s = 0.0  # by the training's clock
         self._keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER), clock=lambda: self._now_s)
         self._keeper.resume(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import heapq
 import random
 import time
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -54,40 +55,30 @@ def draw_jobs(days: float, load: float, seed: int) -> list[Job]:
     """Draw the jobs of some days; load: card seconds that are asked for, of those that there are."""
     jobs: list[Job] = []
     chance, at_s = random.Random(seed), 0.0
-    teams, weights = (
-        [f"team-{number:02d}" for number in range(12)],
-        [1 / (1 + number) for number in range(12)],
-    )
+    teams = [f"team-{number:02d}" for number in range(12)]
+    weights = [1 / (1 + number) for number in range(12)]
     rate = load * CARDS / _MEAN_CARD_S
     while (at_s := at_s + chance.expovariate(rate)) < days * _DAY_S:
         exponent = chance.uniform(1.5, 3) if chance.random() < 0.8 else chance.uniform(3, 4)
-        jobs.append(
-            Job(
-                f"job-{len(jobs):05d}",
-                chance.choices(teams, weights)[0],
-                at_s,
-                chance.choices(_SIZES, _SIZE_SHARES)[0],
-                60 * 10**exponent,
-                chance.random() < 0.05,
-            )
-        )
+        team, cards = chance.choices(teams, weights)[0], chance.choices(_SIZES, _SIZE_SHARES)[0]
+        is_urgent = chance.random() < 0.05
+        jobs.append(Job(f"job-{len(jobs):05d}", team, at_s, cards, 60 * 10**exponent, is_urgent))
     return jobs
 
 
 def draw_quotas(jobs: Sequence[Job]) -> dict[str, Quota]:
     """Quotas of all teams: cards at a time, and for two of the larger ones a budget of three quarters of what they ask for."""
-    asked: dict[str, float] = {}
+    asked: defaultdict[str, float] = defaultdict(float)
     for job in jobs:
-        asked[job.team] = asked.get(job.team, 0.0) + job.cards * job.work_s / 3600
+        asked[job.team] += job.cards * job.work_s / 3600
     largest = sorted(asked, key=lambda team: -asked[team])
-    return {
-        team: Quota(
-            gpus=40 if number < 2 else 24,
-            gpu_hours=0.75 * asked[team] if 0 < number <= _BUDGETED else None,
-            share=2.0 if number == 0 else 1.0,
+    quotas = {}
+    for number, team in enumerate(largest):
+        budget = 0.75 * asked[team] if 0 < number <= _BUDGETED else None
+        quotas[team] = Quota(
+            gpus=40 if number < 2 else 24, gpu_hours=budget, share=2.0 if number == 0 else 1.0
         )
-        for number, team in enumerate(largest)
-    }
+    return quotas
 
 
 @dataclass
@@ -128,7 +119,7 @@ class Month:
         self._left = {name: job.work_s for name, job in self.jobs.items()}
         self._waiting: dict[str, QuotaRequest] = {}
         self._running: dict[str, _Run] = {}
-        self._spent: dict[str, float] = {}
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._begun: set[str] = set()
         self._unpaid: set[str] = set()
         self._events = [(job.at_s, 0, "submit", name) for name, job in self.jobs.items()]
@@ -137,8 +128,7 @@ class Month:
 
     def play(self, until_s: float) -> Outcome:
         """Let time pass until then; what runs at the end counts as far as it got."""
-        while self._events and self._events[0][0] <= until_s:
-            now_s = self._events[0][0]
+        while self._events and (now_s := self._events[0][0]) <= until_s:
             while self._events and self._events[0][0] <= now_s:
                 self._happen(now_s, *heapq.heappop(self._events)[1:])
             self._decide(now_s)
@@ -149,17 +139,12 @@ class Month:
     def _happen(self, now_s: float, number: int, kind: str, name: str) -> None:
         if kind == "submit":
             job = self.jobs[name]
-            self._waiting[name] = QuotaRequest(
-                name,
-                job.team,
-                0.0,
-                job.cards,
-                URGENT if job.urgent else 0,
-                _time(job.at_s),
-                workers=2 if job.cards == EACH else 1,
-                limit_s=_LIMIT * job.work_s if job.urgent else None,
-                preemptible=not job.urgent,
+            workers, urgency = 2 if job.cards == EACH else 1, URGENT if job.urgent else 0
+            limit_s = _LIMIT * job.work_s if job.urgent else None
+            request = QuotaRequest(
+                name, job.team, 0.0, job.cards, urgency, _time(job.at_s), workers=workers, limit_s=limit_s
             )
+            self._waiting[name] = replace(request, preemptible=not job.urgent)
         elif name in self._running and self._running[name].number == number:
             request = self._leave(name, now_s)
             if kind == "yield":
@@ -176,7 +161,7 @@ class Month:
         self._left[name] -= done_s
         self._begun.add(name)
         self.outcome.useful_card_s += done_s * job.cards
-        self._spent[job.team] = self._spent.get(job.team, 0.0) + (now_s - run.since_s) * job.cards
+        self._spent[job.team] += (now_s - run.since_s) * job.cards
         return run.request
 
     def _lost_s(self, name: str) -> float:
@@ -215,20 +200,22 @@ class Month:
 
     def _check(self, now_s: float) -> None:
         """Count what is occupied by hand, apart from the rule."""
-        of_node: dict[str, float] = {}
-        of_team: dict[str, float] = {}
-        used = dict(self._spent)
+        of_node, of_team, used = (
+            defaultdict[str, float](float),
+            defaultdict[str, float](float),
+            self._spent.copy(),
+        )
         for name, run in self._running.items():
             job = self.jobs[name]
-            of_team[job.team] = of_team.get(job.team, 0.0) + job.cards
-            used[job.team] = used.get(job.team, 0.0) + (now_s - run.since_s) * job.cards
+            of_team[job.team] += job.cards
+            used[job.team] += (now_s - run.since_s) * job.cards
             for node in run.request.nodes:
-                of_node[node] = of_node.get(node, 0.0) + job.cards / len(run.request.nodes)
+                of_node[node] += job.cards / len(run.request.nodes)
         over = [team for team, held in of_team.items() if held > (self.quotas[team].gpus or CARDS)]
         self.outcome.passed += len(over) + sum(held > EACH for held in of_node.values())
         for team, quota in self.quotas.items():
             if quota.gpu_hours:
-                self.outcome.budget = max(self.outcome.budget, used.get(team, 0.0) / 3600 / quota.gpu_hours)
+                self.outcome.budget = max(self.outcome.budget, used[team] / 3600 / quota.gpu_hours)
 
 
 def bound_card_s(jobs: Sequence[Job], quotas: dict[str, Quota], days: float) -> float:
@@ -241,9 +228,8 @@ def bound_card_s(jobs: Sequence[Job], quotas: dict[str, Quota], days: float) -> 
         for job in own:
             able += np.clip(grid - job.at_s, 0.0, job.work_s) * job.cards
         cap = float(quota.gpus or CARDS)
-        able = cap * grid + np.minimum.accumulate(
-            able - cap * grid
-        )  # no faster than its quota after any moment
+        # no faster than its quota after any moment
+        able = cap * grid + np.minimum.accumulate(able - cap * grid)
         total += np.minimum(able, np.inf if quota.gpu_hours is None else 3600 * quota.gpu_hours)
     return float(np.min(total + CARDS * (grid[-1] - grid)))
 

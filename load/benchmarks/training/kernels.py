@@ -64,10 +64,8 @@ def _searched(
 
 def _bench_hashes(*, rows: int, words: int) -> None:
     """Hash a column of so many rows with so many distinct words."""
-    values, shape = (
-        [f"N{n}" for n in np.random.default_rng(0).integers(words, size=rows)],
-        f"{rows} rows, {words} words",
-    )
+    values = [f"N{n}" for n in np.random.default_rng(0).integers(words, size=rows)]
+    shape = f"{rows} rows, {words} words"
     column = pa.array(values)
     base = timed(lambda: [xxhash.xxh64_intdigest(value.encode()) for value in values], repeats=5)
     line(f"xxhash a string  {shape}", base, base)

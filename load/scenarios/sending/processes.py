@@ -97,7 +97,7 @@ class Sending:
         environment |= {"TOQUE_LOAD_PLAN": str(plan_file), "TOQUE_LOAD_COUNTS": str(self._counts)}
         bound, joined = [], []
         if not remote_workers:  # which join at locust's own port
-            port = _free_port()
+            port = str(free_port())
             bound = ["--master-bind-host", "127.0.0.1", "--master-bind-port", port]
             joined = ["--master-port", port]
         users = str(self.plan.scenario.connections * workers)
@@ -173,10 +173,12 @@ class Sending:
         return (self.folder / "errors").read_text()[-2000:]
 
 
-def _free_port() -> str:
+def free_port() -> int:
+    """Find a free port on this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _watch(sending: Sending, scenario: Scenario, report: Callable[[str], None] | None) -> str:
