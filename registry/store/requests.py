@@ -6,15 +6,15 @@ Arrow read and write in tables goes past the store's verbs, and is not counted; 
 
 from __future__ import annotations
 
+import collections
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, NamedTuple
 
-import prometheus_client
+from prometheus_client import Counter, Histogram
 
 from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 
@@ -29,12 +29,12 @@ _OUTCOMES: dict[type[BaseException], str] = {
     NotFound: "ok",  # an object that is not there is an answer
     Unavailable: "unavailable",
 }
-OUTCOMES = prometheus_client.Counter(
+OUTCOMES = Counter(
     "toque_store_requests",
     "Requests to the object store, by operation and outcome; those to tables, which deltalake and Arrow make, are not counted.",
     ("operation", "outcome"),
 )
-SECONDS = prometheus_client.Histogram(
+SECONDS = Histogram(
     "toque_store_request_seconds",
     "Seconds of a request to the object store, however it ended; without those to tables.",
     ("operation",),
@@ -58,7 +58,7 @@ class RequestCounts:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._counts: Counter[tuple[Operation, str]] = Counter()
+        self._counts: collections.Counter[tuple[Operation, str]] = collections.Counter()
 
     def add(self, operation: Operation, key: str, requests: int = 1) -> None:
         """Count requests for `key`, whose first part names the part of the store."""
