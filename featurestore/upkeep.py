@@ -5,25 +5,21 @@ leaves only files that no version names. Older versions stay readable, and with 
 `erase` deletes their files.
 """
 
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
 from pydantic import BaseModel, ConfigDict
 
 from toque.featurestore.definitions.fields import EVENT_DAY
 from toque.featurestore.definitions.views import FeatureView, ViewOrName
-from toque.featurestore.errors import FeatureStoreError, InvalidDefinition
+from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.store import FeatureStore
-from toque.registry.store.tables.files import settle
-from toque.registry.times import backoff_s
+from toque.registry.errors import NotFound
 
 FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet
-_PATIENCE_S = 60.0
 
 
 class Upkeep(BaseModel):
@@ -44,7 +40,7 @@ class Upkeep(BaseModel):
 def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES) -> Upkeep:
     """Merge the small files of each event day, up to about `file_bytes` each; rows do not change.
 
-    Raises: UnknownDefinition; FeatureStoreError if other maintenance keeps interfering.
+    Raises: UnknownDefinition; Unavailable if other maintenance keeps interfering.
     """
     found = fs.get_feature_view(view if isinstance(view, str) else view.name)
 
@@ -150,21 +146,12 @@ def _commit(
     fs: FeatureStore, view: FeatureView, change: Callable[[DeltaTable], dict[str, Any]]
 ) -> tuple[int | None, dict[str, Any]]:
     """Run `change` on the newest version and retry on conflicts; returns the version and the result of `change`."""
-    table = fs.offline.table(view)
-    deadline, attempt = time.monotonic() + _PATIENCE_S, 0
-    while True:
-        try:
-            opened = DeltaTable(table.uri, storage_options=table.storage_options or None)
-            done = change(opened)
-        except TableNotFoundError:
-            return None, {}
-        except CommitFailedError as error:
-            if time.monotonic() > deadline:
-                raise FeatureStoreError(
-                    f"feature view {view.name!r}: no commit to {table.name} in {_PATIENCE_S} s ({error}); run it again"
-                ) from error
-            time.sleep(backoff_s(attempt))
-            attempt += 1
-        else:
-            settle(table.store)
-            return int(opened.version()), done
+
+    def changed(opened: DeltaTable) -> tuple[int, dict[str, Any]]:
+        result = change(opened)
+        return opened.version(), result
+
+    try:
+        return fs.offline.table(view).commit(changed)
+    except NotFound:
+        return None, {}

@@ -76,7 +76,7 @@ DECLARED_IN = (
     "toque.ray_apps.streams.follower",
     "toque.ray_apps.ticker",
     "toque.registry.errors",
-    "toque.registry.store.series",
+    "toque.registry.store.requests",
 )
 """Modules that declare series with prometheus_client."""
 

@@ -96,13 +96,7 @@ class OfflineStore:
         table, schema = self.create(view), storable(offline_schema(view).empty_table()).schema
         parts = [part for rows in pieces for part in _parts(table, storable(rows, grouped=view.ttl is None))]
         commit = commit_properties({_consumer(source): number for source, number in loads.items()}, None)
-
-        def write(opened: DeltaTable | None) -> DeltaTable:
-            opened = table.open() if opened is None else opened
-            replace_with_parts(opened, parts, schema, table.name, commit)
-            return opened
-
-        table.commit(write)
+        table.commit(lambda opened: replace_with_parts(opened, parts, schema, table.name, commit))
 
     def consumed(self, view: FeatureView, source: str, *, version: int | None = None) -> int:
         """Number of the load of a batch source up to which the view's table has its rows; 0 before the first.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import reduce
@@ -21,7 +20,6 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake.exceptions import CommitFailedError
 
 from toque.featurestore.definitions.batch_source import (
     KNOWN_AT,
@@ -48,7 +46,6 @@ from toque.featurestore.sources.load_log import (
 from toque.featurestore.sources.rows import ROW, row_schema
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, append_with_parts, read_part, write_part
-from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.parts import Part
 from toque.registry.times import Clock
 
@@ -344,7 +341,7 @@ class SourceTable:
         if append_with_parts(self.table, parts, schema, transactions=transactions, metadata=metadata):
             load.discard(but=parts)  # else an earlier try may have named them
         self._record_committed()
-        self._compact()
+        self.table.compact_if(small_files=SMALL_FILES, small_bytes=SMALL_BYTES)
 
     def _record_committed(self) -> None:
         """Record the load that the table has and the journal lacks, if there is one, and put its rejected rows aside."""
@@ -372,15 +369,6 @@ class SourceTable:
         raise UnreadableSource(
             f"batch source {self.source.name!r}: the log of table {self.table.name} no longer has load {number}"
         )
-
-    def _compact(self) -> None:
-        """Merge small files, so that many small loads leave no table of small files."""
-        opened = self.table.open()
-        sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
-        if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
-            with suppress(CommitFailedError):  # another load has committed meanwhile, and compacts
-                opened.optimize.compact()
-                settle(self.table.store)
 
 
 def _stored_schema(source: BatchSource) -> pa.Schema:

@@ -16,7 +16,6 @@ writes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
@@ -27,7 +26,6 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError
 
 from toque.featurestore.definitions.batch_source import KNOWN_AT
 from toque.featurestore.definitions.dtypes import TIMESTAMP
@@ -39,12 +37,11 @@ from toque.featurestore.definitions.stream_source import (
     POSITION,
     StreamSource,
 )
-from toque.featurestore.errors import ConsumerFenced, FeatureStoreError
+from toque.featurestore.errors import ConsumerFenced
 from toque.featurestore.online.redis_store import OnlineStore
 from toque.featurestore.sources.rows import REASON, ROW
 from toque.featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
 from toque.registry.store import ObjectStore, Table, add_parts, write_part
-from toque.registry.store.tables.files import settle
 from toque.registry.store.tables.table import commit_properties
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
@@ -121,11 +118,7 @@ class StreamTable:
             ids[_REWRITTEN] = rewritten or 0  # a fence cannot name a partition that was never committed
         count = max(moves) + 1
 
-        def write(opened: DeltaTable | None) -> DeltaTable:
-            if opened is None:
-                raise FeatureStoreError(
-                    f"table {self.table.name} was removed while a stream was written to it"
-                )
+        def write(opened: DeltaTable) -> None:
             if (opened.transaction_version(_REWRITTEN) or 0) != (rewritten or 0):
                 raise ConsumerFenced(f"stream source {self.source.name!r}: its stored events were rewritten")
             for each, move in moves.items():
@@ -136,7 +129,6 @@ class StreamTable:
                     )
             more = {_PARTITIONS: count} if count > (opened.transaction_version(_PARTITIONS) or 0) else {}
             add_parts(opened, parts, schema, self.table.name, commit_properties(ids | more, None))
-            return opened
 
         self.table.commit(write)
 
@@ -155,18 +147,16 @@ class StreamTable:
         It carries the places of all partitions as they are, so that a commit of one of them that has passed its checks already
         meets it in the table's log, and is checked again.
         """
+        schema = _stored_schema(self.source)
 
-        def write(opened: DeltaTable | None) -> DeltaTable:
-            schema = _stored_schema(self.source)
-            opened = self.table.opened_or_created(opened, schema, bounds=_BOUNDS)
+        def write(opened: DeltaTable) -> None:
             ids = _next_rewrite(opened)
             for each in range(opened.transaction_version(_PARTITIONS) or 0):
                 place = _place(opened, each)
                 ids |= {} if place is None else _ids(each, place)
             add_parts(opened, [], schema, self.table.name, commit_properties(ids, None))
-            return opened
 
-        self.table.commit(write)
+        self.table.commit(write, schema=schema, bounds=_BOUNDS)
 
     def rewrite(self, partition: int, first: int, decoded: Decoded, *, last: Place | None) -> bool:
         """Put events and messages kept aside in place of those stored of a partition, from a position to that after them.
@@ -177,28 +167,24 @@ class StreamTable:
         what = f"{PARTITION} = {partition} AND {POSITION} >= {first} AND {POSITION} < {after.position}"
         parts = [decoded.events, stored_rows(decoded.rejected)]
         rows = pa.concat_tables(parts, promote_options="default").select(_stored_schema(self.source).names)
-        stands = True
 
-        def write(opened: DeltaTable | None) -> DeltaTable:
-            nonlocal stands
-            opened = self.table.open() if opened is None else opened
+        def write(opened: DeltaTable) -> bool:
             ids: dict[str, int] = {}
             if last is not None:
-                stands = _place(opened, partition) == last
+                if _place(opened, partition) != last:
+                    return False
                 ids = _ids(partition, after) | _next_rewrite(opened)
-            if stands:
-                write_deltalake(
-                    opened,
-                    rows,
-                    mode="overwrite",
-                    schema_mode="merge",
-                    predicate=what,
-                    commit_properties=commit_properties(ids, None),
-                )
-            return opened
+            write_deltalake(
+                opened,
+                rows,
+                mode="overwrite",
+                schema_mode="merge",
+                predicate=what,
+                commit_properties=commit_properties(ids, None),
+            )
+            return True
 
-        self.table.commit(write)
-        return stands
+        return self.table.commit(write)
 
     def events(
         self,
@@ -257,14 +243,8 @@ class StreamTable:
 
     def compact(self) -> None:
         """Merge small files, if there are many."""
-        if not self.table.exists():
-            return
-        opened = self.table.open()
-        sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
-        if sum(size < SMALL_BYTES for size in sizes) >= SMALL_FILES:
-            with suppress(CommitFailedError):  # another consumer compacts
-                opened.optimize.compact()
-                settle(self.table.store)
+        if self.table.exists():
+            self.table.compact_if(small_files=SMALL_FILES, small_bytes=SMALL_BYTES)
 
 
 def _stored_schema(source: StreamSource) -> pa.Schema:

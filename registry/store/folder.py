@@ -13,20 +13,20 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from toque.registry.audit_keys import AuditKeys
 from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, Unavailable
 from toque.registry.names import check_key
-from toque.registry.store.object_store import Aged, ObjectInfo
-from toque.registry.store.requests import REQUESTS, Operation
-from toque.registry.store.series import observed
+from toque.registry.store.object_store import ObjectInfo, ObjectStore
+from toque.registry.store.requests import REQUESTS
 
 if TYPE_CHECKING:
+    from toque.registry.audit_keys import AuditKeys
     from toque.registry.store.object_store import Announce, Progress, Stream
 
 _TMP = ".tmp"
@@ -36,7 +36,7 @@ _STALE_S = 24 * 3600.0
 _SMALL_BYTES = 16 << 20
 
 
-class FolderStore:
+class FolderStore(ObjectStore):
     """Object store of files below `root`, on a file system with hard links (any local one; NFS too).
 
     root: absolute path; created when the first object is written. audit_keys: authenticate the history in it. announce:
@@ -50,26 +50,17 @@ class FolderStore:
     ) -> None:
         if not root.is_absolute():
             raise InvalidInput(f"store folder {str(root)!r} is not absolute; pass Path(...).resolve()")
+        super().__init__(str(root), audit_keys, announce)
         self._root = root
-        self._audit_keys = (audit_keys or AuditKeys()).at(str(root))
-        self._announce = announce
         self._shared: bool | None = None  # known once the root exists
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self._root, self._audit_keys, self._announce)
-
-    def __repr__(self) -> str:
-        return f"FolderStore({self.url!r})"
+        return partial(FolderStore, audit_keys=self._audit_keys, announce=self._announce), (self._root,)
 
     @property
     def url(self) -> str:
         """URL of the store, `file://` and the absolute path."""
         return f"file://{quote(str(self._root))}"
-
-    @property
-    def audit_keys(self) -> AuditKeys:
-        """Keys that authenticate the history in the store."""
-        return self._audit_keys
 
     @property
     def root(self) -> Path:
@@ -78,93 +69,73 @@ class FolderStore:
 
     def within(self, prefix: str) -> FolderStore:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
-        return _rebuild(self._root / check_key(prefix), self._audit_keys, self._announce)
+        place = self._root / check_key(prefix)
+        return FolderStore(place, audit_keys=self._audit_keys, announce=self._announce)
 
-    def announce(self, path: str) -> None:
-        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
-        if self._announce is not None:
-            self._announce(self.url, path)
+    def _open(self, key: str) -> BinaryIO:
+        try:
+            return self._path(key).open("rb")
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+            raise NotFound(f"{key} is not in {self.url}") from error
 
-    def get(self, key: str) -> bytes:
-        """Get the bytes of an object. Raises: NotFound."""
-        data = self.find(key)
-        if data is None:
-            raise NotFound(f"{key} is not in {self.url}")
-        return data
+    def _read(self, key: str) -> bytes:
+        with self._open(key) as file:
+            return file.read()
 
-    def find(self, key: str) -> bytes | None:
-        """Find the bytes of an object, or None if absent."""
-        path = self._path(key)
-        with self._request("get", key):
-            try:
-                return path.read_bytes()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                return None
+    def _read_range(self, key: str, start: int, size_bytes: int) -> bytes:
+        with self._open(key) as file:
+            file.seek(start)
+            return file.read(size_bytes)
 
-    def find_range(self, key: str, start: int, size_bytes: int) -> bytes | None:
-        """Find `size_bytes` of an object from byte `start` on, fewer where it ends before, or None if absent."""
-        path = self._path(key)
-        with self._request("get", key):
-            try:
-                with path.open("rb") as file:
-                    file.seek(start)
-                    return file.read(size_bytes)
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                return None
+    def _read_dated(self, key: str) -> tuple[bytes, datetime, datetime]:
+        with self._open(key) as file:
+            return file.read(), _modified_at(file), self.now()
 
-    def find_aged(self, key: str) -> Aged | None:
-        """Find the bytes of an object and their age by the file system's clock, or None if absent."""
-        path = self._path(key)
-        with self._request("get", key):
-            try:
-                with path.open("rb") as file:
-                    written = os.fstat(file.fileno()).st_mtime
-                    data = file.read()
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-                return None
-            return Aged(data, max(0.0, self.now().timestamp() - written))
+    def _chunks(self, key: str) -> Iterator[bytes]:
+        with self._open(key) as file:
+            yield from _chunks_of(file)
 
-    def create(self, key: str, data: bytes) -> None:
-        """Store `data` if the key is free; atomic between processes. Raises: AlreadyExists."""
-        path = self._path(key)
-        with self._request("put", key), self._temporary() as temporary:
-            _write_durably(temporary, data, mode=self._mode)
-            changed = self._make_parent(path)
+    def _modified_at(self, key: str) -> datetime:
+        with self._open(key) as file:
+            return _modified_at(file)
+
+    def _create(self, key: str, data: bytes) -> None:
+        def link(temporary: Path, path: Path) -> None:
             try:
                 os.link(temporary, path)
             except FileExistsError as error:
                 raise AlreadyExists(f"{key} is already in {self.url}") from error
-            _sync_folders(changed)
 
-    def put(self, key: str, data: bytes) -> None:
-        """Store `data`, replacing an object of that key."""
+        with self._new_file(key, link) as file:
+            file.write(data)
+
+    def _put(self, key: str, data: bytes) -> None:
+        with self._new_file(key, Path.replace) as file:
+            file.write(data)
+
+    @contextmanager
+    def _new_file(self, key: str, name: Callable[[Path, Path], object]) -> Iterator[BinaryIO]:
+        """Open a temporary file, which `name` makes that of `key` once its bytes are on the disk."""
         path = self._path(key)
-        with self._request("put", key), self._temporary() as temporary:
-            _write_durably(temporary, data, mode=self._mode)
+        with self._temporary() as temporary:
+            with _open_new(temporary, self._mode) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             changed = self._make_parent(path)
-            temporary.replace(path)
+            name(temporary, path)
             _sync_folders(changed)
 
-    def find_modified_at(self, key: str) -> datetime | None:
-        """Find when an object was last written, by the file system's clock (UTC), or None if absent."""
+    def _delete(self, key: str) -> None:
+        """Remove a file. Folders stay: removing one could race with `create`."""
         path = self._path(key)
-        with self._request("head", key):
-            try:
-                return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
-            except (FileNotFoundError, NotADirectoryError):
-                return None
-
-    def delete(self, key: str) -> None:
-        """Remove the object if it exists. Folders stay: removing one could race with `create`."""
-        path = self._path(key)
-        with self._request("delete", key):
-            try:
-                path.unlink(missing_ok=True)
-            except NotADirectoryError:
-                return
-            except (IsADirectoryError, PermissionError):
-                if not path.is_dir():
-                    raise
+        try:
+            path.unlink(missing_ok=True)
+        except NotADirectoryError:
+            return
+        except (IsADirectoryError, PermissionError):
+            if not path.is_dir():
+                raise
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
         """Iterate over keys that start with `prefix` and come after `after`, in order of code points."""
@@ -186,36 +157,21 @@ class FolderStore:
         """Time by the file system's clock; by the machine's where the folder cannot be written."""
         try:
             with self._temporary() as temporary, _open_new(temporary, _PRIVATE) as file:
-                return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
+                return _modified_at(file)
         except OSError:
             return datetime.now(UTC)
 
     def upload(self, key: str, source: Path | Stream, *, on_progress: Progress | None = None) -> None:
         """Stream the file or the bytes of `source` into the object; `on_progress` gets the bytes of each piece."""
-        target = self._path(key)
-        with self._request("put", key), self._temporary() as temporary:
-            with _open_new(temporary, self._mode) as sink:
-                if isinstance(source, Path):
-                    with source.open("rb") as file:
-                        _copy(file, sink, on_progress)
-                else:
-                    _copy(source, sink, on_progress)
-                _sync_file(sink)
-            changed = self._make_parent(target)
-            temporary.replace(target)
-            _sync_folders(changed)
-
-    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
-        source_path = self._path(key)
-        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
-        with self._request("get", key):
-            try:
-                source = source_path.open("rb")
-            except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-                raise NotFound(f"{key} is not in {self.url}") from error
-            with source:
-                _copy_whole(source, partial, path, on_progress)
+        with (
+            self._request("put", key),
+            source.open("rb") if isinstance(source, Path) else nullcontext(source) as stream,
+            self._new_file(key, Path.replace) as file,
+        ):
+            for chunk in _chunks_of(stream):
+                file.write(chunk)
+                if on_progress:
+                    on_progress(len(chunk))
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
         """Path at which `deltalake` keeps the table `name`, with empty storage options."""
@@ -296,10 +252,6 @@ class FolderStore:
         finally:
             path.unlink(missing_ok=True)
 
-    def _request(self, operation: Operation, key: str, requests: int = 1) -> AbstractContextManager[None]:
-        """Count and time one request, and translate its errors as `_errors` does."""
-        return observed(operation, key, self._errors(key), requests=requests)
-
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         """Translate errors of the file system into the registry's errors."""
@@ -335,14 +287,13 @@ class FolderStore:
                 yield name
 
 
-def _rebuild(root: Path, audit_keys: AuditKeys, announce: Announce | None) -> FolderStore:
-    return FolderStore(root, audit_keys=audit_keys, announce=announce)
+def _modified_at(file: BinaryIO) -> datetime:
+    return datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, UTC)
 
 
-def _write_durably(path: Path, data: bytes, *, mode: int) -> None:
-    with _open_new(path, mode) as file:
-        file.write(data)
-        _sync_file(file)
+def _chunks_of(stream: BinaryIO | Stream) -> Iterator[bytes]:
+    while chunk := stream.read(_CHUNK_BYTES):
+        yield chunk
 
 
 def _open_new(path: Path, mode: int) -> BinaryIO:
@@ -351,27 +302,6 @@ def _open_new(path: Path, mode: int) -> BinaryIO:
     if mode != _PRIVATE:
         os.fchmod(file.fileno(), mode)
     return file
-
-
-def _copy(source: BinaryIO | Stream, sink: BinaryIO, on_progress: Progress | None) -> None:
-    while chunk := source.read(_CHUNK_BYTES):
-        sink.write(chunk)
-        if on_progress:
-            on_progress(len(chunk))
-
-
-def _copy_whole(source: BinaryIO, partial: Path, path: Path, on_progress: Progress | None) -> None:
-    try:
-        with partial.open("xb") as sink:
-            _copy(source, sink, on_progress)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _sync_file(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _sync_folders(folders: Sequence[Path]) -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import os
 import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -26,15 +25,14 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from botocore.loaders import Loader
 
-from toque.registry.audit_keys import AuditKeys
 from toque.registry.errors import AlreadyExists, Forbidden, InvalidInput, NotFound, RegistryError, Unavailable
 from toque.registry.names import check_key
-from toque.registry.store.object_store import Aged, ObjectInfo
-from toque.registry.store.requests import Operation
-from toque.registry.store.series import observed
+from toque.registry.store.object_store import ObjectInfo, ObjectStore
+from toque.registry.store.requests import observed
 from toque.registry.times import CHANCE
 
 if TYPE_CHECKING:
+    from toque.registry.audit_keys import AuditKeys
     from toque.registry.store.object_store import Announce, Progress, Stream
 
 
@@ -53,9 +51,10 @@ SSE = ("", "aws:kms", "aws:kms:dsse", "AES256")
 
 _Opened = tuple[int, Any, Any]  # process, session, client
 _HTTP_SERVER_ERROR = 500
+_CONFLICTS = 8  # of conditional writes at once, before one gives up
 
 
-class S3Store:
+class S3Store(ObjectStore):
     """Object store under `prefix` in an S3 bucket.
 
     region: of the bucket; endpoint: url of an S3 server; "" for what boto3 finds in the environment and its files.
@@ -76,6 +75,7 @@ class S3Store:
         audit_keys: AuditKeys | None = None,
         announce: Announce | None = None,
     ) -> None:
+        super().__init__(prefix, audit_keys, announce)
         if prefix:
             check_key(prefix)
         if sse not in SSE or (kms_key and not sse.startswith("aws:kms")):
@@ -89,18 +89,12 @@ class S3Store:
         self._bucket = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._region, self._endpoint = region, endpoint
-        self._audit_keys = (audit_keys or AuditKeys()).at(prefix)
-        self._announce = announce
         self._lock = threading.Lock()
         self._opened: _Opened | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (
-            self._bucket, self._prefix.strip("/"), self._settings, self._audit_keys, self._announce,
-        )  # fmt: skip
-
-    def __repr__(self) -> str:
-        return f"S3Store({self.url!r})"
+        opened = partial(S3Store, audit_keys=self._audit_keys, announce=self._announce, **self._settings)
+        return opened, (self._bucket, self._prefix.strip("/"))
 
     @property
     def url(self) -> str:
@@ -122,98 +116,59 @@ class S3Store:
     def within(self, prefix: str) -> S3Store:
         """Open the part of this store below `prefix` as a store of its own. Raises: InvalidInput."""
         place = f"{self._prefix}{check_key(prefix)}"
-        return _rebuild(self._bucket, place, self._settings, self._audit_keys, self._announce)
+        return S3Store(
+            self._bucket, place, audit_keys=self._audit_keys, announce=self._announce, **self._settings
+        )
 
-    @property
-    def audit_keys(self) -> AuditKeys:
-        """Keys that authenticate the history in the store."""
-        return self._audit_keys
-
-    def announce(self, path: str) -> None:
-        """Tell readers in other processes that the journal at `path` has a new entry, if the store was given a way to."""
-        if self._announce is not None:
-            self._announce(self.url.partition("?")[0], path)
-
-    def get(self, key: str) -> bytes:
-        """Get the bytes of an object. Raises: NotFound."""
-        data = self.find(key)
-        if data is None:
-            raise NotFound(f"{key} is not in {self.url}")
+    def _read(self, key: str) -> bytes:
+        data: bytes = self._get(key)["Body"].read()
         return data
 
-    def find(self, key: str) -> bytes | None:
-        """Find the bytes of an object, or None if absent."""
-        name = self._name(key)
+    def _read_range(self, key: str, start: int, size_bytes: int) -> bytes:
         try:
-            with self._request("get", key):
-                data: bytes = self._client.get_object(Bucket=self._bucket, Key=name)["Body"].read()
-                return data
-        except NotFound:
-            return None
-
-    def find_range(self, key: str, start: int, size_bytes: int) -> bytes | None:
-        """Find `size_bytes` of an object from byte `start` on, fewer where it ends before, or None if absent."""
-        name, part = self._name(key), f"bytes={start}-{start + size_bytes - 1}"
-        if size_bytes < 1:
-            return b"" if self.find_modified_at(key) else None
-        try:
-            with self._request("get", key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=name, Range=part)
-                data: bytes = answer["Body"].read()
-                return data
-        except NotFound:
-            return None
-        except RegistryError as error:
-            if "InvalidRange" in str(error):  # it ends before `start`
+            data: bytes = self._get(key, Range=f"bytes={start}-{start + size_bytes - 1}")["Body"].read()
+        except ClientError as error:
+            if error.response["Error"].get("Code") == "InvalidRange":  # it ends before `start`
                 return b""
             raise
+        return data
 
-    def find_aged(self, key: str) -> Aged | None:
-        """Find the bytes of an object and their age by the server's clock, to a second, or None if absent."""
-        name = self._name(key)
-        try:
-            with self._request("get", key):
-                answer = self._client.get_object(Bucket=self._bucket, Key=name)
-                written: datetime = answer["LastModified"]
-                return Aged(answer["Body"].read(), max(0.0, (_date_of(answer) - written).total_seconds()))
-        except NotFound:
-            return None
+    def _read_dated(self, key: str) -> tuple[bytes, datetime, datetime]:
+        answer = self._get(key)
+        return answer["Body"].read(), answer["LastModified"], _date_of(answer)
 
-    def create(self, key: str, data: bytes) -> None:
-        """Store `data` if the key is free; of any number of callers one wins.
+    def _chunks(self, key: str) -> Iterator[bytes]:
+        yield from self._get(key)["Body"].iter_chunks(1 << 20)
 
-        A retry inside boto3 can meet its own success: AlreadyExists then means "someone, maybe you".
-        Raises: AlreadyExists.
-        """
-        name = self._name(key)
-        with self._request("put", key):
-            self._retry_conflicts(
-                lambda: self._client.put_object(
-                    Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*", **self._encryption
-                )
-            )
+    def _modified_at(self, key: str) -> datetime:
+        at: datetime = self._client.head_object(Bucket=self._bucket, Key=self._name(key))["LastModified"]
+        return at.astimezone(UTC)
 
-    def put(self, key: str, data: bytes) -> None:
-        """Store `data`, replacing an object of that key."""
-        name = self._name(key)
-        with self._request("put", key):
-            self._client.put_object(Bucket=self._bucket, Key=name, Body=data, **self._encryption)
+    def _create(self, key: str, data: bytes) -> None:
+        """Create an object, again while S3 answers 409, which says that another conditional write is still in progress."""
+        for attempt in range(_CONFLICTS):
+            try:
+                self._put(key, data, IfNoneMatch="*")
+            except ClientError as error:
+                if (
+                    error.response["Error"]["Code"] != "ConditionalRequestConflict"
+                    or attempt == _CONFLICTS - 1
+                ):
+                    raise
+                time.sleep(CHANCE.uniform(0.0, 0.05 * 2**attempt))
+            else:
+                return
 
-    def find_modified_at(self, key: str) -> datetime | None:
-        """Find when an object was last written, by the server's clock (UTC), or None if absent."""
-        name = self._name(key)
-        try:
-            with self._request("head", key):
-                at: datetime = self._client.head_object(Bucket=self._bucket, Key=name)["LastModified"]
-                return at.astimezone(UTC)
-        except NotFound:
-            return None
+    def _put(self, key: str, data: bytes, **condition: str) -> None:
+        self._client.put_object(
+            Bucket=self._bucket, Key=self._name(key), Body=data, **condition, **self._encryption
+        )
 
-    def delete(self, key: str) -> None:
-        """Remove the object if it exists."""
-        name = self._name(key)
-        with self._request("delete", key):
-            self._client.delete_object(Bucket=self._bucket, Key=name)
+    def _delete(self, key: str) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def _get(self, key: str, **part: str) -> Any:
+        return self._client.get_object(Bucket=self._bucket, Key=self._name(key), **part)
 
     def list(self, prefix: str, *, after: str = "") -> Iterator[str]:
         """Iterate over keys that start with `prefix` and come after `after`, in order of code points."""
@@ -225,7 +180,7 @@ class S3Store:
 
     def now(self) -> datetime:
         """Time by the server's clock, to the second."""
-        with self._request("list", "now"):
+        with self._listing("now"):
             answer = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
         return _date_of(answer)
 
@@ -235,7 +190,7 @@ class S3Store:
         if after:
             request["StartAfter"] = self._prefix + after
         while True:
-            with self._request("list", prefix):
+            with self._listing(prefix):
                 page = self._client.list_objects_v2(**request)
             for item in page.get("Contents", ()):
                 yield ObjectInfo(item["Key"][cut:], item["Size"], item["LastModified"].astimezone(UTC))
@@ -248,7 +203,6 @@ class S3Store:
 
         on_progress: called with the bytes moved since the call before; negative when a part is sent again.
         """
-        name = self._name(key)
         size_bytes = source.stat().st_size if isinstance(source, Path) else source.size_bytes
         part_bytes = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
         in_parts = size_bytes >= part_bytes  # then one request more begins it, and one ends it
@@ -260,25 +214,9 @@ class S3Store:
         options = {"Config": parts, "Callback": on_progress, "ExtraArgs": self._encryption or None}
         with self._request("put", key, requests):
             if isinstance(source, Path):
-                self._client.upload_file(str(source), self._bucket, name, **options)
+                self._client.upload_file(str(source), self._bucket, self._name(key), **options)
             else:
-                self._client.upload_fileobj(source, self._bucket, name, **options)
-
-    def download(self, key: str, path: Path, *, on_progress: Progress | None = None) -> None:
-        """Write the object to `path`, which appears whole or not at all. Raises: NotFound."""
-        name = self._name(key)
-        partial = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}")
-        try:
-            with self._request("get", key):
-                body = self._client.get_object(Bucket=self._bucket, Key=name)["Body"]
-                with partial.open("xb") as sink:
-                    for chunk in body.iter_chunks(1 << 20):
-                        sink.write(chunk)
-                        if on_progress:
-                            on_progress(len(chunk))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+                self._client.upload_fileobj(source, self._bucket, self._name(key), **options)
 
     def table_location(self, name: str) -> tuple[str, dict[str, str]]:
         """URI and storage options with which `deltalake` opens the table `name`.
@@ -325,21 +263,9 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
 
-    def _retry_conflicts(self, write: Callable[[], Any], attempts: int = 8) -> None:
-        """Repeat a conditional write while S3 answers 409, which says that another one is still in progress."""
-        for attempt in range(attempts):
-            try:
-                write()
-            except ClientError as error:
-                if error.response["Error"]["Code"] != "ConditionalRequestConflict" or attempt == attempts - 1:
-                    raise
-                time.sleep(CHANCE.uniform(0.0, 0.05 * 2**attempt))
-            else:
-                return
-
-    def _request(self, operation: Operation, key: str, requests: int = 1) -> AbstractContextManager[None]:
-        """Count and time one request, and translate its errors."""
-        return observed(operation, key, self._errors(key), requests=requests)
+    def _listing(self, prefix: str) -> AbstractContextManager[None]:
+        """Count and time one page of a listing, and translate its errors."""
+        return observed("list", prefix, self._errors(prefix))
 
     def _errors(self, key: str) -> AbstractContextManager[None]:
         return s3_errors(key, bucket=self._bucket, url=self.url)
@@ -351,16 +277,6 @@ def _date_of(answer: Any) -> datetime:
     if text is None:
         raise Unavailable("the S3 server sends no Date header, by which leases are timed; use one that does")
     return parsedate_to_datetime(text).astimezone(UTC)
-
-
-def _rebuild(
-    bucket: str,
-    prefix: str,
-    settings: dict[str, str],
-    audit_keys: AuditKeys,
-    announce: Announce | None,
-) -> S3Store:
-    return S3Store(bucket, prefix, audit_keys=audit_keys, announce=announce, **settings)
 
 
 class _Descriptions(Loader):  # type: ignore[misc]  # botocore has no annotations

@@ -22,7 +22,6 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from deltalake import DeltaTable
 
 from toque.registry.errors import AlreadyExists, InvalidInput, Unavailable
 from toque.registry.store.tables.files import settle
@@ -250,13 +249,11 @@ class _Log:
         ):  # last: a name that is taken out here says no more which file is dead
             self._change(number, lambda actions: scrubbed(actions, choice))
         if derived:
-            DeltaTable(
-                self._table.uri, storage_options=self._table.storage_options or None
-            ).create_checkpoint()
+            self._table.open().create_checkpoint()
 
     def _forget_history(self) -> None:
         """Sum the log up in a checkpoint, and delete what came before it, and then the files that only older versions have."""
-        opened = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
+        opened = self._table.open()
         opened.create_checkpoint()
         settle(self._store)  # before what it sums up goes
         named = set(pa.table(opened.get_add_actions(flatten=True)).column("path").to_pylist())
@@ -302,7 +299,7 @@ class _Log:
         dead = (self._data & {unquote(path) for path in self._removed()}) - alive
         unnamed = self._unnamed() - alive
         if unnamed:
-            table = DeltaTable(self._table.uri, storage_options=self._table.storage_options or None)
+            table = self._table.open()
             old = table.vacuum(
                 writing_h(self._table.name), dry_run=True, enforce_retention_duration=False, full=True
             )

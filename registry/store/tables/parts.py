@@ -113,19 +113,17 @@ def overwrite_with_parts(
     identity = commit_id or uuid.uuid4().hex
     transactions = {f"overwrite:{commit_id}": 0} if commit_id else {}
     commit = commit_properties(transactions, metadata, commit_id=identity)
-    actions, already = _actions(parts), False
+    actions = _actions(parts)
 
-    def write(found: DeltaTable | None) -> DeltaTable:
-        nonlocal already
-        opened = table.opened_or_created(found, schema)
+    def write(opened: DeltaTable) -> tuple[bool, int]:
         already = already_in(opened, transactions)
         if not already:
             opened.create_write_transaction(
                 actions, "overwrite", Schema.from_arrow(schema), commit_properties=commit
             )
-        return opened
+        return already, opened.version()
 
-    before = table.commit(write).version  # of the table as it was opened
+    already, before = table.commit(write, schema=schema)  # of the table as it was opened
     newest = table.open()
     # Others may have written since, and an earlier call before.
     commits = newest.history(None if already else newest.version() - before)
@@ -145,19 +143,15 @@ def append_with_parts(
     schema: columns that the table lacks are added to it. Returns whether this call added them.
     Raises: InvalidInput if a column has another type than the table's.
     """
-    commit, added = commit_properties(transactions, metadata), False
+    commit = commit_properties(transactions, metadata)
 
-    def write(found: DeltaTable | None) -> DeltaTable:
-        nonlocal added
-        opened = table.opened_or_created(found, schema)
+    def write(opened: DeltaTable) -> bool:
         if already_in(opened, transactions):
-            return opened
+            return False
         add_parts(opened, parts, schema, table.name, commit)
-        added = True
-        return opened
+        return True
 
-    table.commit(write)
-    return added
+    return table.commit(write, schema=schema)
 
 
 def add_parts(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import reduce
 from operator import and_
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from toque.registry.store.object_store import ObjectStore
 
+T = TypeVar("T")
 _PATIENCE_S = 60.0
 # A snapshot named today is readable in years: Delta would forget old versions after 30 days. A reader gets every commit
 # since the last checkpoint, with three requests each: at Delta's interval of 100 an append to S3 costs 290 of them.
@@ -123,9 +125,7 @@ class Table:
         mode: Literal["merge"] | None = "merge" if merge_schema else None
         commit = commit_properties(transactions, metadata)
 
-        def write(table: DeltaTable | None) -> DeltaTable:
-            # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
-            table = self.opened_or_created(table, data.schema, partition_by, bounds)
+        def write(table: DeltaTable) -> int:
             stands = all(table.transaction_version(app) == at for app, at in (expected or {}).items())
             if stands and not already_in(table, transactions):
                 write_deltalake(
@@ -136,9 +136,10 @@ class Table:
                     commit_properties=commit,
                     writer_properties=_row_groups(data),
                 )
-            return table
+            return table.version()
 
-        return self.commit(write)
+        number = self.commit(write, schema=data.schema, partition_by=partition_by, bounds=bounds)
+        return TableSnapshot(name=self.name, version=number)
 
     def overwrite(
         self, data: pa.Table, *, partition_by: Sequence[str] = (), metadata: Mapping[str, str] | None = None
@@ -147,8 +148,7 @@ class Table:
         data = _in_one_batch(with_stored_times(data, self.name))
         commit = commit_properties({}, metadata)
 
-        def write(table: DeltaTable | None) -> DeltaTable:
-            table = self.opened_or_created(table, data.schema, partition_by)
+        def write(table: DeltaTable) -> int:
             write_deltalake(
                 table,
                 data,
@@ -157,9 +157,10 @@ class Table:
                 commit_properties=commit,
                 writer_properties=_row_groups(data),
             )
-            return table
+            return table.version()
 
-        return self.commit(write)
+        number = self.commit(write, schema=data.schema, partition_by=partition_by)
+        return TableSnapshot(name=self.name, version=number)
 
     def read(
         self, *, version: int | None = None, columns: Sequence[str] | None = None, where: Any = None
@@ -229,17 +230,32 @@ class Table:
         kept: dict[str, str] = json.loads(commit.get(_METADATA, "{}"))
         return kept
 
-    def commit(self, write: Callable[[DeltaTable | None], DeltaTable]) -> TableSnapshot:
-        """Run `write` on the newest version (None: there is no table), and retry while other writers conflict; what it wrote is on the disk.
+    def commit(
+        self,
+        change: Callable[[DeltaTable], T],
+        *,
+        schema: pa.Schema | None = None,
+        partition_by: Sequence[str] = (),
+        bounds: Sequence[str] = (),
+    ) -> T:
+        """Run `change` on the newest version, and again while other writers conflict; what it wrote is on the disk then.
 
-        Raises: Unavailable if they do for a minute, or the store does not answer; Forbidden; InvalidInput if columns do not fit.
+        schema, partition_by, bounds: of the table, which is created where there is none; without a schema there must be one.
+        Returns: what `change` returns.
+        Raises: Unavailable if others do for a minute, or the store does not answer; Forbidden; InvalidInput if columns do not fit;
+        NotFound.
         """
-        deadline = time.monotonic() + _PATIENCE_S
-        attempt = 0
+        deadline, attempt = time.monotonic() + _PATIENCE_S, 0
         while True:
             try:
                 with request_errors(self.store, self.name):
-                    table = write(self._find())
+                    # Created empty first: two writers of one transaction must meet in a commit, not in a creation.
+                    table = (
+                        self.open()
+                        if schema is None
+                        else self._opened_or_created(schema, partition_by, bounds)
+                    )
+                    result = change(table)
             except CommitFailedError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"table {self.name}: no commit in {_PATIENCE_S} s: {error}") from error
@@ -250,22 +266,18 @@ class Table:
             else:
                 settle(self.store)
                 self.store.announce(f"tables/{self.name}")
-                return TableSnapshot(name=self.name, version=int(table.version()))
+                return result
 
     def create(self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()) -> None:
         """Create the table without rows unless it exists, with whatever columns; see `append`. Raises: as `commit`."""
         if not self.exists():
-            self.commit(lambda table: self.opened_or_created(table, schema, partition_by, bounds))
+            self.commit(lambda _: None, schema=schema, partition_by=partition_by, bounds=bounds)
 
-    def opened_or_created(
-        self,
-        table: DeltaTable | None,
-        schema: pa.Schema,
-        partition_by: Sequence[str] = (),
-        bounds: Sequence[str] = (),
+    def _opened_or_created(
+        self, schema: pa.Schema, partition_by: Sequence[str], bounds: Sequence[str]
     ) -> DeltaTable:
-        """Return `table` as `commit` opened it; where there was none, create it as version 0 without rows."""
-        if table is not None:
+        """Open the newest version; where there is none, create version 0 without rows."""
+        if (table := self._find()) is not None:
             return table
         bounded = {"delta.dataSkippingStatsColumns": ",".join(bounds)} if bounds else {}
         return DeltaTable.create(
@@ -276,6 +288,15 @@ class Table:
             configuration=table_properties(self.name) | bounded,
             storage_options=self.storage_options or None,
         )
+
+    def compact_if(self, *, small_files: int, small_bytes: int) -> None:
+        """Merge files if at least so many are smaller than that, unless another writer commits meanwhile, who will."""
+        opened = self.open()
+        sizes = pa.table(opened.get_add_actions(flatten=True)).column("size_bytes").to_pylist()
+        if sum(size < small_bytes for size in sizes) >= small_files:
+            with suppress(CommitFailedError):
+                opened.optimize.compact()
+                settle(self.store)
 
     def open(self, version: int | None = None) -> DeltaTable:
         """Open a version, by default the newest, with Delta's own library. Raises: NotFound."""

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import date, timedelta
 from itertools import takewhile
 from typing import Any
 from urllib.parse import unquote
 
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
 
-from toque.registry.errors import InvalidInput, Unavailable
-from toque.registry.store.tables.files import settle
+from toque.registry.errors import InvalidInput
 from toque.registry.store.tables.naming import writing_h
 from toque.registry.store.tables.table import Table, table_properties
-from toque.registry.times import backoff_s
 
 FILE_BYTES = 128 << 20
-_PATIENCE_S = 60.0
 
 
 def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, int]:
@@ -35,7 +30,7 @@ def compact_table(table: Table, *, file_bytes: int = FILE_BYTES) -> tuple[int, i
             opened.alter.set_table_properties(properties)
         return dict(opened.optimize.compact(target_size=file_bytes))
 
-    done = _commit(table, merge)
+    done = table.commit(merge)
     return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
 
 
@@ -61,7 +56,7 @@ def compact_days(
             return {}
         return dict(opened.optimize.compact([(partition, "in", many)], target_size=file_bytes))
 
-    done = _commit(table, merge)
+    done = table.commit(merge)
     return int(done.get("numFilesRemoved", 0)), int(done.get("numFilesAdded", 0))
 
 
@@ -73,7 +68,7 @@ def vacuum_table(table: Table, *, grace: timedelta) -> int:
     if grace < timedelta(days=1):
         raise InvalidInput(f"table {table.name}: grace must be at least a day, got {grace}")
     hours = int(grace / timedelta(hours=1))
-    return len(_commit(table, lambda opened: _unused(opened, hours, delete=True)))
+    return len(table.commit(lambda opened: _unused(opened, hours, delete=True)))
 
 
 def trim_log(table: Table) -> None:
@@ -81,7 +76,7 @@ def trim_log(table: Table) -> None:
 
     Versions from before cannot be opened any more; rows and transactions of the newest stay.
     """
-    _opened(table).cleanup_metadata()
+    table.open().cleanup_metadata()
 
 
 def drop_days(table: Table, *, before: date, partition: str = "day") -> int:
@@ -97,8 +92,8 @@ def drop_days(table: Table, *, before: date, partition: str = "day") -> int:
         if any(day < first for day in days):  # an empty removal would still be a commit
             opened.delete(f"{partition} < '{first}'")
 
-    _commit(table, remove)
-    opened = _opened(table)
+    table.commit(remove)
+    opened = table.open()
     unused = {
         *_unused(opened, 0, full=False),
         *_unused(opened, writing_h(table.name)),
@@ -126,23 +121,3 @@ def _unused(opened: DeltaTable, hours: int, *, full: bool = True, delete: bool =
     """List, and perhaps delete, the files that the table has not named for some hours."""
     found = opened.vacuum(hours, dry_run=not delete, enforce_retention_duration=False, full=full)
     return [unquote(path) for path in found]
-
-
-def _opened(table: Table) -> DeltaTable:
-    return DeltaTable(table.uri, storage_options=table.storage_options or None)
-
-
-def _commit(table: Table, change: Callable[[DeltaTable], Any]) -> Any:
-    """Run `change` on the newest version, and again while other writers conflict. Raises: Unavailable."""
-    deadline, attempt = time.monotonic() + _PATIENCE_S, 0
-    while True:
-        try:
-            done = change(_opened(table))
-        except CommitFailedError as error:
-            if time.monotonic() > deadline:
-                raise Unavailable(f"table {table.name}: no commit in {_PATIENCE_S} s: {error}") from error
-            time.sleep(backoff_s(attempt))
-            attempt += 1
-        else:
-            settle(table.store)
-            return done

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from toque.registry import ObjectStore
-from toque.registry.store import clock_skew_s, folder, s3, series
+from toque.registry.store import clock_skew_s, folder, requests, s3
 from toque.registry.store.requests import Charged, Operation, RequestCounts
 
 
@@ -24,7 +24,7 @@ class OfThisThread(RequestCounts):
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> RequestCounts:
     found = OfThisThread()
-    monkeypatch.setattr(series, "OF_PROCESS", found)
+    monkeypatch.setattr(requests, "REQUESTS", found)
     monkeypatch.setattr(folder, "REQUESTS", found)
     return found
 

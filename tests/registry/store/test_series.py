@@ -10,19 +10,19 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter
 
 from toque.registry import AlreadyExists, open_store
 from toque.registry.errors import Damaged
-from toque.registry.store import series
+from toque.registry.store import requests
 
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter:
     """Requests of this thread; threads that earlier tests left go on asking their stores."""
     own = Counter("requests", "Of this thread.", ("operation", "outcome"), registry=CollectorRegistry())
-    everybody, thread = series.REQUESTS, threading.get_ident()
+    everybody, thread = requests.OUTCOMES, threading.get_ident()
 
     def labels(*values: str) -> Any:
         return (own if threading.get_ident() == thread else everybody).labels(*values)
 
-    monkeypatch.setattr(series, "REQUESTS", SimpleNamespace(labels=labels))
+    monkeypatch.setattr(requests, "OUTCOMES", SimpleNamespace(labels=labels))
     return own
 
 
