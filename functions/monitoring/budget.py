@@ -14,13 +14,12 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.monitoring.alarms import alarm_journal, alarms_in, models_with_alarms
-from toque.functions.monitoring.results import HasCohort
-from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.monitoring.watch import Course
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.functions.stats import LordPlusPlus
-from toque.registry import Entry, Fold, Journal, ModelVersion, NotFound, ObjectStore
+from toque.registry import Entry, Fold, Journal, NotFound, ObjectStore
 
 Decide = Callable[[int, Mapping[str, float]], Collection[str]]
 """Chooses, of corrected p-values by column of the window that ends with a cohort, the columns that raise an alarm."""
@@ -134,10 +133,10 @@ def spend(
     return tuple(entry.body["columns"]) if entry else fold.state.decision(watched, series, cohort) or ()
 
 
-def budgeted(run: MonitorRun, champion: ModelVersion, monitor: HasCohort) -> Decide:
+def budgeted(course: Course[Any]) -> Decide:
     """Make the decision about windows of a monitor by the workspace's budget."""
-    fold = budget_journal(context())
-    series = f"{champion.version}/{monitor.cohort.total_seconds():g}"
+    run, monitor, fold = course.run, course.monitor, budget_journal(context())
+    series = f"{course.champion.version}/{monitor.cohort.total_seconds():g}"
     watched = f"{run.model}/{monitor.kind}"
     return lambda cohort, q: spend(fold, watched, series, cohort, q, run.now.date())
 

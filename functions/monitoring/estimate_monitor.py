@@ -6,19 +6,19 @@ Each cohort is estimated with what was known when it ended, however late the mon
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from toque.functions.evaluation.meanings import MEANINGS, Loss
 from toque.functions.evaluation.outcome_kinds import outcome_kind
-from toque.functions.monitoring.results import Cohorts, CohortState
-from toque.functions.monitoring.settings import Clip, CohortLength, LabelDelay
-from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import LabelMonitor
+from toque.functions.monitoring.watch import Course, MonitorResult
 from toque.functions.stats.estimate import ClassSketch, Estimate, ScoreSketch
 from toque.registry import ModelVersion
 
@@ -30,21 +30,17 @@ SHARES, SHARE_OF = "shares", "share of "
 _Z_95 = 1.96  # half width of a 95 % interval, in standard errors
 
 
-class EstimateMonitor(BaseModel):
+class EstimateMonitor(LabelMonitor):
     """Settings of the monitor that estimates performance.
 
     Of probabilities it is estimated from the model's own confidence, of numbers and counts from rows that have labels.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["estimate"] = Field(default="estimate", description="Kind of the monitor.")
     loss: Loss = Field(
         default="log_loss",
         description="Loss that is estimated: that of probabilities, or that of a number or a count.",
     )
-    cohort: CohortLength = timedelta(days=1)
-    label_delay: LabelDelay = timedelta(days=1)
     min_rows: int = Field(default=30, ge=1, description="Answers below which a cohort is not estimated.")
     min_labels: int = Field(
         default=1_000,
@@ -54,7 +50,6 @@ class EstimateMonitor(BaseModel):
             "of numbers and counts not estimated."
         ),
     )
-    clip: Clip = 0.01
     agree: float = Field(
         default=4.0, gt=0, description="Standard errors within which labels agree with an estimate."
     )
@@ -157,36 +152,33 @@ def compared_with_labels(
     )
 
 
-def load_estimate_state(
-    run: MonitorRun, champion: ModelVersion, monitor: EstimateMonitor, grid: Cohorts
-) -> EstimateState:
+def begun(course: Course[EstimateMonitor]) -> EstimateState:
     """Load the state for this champion, or make the one to begin with."""
-    state = run.load_state(monitor, EstimateState)
-    if state is not None:
-        if state.version == champion.version:
-            return state
-        begin = state.next_cohort
-    else:
-        begin = grid.index(run.now - monitor.lookback)
-    return EstimateState(version=champion.version, next_cohort=begin, next_label=begin)
+    state, version = course.load(EstimateState), course.champion.version
+    if state is not None and state.version == version:
+        return state
+    begin = course.begin if state is None else state.next_cohort
+    return EstimateState(version=version, next_cohort=begin, next_label=begin)
 
 
-def result_row(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, one: EstimateResult, monitor: EstimateMonitor
-) -> dict[str, Any]:
-    """Convert an estimate to a row of the results table; the statistic is its standard error, once settled z."""
-    return {
-        "monitor": monitor.kind,
-        "subject": one.measure,
-        "version": champion.version,
-        "start": grid.start(one.cohort),
-        "end": grid.start(one.cohort + 1),
-        "rows": one.rows,
-        "verdict": one.verdict,
-        "value": one.realised,
-        "reference": one.estimate,
-        "statistic": one.error if one.verdict == "estimate" else one.z,
-        "threshold": monitor.agree,
-        "text": one.text,
-        "judged_at": run.now,
-    }
+def conclude(
+    course: Course[EstimateMonitor],
+    state: EstimateState,
+    begun: int,
+    estimates: Sequence[EstimateResult],
+    text: str,
+) -> MonitorResult:
+    """End a run: record the estimates; the statistic is their standard error, once settled z."""
+    for one in estimates:
+        course.find(
+            one.measure,
+            one.verdict,
+            one.cohort,
+            rows=one.rows,
+            value=one.realised,
+            reference=one.estimate,
+            statistic=one.error if one.verdict == "estimate" else one.z,
+            threshold=course.monitor.agree,
+            text=one.text,
+        )
+    return course.conclude(state, range(begun, course.due), text)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.functions.evaluation.meanings import Loss
-from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
+from toque.functions.evaluation.outcome_kinds import outcome_kind
 from toque.functions.evaluation.realised_loss import score
 from toque.functions.monitoring.estimate_monitor import (
     BLIND,
@@ -26,14 +26,15 @@ from toque.functions.monitoring.estimate_monitor import (
     EstimateMonitor,
     EstimateResult,
     EstimateState,
+    begun,
+    check_estimable,
     compared_with_labels,
+    conclude,
     foreseen,
     insufficient,
-    load_estimate_state,
-    result_row,
 )
 from toque.functions.monitoring.results import Cohorts
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.estimate import (
     MOST_CLASSES,
     Calibration,
@@ -82,16 +83,8 @@ class ClassRows:
             keep &= np.abs(p.sum(axis=1) - 1) <= _SUM_ATOL
         return cls(at[keep], p[keep], np.where(fits, label, np.nan)[keep])
 
-    def cohort(self, grid: Cohorts, index: int) -> ClassRows:
-        """Select the rows of one cohort."""
-        bounds = [epoch_us(grid.start(each)) for each in (index, index + 1)]
-        return self._part(slice(*np.searchsorted(self.at, bounds)))
-
-    def labelled(self) -> ClassRows:
-        """Select the rows that have a label."""
-        return self._part(np.isfinite(self.label))
-
-    def _part(self, which: Any) -> ClassRows:
+    def part(self, which: Any) -> ClassRows:
+        """Select rows by a slice, or a mask (n,)."""
         return ClassRows(self.at[which], self.probability[which], self.label[which])
 
 
@@ -227,7 +220,7 @@ def settle(
     state: EstimateState, index: int, rows: ClassRows, monitor: EstimateMonitor, measures: Measures
 ) -> tuple[EstimateState, list[EstimateResult]]:
     """Compare the labels of cohort `index` with its estimates: return the state after it and the results."""
-    labelled = rows.labelled()
+    labelled = rows.part(np.isfinite(rows.label))
     pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
     after = state.model_copy(update={"next_label": index + 1, "pending": pending})
     if not len(labelled.at):
@@ -247,37 +240,26 @@ def watch_estimates(
 
     read: predictions beside their labels, unlabelled ones included, predicted in [start, end).
     """
-    grid = Cohorts(monitor.cohort)
-    due = grid.index(run.now)
-    state = load_estimate_state(run, champion, monitor, grid)
+    check_estimable(champion, monitor.loss)
+    course, kind = Course(run, champion, monitor), outcome_kind(champion)
+    state, grid, due = begun(course), course.grid, course.due
     if state.next_cohort >= due:
-        return run.nothing_due(monitor, champion, state.next_cohort)
-    kind = outcome_kind(champion)
-    measures = _measures(kind, monitor)
-    first, begun = min(state.next_label, state.next_cohort), state.next_cohort
-    table = read(grid.start(first), grid.start(due))
-    rows = ClassRows.of(table, champion.version, len(kind.classes) or 1)
+        return course.nothing_due(state.next_cohort)
+    measures: Measures = (
+        Several(monitor.clip, kind.classes) if kind.name == "multiclass" else Binary(monitor.clip)
+    )
+    first = min(state.next_label, state.next_cohort)
+    rows = ClassRows.of(read(grid.start(first), grid.start(due)), champion.version, len(kind.classes) or 1)
+    cohorts = {index: rows.part(own) for index, own in grid.slices(rows.at, first, due)}
     estimates: list[EstimateResult] = []
-    for index in range(begun, due):
+    for index in range(begin := state.next_cohort, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
-            cohort = rows.cohort(grid, state.next_label)
-            state, more = settle(state, state.next_label, cohort, monitor, measures)
+            state, more = settle(state, state.next_label, cohorts[state.next_label], monitor, measures)
             estimates += more
-        state, more = estimate(state, index, rows.cohort(grid, index), monitor, measures)
+        state, more = estimate(state, index, cohorts[index], monitor, measures)
         estimates += more
     last = [one.text for one in estimates if one.measure == monitor.loss]
-    return run.conclude(
-        monitor,
-        champion,
-        state,
-        range(begun, due),
-        text=last[-1] if last else "too few answers to estimate",
-        findings=[result_row(run, champion, grid, one, monitor) for one in estimates],
-    )
-
-
-def _measures(kind: OutcomeKind, monitor: EstimateMonitor) -> Measures:
-    return Several(monitor.clip, kind.classes) if kind.name == "multiclass" else Binary(monitor.clip)
+    return conclude(course, state, begin, estimates, last[-1] if last else "too few answers to estimate")
 
 
 def _realised_shares(classes: Sequence[str], label: Floats) -> dict[str, float]:
@@ -348,15 +330,15 @@ def watch_number_estimates(
     read: as in `watch_estimates`, with `numeric` and `categorical`. A cohort is estimated from those of `lookback` before it whose labels were
     due when it ended.
     """
-    grid, memory = Cohorts(monitor.cohort), -(-monitor.lookback // monitor.cohort)
-    due = grid.index(run.now)
-    state = load_estimate_state(run, champion, monitor, grid)
+    check_estimable(champion, monitor.loss)
+    course, memory = Course(run, champion, monitor), -(-monitor.lookback // monitor.cohort)
+    state, grid, due = begun(course), course.grid, course.due
     if state.next_cohort >= due:
-        return run.nothing_due(monitor, champion, state.next_cohort)
-    first, begun = min(state.next_label, state.next_cohort), state.next_cohort
+        return course.nothing_due(state.next_cohort)
+    first = min(state.next_label, state.next_cohort)
     rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version, monitor.loss)
     estimates: list[EstimateResult] = []
-    for index in range(begun, due):
+    for index in range(begin := state.next_cohort, due):
         while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
             state, more = _settle(state, rows, grid, monitor)
             estimates += more
@@ -370,14 +352,8 @@ def watch_number_estimates(
             how = f"learnt from {len(labelled_rows.at)} labels"
             estimates.append(foreseen(index, monitor.loss, found, how))
             state = state.model_copy(update={"pending": state.pending | {index: {monitor.loss: found}}})
-    return run.conclude(
-        monitor,
-        champion,
-        state,
-        range(begun, due),
-        text=estimates[-1].text if estimates else "too few answers or labels to estimate",
-        findings=[result_row(run, champion, grid, one, monitor) for one in estimates],
-    )
+    text = estimates[-1].text if estimates else "too few answers or labels to estimate"
+    return conclude(course, state, begin, estimates, text)
 
 
 def _span(rows: AnsweredRows, grid: Cohorts, first: int, end: int, *, labelled: bool = False) -> AnsweredRows:

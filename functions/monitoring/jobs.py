@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from typing import Annotated
 
@@ -25,17 +25,18 @@ from toque.functions.monitoring.drift.answers import ANSWERED, AnswerMonitor
 from toque.functions.monitoring.drift.monitor import DriftMonitor
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.drift.watch import watch_features
-from toque.functions.monitoring.estimate_monitor import EstimateMonitor, check_estimable
+from toque.functions.monitoring.estimate_monitor import EstimateMonitor
 from toque.functions.monitoring.estimators import watch_estimates, watch_number_estimates
 from toque.functions.monitoring.language.figures import watch_drift_of_answers
 from toque.functions.monitoring.operations import OperationsMonitor, watch_service
-from toque.functions.monitoring.performance import PerformanceMonitor
+from toque.functions.monitoring.performance import PerformanceMonitor, watch_loss
 from toque.functions.monitoring.quality.monitor import QualityMonitor
 from toque.functions.monitoring.quality.watch import Views, spoiled_columns, watch_rows
 from toque.functions.monitoring.results import MonitorStatus, RunningFigures, last_judged
+from toque.functions.monitoring.settings import CohortMonitor
 from toque.functions.monitoring.skew import SkewMonitor, watch_skewed
 from toque.functions.monitoring.vectors import VectorMonitor, watch_vectors
-from toque.functions.monitoring.watch import MonitorResult, alarms, monitor_run, watch_loss
+from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows, alarms, monitor_run
 from toque.functions.prediction_log import (
     LABELS_TABLE,
     outcomes,
@@ -71,17 +72,14 @@ def watch_performance(
     monitor: Annotated[PerformanceMonitor, _SETTINGS] = PerformanceMonitor(),  # noqa: B008 — frozen
 ) -> MonitorResult:
     """Judge the realised loss of every cohort whose labels are due, and raise alarms."""
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store = context().store
+    labelled = _labelled(model, *_SCORED, "arm")
 
     def read(start: datetime, end: datetime) -> pa.Table:
-        rows = outcomes(store, model, start, end, labelled_only=False, columns=(*_SCORED, "arm"))
+        rows = labelled(start, end)
         counted = rows.filter(pc.is_in(rows["arm"], pa.array(monitor.arms))) if monitor.arms else rows
         return counted.drop_columns("arm")
 
-    return watch_loss(monitor_run(model), champion, monitor, read)
+    return _watched(model, monitor, lambda run, champion: watch_loss(run, champion, monitor, read))
 
 
 @function(http=True, timeout_s=300)
@@ -94,19 +92,8 @@ def watch_quality(
     An incident never leads to a retrain, and drift that it explains is reported as explained: run this before `watch_drift`.
     Raises: ValueError if the champion's version names no columns.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    used = context()
-    # Without Redis: a view's age is that of its table, and must be known while Redis is away.
-    views = Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion)
-    return watch_rows(
-        monitor_run(model),
-        champion,
-        monitor,
-        lambda start, end: predictions(used.store, model, start, end, columns=_FEATURES),
-        views,
-    )
+    read = _logged(model, *_FEATURES)
+    return _watched(model, monitor, lambda run, own: watch_rows(run, own, monitor, read, _views_of(own)))
 
 
 @function(
@@ -134,17 +121,19 @@ def watch_drift(
 
     Raises: ValueError if the champion's version names no columns or no training set.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store, run = context().store, monitor_run(model)
-    return watch_features(
-        run,
-        champion,
+    read = _logged(model, *_FEATURES)
+    table = Table(context().store, predictions_table(model))
+
+    def logged(start: datetime, end: datetime) -> DatasetRows | None:
+        """Point at the vectors logged in [start, end) without reading them; None before the first."""
+        if not table.exists():
+            return None
+        return DatasetRows(table, table.version(), _FEATURES, predicted_within(start, end))
+
+    return _watched(
+        model,
         monitor,
-        lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
-        spoiled_columns(run, quality),
-        lambda start, end: _logged(store, model, start, end),
+        lambda run, own: watch_features(run, own, monitor, read, spoiled_columns(run, quality), logged),
     )
 
 
@@ -154,17 +143,9 @@ def watch_operations(
     monitor: Annotated[OperationsMonitor, _SETTINGS] = OperationsMonitor(),  # noqa: B008 — frozen
 ) -> MonitorResult:
     """Record latency, errors, saturation and cost of each cohort of requests, and raise alarms where a limit is broken."""
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    used = context()
-    return watch_service(
-        monitor_run(model),
-        champion,
-        monitor,
-        lambda start, end: predictions(used.store, model, start, end, columns=ANSWERED),
-        None if used.prices is None else used.prices.cpu_hour,
-    )
+    prices, read = context().prices, _logged(model, *ANSWERED)
+    cpu_hour = None if prices is None else prices.cpu_hour
+    return _watched(model, monitor, lambda run, own: watch_service(run, own, monitor, read, cpu_hour))
 
 
 @function(http=True, timeout_s=300)
@@ -176,16 +157,8 @@ def watch_embeddings(
 
     Raises: ValueError if the champion's version names no columns or no training set, or does not read what is watched.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    store = context().store
-    return watch_vectors(
-        monitor_run(model),
-        champion,
-        monitor,
-        lambda start, end: predictions(store, model, start, end, columns=(*_FEATURES, "unit")),
-    )
+    read = _logged(model, *_FEATURES, "unit")
+    return _watched(model, monitor, lambda run, champion: watch_vectors(run, champion, monitor, read))
 
 
 @function(http=True, timeout_s=300)
@@ -209,19 +182,8 @@ def watch_skew(
 
     Raises: ValueError if the champion's version names no columns or no training set.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    used = context()
-    return watch_skewed(
-        monitor_run(model),
-        champion,
-        monitor,
-        lambda start, end: predictions(
-            used.store, model, start, end, columns=(*_FEATURES, "missing", "entities")
-        ),
-        Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), champion),
-    )
+    read = _logged(model, *_FEATURES, "missing", "entities")
+    return _watched(model, monitor, lambda run, own: watch_skewed(run, own, monitor, read, _views_of(own)))
 
 
 @function(http=True, timeout_s=300)
@@ -234,18 +196,10 @@ def estimate_performance(
     Of probabilities of label 1 or of classes, with the shares of the classes; of a number (`loss="squared_error"`) or a count
     (`loss="poisson_deviance"`). It raises and ends no alarm and is no proof of health. Raises: ValueError for another outcome.
     """
-    champion = _champion(model)
-    if champion is None:
-        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
-    check_estimable(champion, monitor.loss)
-    store, numbers = context().store, monitor.loss != "log_loss"
-    columns = (*_SCORED, "numeric", "categorical") if numbers else _SCORED
-    return (watch_number_estimates if numbers else watch_estimates)(
-        monitor_run(model),
-        champion,
-        monitor,
-        lambda start, end: outcomes(store, model, start, end, labelled_only=False, columns=columns),
-    )
+    numbers = monitor.loss != "log_loss"
+    watch = watch_number_estimates if numbers else watch_estimates
+    read = _labelled(model, *_SCORED, *(("numeric", "categorical") if numbers else ()))
+    return _watched(model, monitor, lambda run, champion: watch(run, champion, monitor, read))
 
 
 @function(http=True, timeout_s=300)
@@ -256,16 +210,11 @@ def worst_slices(
     ] = SliceOptions(),  # noqa: B008 — frozen
 ) -> SliceFindings | None:
     """Search the slices of the champion's labelled requests that lose most; None if no champion serves the model."""
-    champion = _champion(model)
+    champion = context().registry().find_version(model, "champion")
     if champion is None:
         return None
-    store, columns = context().store, (*_SCORED, "numeric", "categorical")
-    return find_slices(
-        monitor_run(model),
-        champion,
-        options,
-        lambda start, end: outcomes(store, model, start, end, columns=columns),
-    )
+    read = _labelled(model, *_SCORED, "numeric", "categorical", labelled_only=True)
+    return find_slices(monitor_run(model), champion, options, read)
 
 
 @function(http=True, timeout_s=300)
@@ -286,17 +235,11 @@ def what_changed(
     This finds changes that no column shows alone. Rows of one day are alike, and are taken as independent here: read it beside
     `watch_drift`, which raises the alarms.
     """
-    champion = _champion(model)
+    champion = context().registry().find_version(model, "champion")
     if champion is None:
         return None
-    store = context().store
-    return find_changes(
-        monitor_run(model),
-        champion,
-        lambda start, end: predictions(store, model, start, end, columns=_FEATURES),
-        days=days,
-        max_rows=max_rows,
-    )
+    read = _logged(model, *_FEATURES)
+    return find_changes(monitor_run(model), champion, read, days=days, max_rows=max_rows)
 
 
 @function(http=True, role="viewer", timeout_s=60, in_thread=True)
@@ -398,13 +341,31 @@ def find_unknown(
     )
 
 
-def _logged(store: ObjectStore, model: str, start: datetime, end: datetime) -> DatasetRows | None:
-    """Point at the vectors logged in [start, end) without reading them; None before the first."""
-    table = Table(store, predictions_table(model))
-    if not table.exists():
-        return None
-    return DatasetRows(table, table.version(), _FEATURES, predicted_within(start, end))
+def _watched(
+    model: str,
+    monitor: CohortMonitor | SkewMonitor,
+    watch: Callable[[MonitorRun, ModelVersion], MonitorResult],
+) -> MonitorResult:
+    """Run a monitor on the champion of a model, if it has one."""
+    champion = context().registry().find_version(model, "champion")
+    if champion is None:
+        return MonitorResult(model=model, monitor=monitor.kind, text="no champion serves this model")
+    return watch(monitor_run(model), champion)
 
 
-def _champion(model: str) -> ModelVersion | None:
-    return context().registry().find_version(model, "champion")
+def _logged(model: str, *columns: str) -> ReadRows:
+    """Make the reader of columns of a model's log."""
+    store = context().store
+    return lambda start, end: predictions(store, model, start, end, columns=columns)
+
+
+def _labelled(model: str, *columns: str, labelled_only: bool = False) -> ReadRows:
+    """Make the reader of columns of a model's log, beside their labels."""
+    store = context().store
+    return lambda start, end: outcomes(store, model, start, end, labelled_only=labelled_only, columns=columns)
+
+
+def _views_of(version: ModelVersion) -> Views:
+    """Views behind a version, without Redis: a view's age is that of its table, and must be known while Redis is away."""
+    used = context()
+    return Views.of(FeatureStore(used.store, clock=used.clock, actor=used.actor), version)

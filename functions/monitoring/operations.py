@@ -9,32 +9,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 from scipy import special
 
-from toque.functions.monitoring.alarms import Alarm
-from toque.functions.monitoring.results import Cohorts, CohortState
-from toque.functions.monitoring.settings import CohortLength, Delay, Lookback
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import CohortLength, Delay, Lookback, RequestMonitor
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion
-from toque.registry.times import epoch_us
 
 Subject = Literal["errors", "latency", "saturation"]
 _CHANCE = 1e-3  # p-value above which a share breaks no limit
 _SLOWEST = 0.01  # share of requests that a limit on the 99th percentile leaves
 
 
-class OperationsMonitor(BaseModel):
+class OperationsMonitor(RequestMonitor):
     """Settings of the operations monitor."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["operations"] = Field(default="operations", description="Kind of the monitor.")
+    cohort: CohortLength = timedelta(hours=1)
+    delay: Delay = timedelta(minutes=10)
+    lookback: Lookback = timedelta(days=1)
     max_error_share: float = Field(
         default=0.01, ge=0, lt=1, description="Share of requests without an answer that is allowed."
     )
@@ -59,16 +58,7 @@ class OperationsMonitor(BaseModel):
         gt=0,
         description="CPUs of a replica at work on one request, from which with `TOQUE_PRICES` the cost is reckoned.",
     )
-    cohort: CohortLength = timedelta(hours=1)
-    delay: Delay = timedelta(minutes=10)
     min_requests: int = Field(default=20, ge=1, description="Requests below which a cohort is not judged.")
-    lookback: Lookback = timedelta(days=1)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if self.cohort <= timedelta(0):
-            raise ValueError(f"cohort must be longer than zero, got {self.cohort}")
-        return self
 
 
 class OperationsState(CohortState):
@@ -160,31 +150,35 @@ def watch_service(
 
     read: logged predictions in [start, end). cpu_hour: price of a CPU for an hour, None where it is not set.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
-    begin = grid.index(run.now - monitor.delay - monitor.lookback)
-    state = run.load_state(monitor, OperationsState) or OperationsState(next_cohort=begin)
-    first = state.next_cohort
+    course = Course(run, champion, monitor)
+    grid, due = course.grid, course.due
+    state = course.load(OperationsState) or OperationsState(next_cohort=course.begin)
+    first, text = state.next_cohort, "too few requests to judge"
     if first >= due:
-        return run.nothing_due(monitor, champion, first, monitor.delay)
+        return course.nothing_due(first)
     rows = read(grid.start(first), grid.start(due))
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
-    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
-    alarms, findings, text = [], [], "too few requests to judge"
-    for place, index in enumerate(range(first, due)):
-        part = rows.slice(bounds[place], bounds[place + 1] - bounds[place])
+    for index, part in grid.cut(rows, first, due):
         served = Served.of(index, part, monitor, cpu_hour)
         limits = judge(served, monitor)
-        findings += _findings(run, champion, grid, served, limits)
-        changed = [one for one in limits if one.broken != (one.subject in state.broken)]
-        alarms += [_alarm(run, champion, grid, index, one) for one in changed]
-        unjudged = set(state.broken) - {one.subject for one in limits}
-        broken = unjudged | {one.subject for one in limits if one.broken}
+        if served.requests:
+            _find(course, served, limits)
+        for limit in limits:
+            if limit.broken != (limit.subject in state.broken):
+                course.alarm(
+                    f"{limit.subject}/{index}{'' if limit.broken else '/recovered'}",
+                    limit.subject,
+                    index,
+                    text=limit.text,
+                    statistic=limit.value,
+                    threshold=limit.limit,
+                    recovered=not limit.broken,
+                )
+        unjudged = set(state.broken) - {limit.subject for limit in limits}
+        broken = unjudged | {limit.subject for limit in limits if limit.broken}
         state = OperationsState(next_cohort=index + 1, broken=tuple(sorted(broken)))
-        text = "; ".join(one.text for one in limits) or text
-    return run.conclude(
-        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
-    )
+        text = "; ".join(limit.text for limit in limits) or text
+    return course.conclude(state, range(first, due), text)
 
 
 def _requests(rows: pa.Table) -> pa.Table:
@@ -206,52 +200,21 @@ def _above(hits: int, requests: int, limit: float) -> bool:
     return limit == 0 or float(special.bdtrc(hits - 1, requests, limit)) < _CHANCE
 
 
-def _findings(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, served: Served, limits: list[Limit]
-) -> list[dict[str, Any]]:
-    """Make one row for each figure of a cohort with requests, and for each judged limit."""
-    if not served.requests:
-        return []
+def _find(course: Course[OperationsMonitor], served: Served, limits: list[Limit]) -> None:
+    """Add a finding on each figure of a cohort with requests, and on each judged limit."""
     figures = dict(zip(("p50_ms", "p95_ms", "p99_ms"), served.percentiles, strict=True))
     figures |= {"requests": float(served.requests), "busy": served.busy}
     if served.cost is not None:
         figures["cost"] = served.cost
-    rows: list[dict[str, Any]] = [
-        {"subject": name, "verdict": "ok", "value": value} for name, value in figures.items()
-    ]
-    rows += [
-        {
-            "subject": one.subject,
-            "verdict": "alarm" if one.broken else "ok",
-            "value": one.value,
-            "threshold": one.limit,
-            "text": one.text,
-        }
-        for one in limits
-    ]
-    common = {
-        "monitor": "operations",
-        "version": champion.version,
-        "start": grid.start(served.index),
-        "end": grid.start(served.index + 1),
-        "rows": served.requests,
-        "judged_at": run.now,
-    }
-    return [common | one for one in rows]
-
-
-def _alarm(run: MonitorRun, champion: ModelVersion, grid: Cohorts, index: int, limit: Limit) -> Alarm:
-    return Alarm(
-        key=f"{run.model}/operations/{limit.subject}/{index}{'' if limit.broken else '/recovered'}",
-        model=run.model,
-        monitor="operations",
-        subject=limit.subject,
-        version=champion.version,
-        raised_at=run.now,
-        start=grid.start(index),
-        end=grid.start(index + 1),
-        text=limit.text,
-        statistic=limit.value,
-        threshold=limit.limit,
-        recovered=not limit.broken,
-    )
+    for name, value in figures.items():
+        course.find(name, "ok", served.index, rows=served.requests, value=value)
+    for limit in limits:
+        course.find(
+            limit.subject,
+            "alarm" if limit.broken else "ok",
+            served.index,
+            rows=served.requests,
+            value=limit.value,
+            threshold=limit.limit,
+            text=limit.text,
+        )

@@ -22,10 +22,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.meanings import Loss
-from toque.functions.evaluation.realised_loss import Scored
+from toque.functions.evaluation.realised_loss import Scored, score
 from toque.functions.monitoring.results import CohortState
-from toque.functions.monitoring.settings import Clip, CohortLength, LabelDelay, Lookback
+from toque.functions.monitoring.settings import LabelMonitor, Lookback
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import ClusterSums, Cusum, PageHinkley
+from toque.functions.stats.estimate import auc_with_error
+from toque.registry import ModelVersion
 
 Measure = Literal["loss", "surprise", "overstated", "understated"]
 MEASURES: tuple[Measure, ...] = ("loss", "surprise", "overstated", "understated")
@@ -35,24 +38,21 @@ _MAX_DIFFERENCES = 28  # differences that the state keeps
 _MIN_DIFFERENCES = 5  # fewest differences from which the spread is estimated
 _UNKNOWN_SPREAD = 3.0  # with fewer, the spread is so many of the cohort's own standard errors
 _MAX_SPREADS = 2.5  # one cohort adds at most this many spreads
+_Z_95 = 1.96  # half width of a 95 % interval, in standard errors
 _MEDIAN_TO_SD = 0.954  # median |x − y| of independent standard normals
 
 
-class PerformanceMonitor(BaseModel):
+class PerformanceMonitor(LabelMonitor):
     """Settings of the performance monitor.
 
     Where acting on an answer changes its label (a warned customer leaves earlier), a holdout is answered and not acted
     upon, and its labels alone are unbiased: `arms=("holdout",)`.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["performance"] = Field(default="performance", description="Kind of the monitor.")
+    lookback: Lookback = timedelta(days=28)
     arms: tuple[str, ...] = Field(default=(), description="Arms whose answers count, by name; all if empty.")
     loss: Loss = Field(default="log_loss", description="Loss of an answer against its label.")
-    clip: Clip = 0.01
-    cohort: CohortLength = timedelta(days=1)
-    label_delay: LabelDelay = timedelta(days=1)
     min_labels: int = Field(
         default=30, ge=2, description="Labelled rows below which a cohort is insufficient and not judged."
     )
@@ -113,7 +113,11 @@ class PerformanceMonitor(BaseModel):
         gt=0,
         description="Level of the detector above which it alarms, in spreads between cohorts.",
     )
-    lookback: Lookback = timedelta(days=28)
+
+    @property
+    def wait(self) -> timedelta:
+        """Time after a cohort's end from which it is judged."""
+        return self.label_delay
 
 
 class Cohort(BaseModel):
@@ -306,3 +310,79 @@ def _collect_baseline(
     text = f"cohort {len(early)} of {monitor.baseline_cohorts} for the baseline"
     verdict = Verdict(measure=measure, kind="baseline", text=text, labels=sums.rows, mean=sums.mean)
     return track.model_copy(update={"early": early, "baseline": baseline}), verdict
+
+
+def watch_loss(
+    run: MonitorRun, champion: ModelVersion, monitor: PerformanceMonitor, read: ReadRows
+) -> MonitorResult:
+    """Judge every cohort whose labels are due.
+
+    read: predictions beside their labels, unlabelled ones included, predicted in [start, end).
+    """
+    course = Course(run, champion, monitor)
+    state, grid, due, last = _begun(course), course.grid, course.due, ""
+    first = state.next_cohort
+    if first >= due:
+        return course.nothing_due(first)
+    rows = score(read(grid.start(first), grid.start(due)), loss=monitor.loss, clip=monitor.clip)
+    rows = rows.where((rows.version == champion.version) & ~rows.shadow)
+    for index, own in grid.slices(rows.at, first, due):
+        mine = rows.where(np.arange(own.start, own.stop))
+        cohort = Cohort.of(index, mine)
+        state, verdicts = judge(state, cohort, monitor)
+        if cohort.requests:
+            for verdict in verdicts:
+                _tell(course, index, verdict)
+            _measure(course, index, mine)
+            last = "; ".join(verdict.text for verdict in verdicts)
+    return course.conclude(state, range(first, due), last)
+
+
+def _begun(course: Course[PerformanceMonitor]) -> PerformanceState:
+    version, metrics = course.champion.version, course.champion.metrics
+    validated = next((metrics[name] for name in course.monitor.baseline if name in metrics), None)
+    state = course.load(PerformanceState)
+    if state is None:
+        return PerformanceState.begin(version, course.begin, validated_loss=validated)
+    return state if state.version == version else state.of_version(version, validated_loss=validated)
+
+
+def _tell(course: Course[PerformanceMonitor], index: int, verdict: Verdict) -> None:
+    """Add the finding of a measure on a cohort, and its alarm if there is one."""
+    figures: dict[str, Any] = {
+        "text": verdict.text,
+        "statistic": verdict.level,
+        "threshold": course.monitor.threshold,
+    }
+    course.find(
+        verdict.measure,
+        verdict.kind,
+        index,
+        rows=verdict.labels,
+        value=verdict.mean,
+        reference=verdict.baseline,
+        **figures,
+    )
+    if verdict.kind == "alarm":
+        name = f"{verdict.measure}/{course.champion.version}/{index}"
+        course.alarm(name, verdict.measure, index, **figures)
+
+
+def _measure(course: Course[PerformanceMonitor], index: int, rows: Scored) -> None:
+    """Measure AUC and calibration with intervals, where each row has one probability and enough have labels.
+
+    The figures are on record and not judged: `surprise`, `overstated` and `understated` are.
+    """
+    known = np.isin(rows.label, (0.0, 1.0)) & np.isfinite(rows.expected)
+    if known.sum() < course.monitor.min_labels:
+        return
+    label, p = rows.label[known], rows.output[known]
+    gap = p - label
+    figures = {"calibration": (float(gap.mean()), float(gap.std(ddof=1) / np.sqrt(len(gap))))}
+    ranked = auc_with_error(label, p)
+    if ranked is not None:
+        figures["auc"] = ranked
+    for name, (value, error) in figures.items():
+        low, high = value - _Z_95 * error, value + _Z_95 * error
+        text = f"{name} {value:.4f}, 95 % interval {low:.4f} to {high:.4f}"
+        course.find(name, "measured", index, rows=len(label), value=value, statistic=error, text=text)

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from toque.registry import ObjectStore, Table
-from toque.registry.times import EPOCH
+from toque.registry.times import EPOCH, epoch_us
 
 _TIME = pa.timestamp("us", tz="UTC")
 RESULTS = pa.schema(
@@ -163,6 +165,17 @@ class Cohorts:
         """Return the time at which cohort `index` begins."""
         return EPOCH + index * self.length
 
+    def slices(self, at: npt.NDArray[np.int64], first: int, end: int) -> Iterator[tuple[int, slice]]:
+        """Find the rows of each cohort from `first` to before `end`, empty ones included. at: (rows,), sorted, in microseconds."""
+        bounds = np.searchsorted(at, [epoch_us(self.start(index)) for index in range(first, end + 1)])
+        return zip(range(first, end), map(slice, bounds, bounds[1:]), strict=True)
+
+    def cut(self, rows: pa.Table, first: int, end: int) -> Iterator[tuple[int, pa.Table]]:
+        """Cut rows in order of `predicted_at` into the cohorts from `first` to before `end`, empty ones included."""
+        at = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
+        for index, own in self.slices(at, first, end):
+            yield index, rows.slice(own.start, own.stop - own.start)
+
     def when_due(self, index: int, delay: timedelta) -> str:
         """Say which times cohort `index` has, and from when on it is judged."""
         start, end = self.start(index), self.start(index + 1)
@@ -182,15 +195,3 @@ class CohortState(BaseModel, ABC):
 
         moved: number of the cohort of the new grid in which one of the old begins.
         """
-
-
-class HasCohort(Protocol):
-    """Settings of a monitor that judges cohorts."""
-
-    @property
-    def kind(self) -> str:
-        """Name of the monitor, unique within a model."""
-
-    @property
-    def cohort(self) -> timedelta:
-        """Length of the cohorts that it judges."""

@@ -15,9 +15,8 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from toque.functions.monitoring.alarms import Alarm
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import (
     FeatureColumns,
@@ -26,39 +25,26 @@ from toque.functions.monitoring.logged_features import (
     has_vector_length,
     sample_rows,
 )
-from toque.functions.monitoring.results import Cohorts, CohortState
-from toque.functions.monitoring.settings import (
-    CohortLength,
-    Delay,
-    LastWindows,
-    Lookback,
-    Window,
-    WindowsDrifted,
-    check_windows,
-    flags_kept,
-)
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import Lookback, WindowMonitor
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats import holm, k_of_n, mmd, one_row_per_unit
 from toque.functions.stats.moments import Floats
 from toque.functions.stats.text import text_vectors
 from toque.registry import ModelVersion, Table
 
 
-class VectorMonitor(BaseModel):
+class VectorMonitor(WindowMonitor):
     """Settings of the monitor of embeddings and texts, of which it needs at least one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["vectors"] = Field(default="vectors", description="Kind of the monitor.")
+    lookback: Lookback = timedelta(days=3)
     embeddings: dict[str, tuple[str, ...]] = Field(
         default={}, description="The model's numeric columns that hold each embedding, by a name for it."
     )
     texts: tuple[str, ...] = Field(
         default=(), description="String columns that are compared by their words and trigrams."
     )
-    cohort: CohortLength = timedelta(days=1)
-    delay: Delay = timedelta(hours=1)
-    window: Window = 7
     max_rows: int = Field(
         le=10_000_000,
         default=500,
@@ -76,13 +62,9 @@ class VectorMonitor(BaseModel):
         ge=0,
         description="Distance between the samples, from 0 to about 1.4, below which nothing is drift.",
     )
-    k: WindowsDrifted = 1
-    n: LastWindows = 1
-    lookback: Lookback = timedelta(days=3)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_windows(self.k, self.n)
         if not self.embeddings and not self.texts:
             raise ValueError(
                 "a VectorMonitor needs embeddings or texts; without either there is nothing to watch"
@@ -123,6 +105,10 @@ class Distance:
     distance: float
     p: float
 
+    def differs(self, monitor: VectorMonitor) -> bool:
+        """Whether the window differs by more than chance and more than the floor."""
+        return self.p <= monitor.alpha and self.distance >= monitor.min_distance
+
     def text(self, monitor: VectorMonitor) -> str:
         """Describe the finding in a sentence."""
         return (
@@ -139,37 +125,29 @@ def watch_vectors(
     read: logged predictions in [start, end), with `unit`, `numeric` and `categorical`.
     Raises: ValueError for a column that the model does not read, or a version without a training set.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
-    state = _state(run, champion, monitor, grid)
+    course = Course(run, champion, monitor)
+    state, grid, due, text = _begun(course), course.grid, course.due, "too few rows to compare"
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor, champion, first, monitor.delay)
+        return course.nothing_due(first)
     training = _training_vectors(run, champion, monitor)
-    alarms, findings, text = [], [], "too few rows to compare"
     for index in range(first, due):
-        start, end = grid.start(index - monitor.window + 1), grid.start(index + 1)
-        requests = _request_vectors(read(start, end), champion, monitor)
-        distances = _distances(training, requests, monitor)
+        rows = read(grid.start(index - monitor.window + 1), grid.start(index + 1))
+        distances = _distances(training, _request_vectors(rows, champion, monitor), monitor)
         state, changes = _conclude(state, index, distances, monitor)
-        findings += [_finding(run, champion, (start, end), one, monitor) for one in distances]
-        alarms += [
-            _alarm(run, champion, (start, end), index, name, distances, monitor, over=over)
-            for name, over in changes
-        ]
-        text = "; ".join(one.text(monitor) for one in distances) or text
-    return run.conclude(
-        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
-    )
+        for distance in distances:
+            _tell(course, index, distance, is_over=changes.get(distance.name))
+        text = "; ".join(distance.text(monitor) for distance in distances) or text
+    return course.conclude(state, range(first, due), text)
 
 
-def _state(run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor, grid: Cohorts) -> VectorState:
-    state = run.load_state(monitor, VectorState)
+def _begun(course: Course[VectorMonitor]) -> VectorState:
+    state, version = course.load(VectorState), course.champion.version
     if state is None:
-        begin = grid.index(run.now - monitor.delay - monitor.lookback)
-        return VectorState(version=champion.version, next_cohort=begin)
-    if state.version == champion.version:
+        return VectorState(version=version, next_cohort=course.begin)
+    if state.version == version:
         return state
-    return VectorState(version=champion.version, next_cohort=state.next_cohort, alarmed=state.alarmed)
+    return VectorState(version=version, next_cohort=state.next_cohort, alarmed=state.alarmed)
 
 
 def _training_vectors(run: MonitorRun, champion: ModelVersion, monitor: VectorMonitor) -> dict[str, Floats]:
@@ -243,60 +221,44 @@ def _scaled(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 def _conclude(
     state: VectorState, index: int, distances: Sequence[Distance], monitor: VectorMonitor
-) -> tuple[VectorState, list[tuple[str, bool]]]:
-    """Update the state by a window, and list changes: a name, and whether its drift is over."""
-    flagged, alarmed, changes = dict(state.flagged), set(state.alarmed), []
+) -> tuple[VectorState, dict[str, bool]]:
+    """Update the state by a window, and return changes: by name, whether its drift is over."""
+    flagged, alarmed, changes = dict(state.flagged), set(state.alarmed), {}
     for one in distances:
-        differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
-        flags = (*flagged.get(one.name, ()), differs)[-flags_kept(monitor.window, monitor.n) :]
+        flags = (*flagged.get(one.name, ()), one.differs(monitor))[-monitor.flags_kept :]
         flagged[one.name] = flags
         if k_of_n(flags, k=monitor.k, n=monitor.n, window=monitor.window) and one.name not in alarmed:
             alarmed.add(one.name)
-            changes.append((one.name, False))
+            changes[one.name] = False
         elif one.name in alarmed and len(flags) >= monitor.n and not any(flags[-monitor.n :]):
             alarmed.remove(one.name)
-            changes.append((one.name, True))
+            changes[one.name] = True
     update = {"next_cohort": index + 1, "flagged": flagged, "alarmed": tuple(sorted(alarmed))}
     return state.model_copy(update=update), changes
 
 
-def _finding(
-    run: MonitorRun, champion: ModelVersion, span: tuple[Any, Any], one: Distance, monitor: VectorMonitor
-) -> dict[str, Any]:
-    differs = one.p <= monitor.alpha and one.distance >= monitor.min_distance
-    return {
-        "monitor": monitor.kind,
-        "subject": one.name,
-        "version": champion.version,
-        "start": span[0],
-        "end": span[1],
-        "rows": one.rows,
-        "verdict": "drifted" if differs else "stable",
-        "value": one.distance,
-        "reference": monitor.min_distance,
-        "statistic": one.p,
-        "threshold": monitor.alpha,
-        "text": one.text(monitor),
-        "judged_at": run.now,
-    }
-
-
-def _alarm(
-    run: MonitorRun,
-    champion: ModelVersion,
-    span: tuple[Any, Any],
-    index: int,
-    name: str,
-    distances: Sequence[Distance],
-    monitor: VectorMonitor,
-    *,
-    over: bool,
-) -> Alarm:
-    one = next(each for each in distances if each.name == name)
-    columns = monitor.embeddings.get(name, (name,))
-    key = f"{run.model}/vectors/{name}/{champion.version}/{index}{'/recovered' if over else ''}"
-    return Alarm(
-        key=key, model=run.model, monitor="drift", subject=name, version=champion.version, raised_at=run.now,
-        start=span[0], end=span[1], text=one.text(monitor), statistic=one.p, threshold=monitor.alpha,
-        recovered=over, columns=columns,
-    )  # fmt: skip
+def _tell(course: Course[VectorMonitor], index: int, one: Distance, *, is_over: bool | None) -> None:
+    """Add the finding on a window, and an alarm where its drift is new, or over; is_over: None if neither."""
+    monitor = course.monitor
+    figures: dict[str, Any] = {"text": one.text(monitor), "statistic": one.p, "threshold": monitor.alpha}
+    course.find(
+        one.name,
+        "drifted" if one.differs(monitor) else "stable",
+        index,
+        window=monitor.window,
+        rows=one.rows,
+        value=one.distance,
+        reference=monitor.min_distance,
+        **figures,
+    )
+    if is_over is not None:
+        course.alarm(
+            f"{one.name}/{course.champion.version}/{index}{'/recovered' if is_over else ''}",
+            one.name,
+            index,
+            window=monitor.window,
+            monitor="drift",
+            recovered=is_over,
+            columns=monitor.embeddings.get(one.name, (one.name,)),
+            **figures,
+        )

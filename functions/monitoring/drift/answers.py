@@ -9,37 +9,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import timedelta
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from toque.functions.evaluation.outcome_kinds import OutcomeKind, outcome_kind
 from toque.functions.monitoring.budget import budgeted
-from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge, tell
 from toque.functions.monitoring.drift.reference import Reference
 from toque.functions.monitoring.logged_features import summaries
-from toque.functions.monitoring.results import Cohorts
-from toque.functions.monitoring.settings import (
-    Bins,
-    CohortLength,
-    Delay,
-    FalseDiscovery,
-    LastWindows,
-    Lookback,
-    MinEffect,
-    MinNullChange,
-    Window,
-    WindowsDrifted,
-    check_windows,
-)
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.settings import ColumnMonitor, Window
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion
-from toque.registry.times import epoch_us
 
 ANSWERED = ("prediction_id", "version", "shadow", "predicted_at", "latency_ms", "outputs")
 """Columns of the log that tell of answers."""
@@ -49,25 +34,17 @@ _LIKELY = 0.5
 _PATIENCE = 4  # times as many cohorts are searched for enough with answers
 
 
-class AnswerMonitor(BaseModel):
+class AnswerMonitor(ColumnMonitor):
     """Settings of the drift monitor of answers, which judges windows as `DriftMonitor` does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["answers"] = Field(default="answers", description="Kind of the monitor.")
-    cohort: CohortLength = timedelta(days=1)
-    delay: Delay = timedelta(hours=1)
+    window: Window = 3
     reference_cohorts: int = Field(
         le=100_000,
         default=7,
         ge=2,
         description="First cohorts of a version with `min_rows` answers, which later ones are held against.",
     )
-    window: Window = 3
-    bins: Bins = 20
-    alpha: FalseDiscovery = 0.01
-    min_effect: MinEffect = 0.15
-    min_null_change: MinNullChange = 0.1
     min_rows: int = Field(
         default=30,
         ge=2,
@@ -76,14 +53,6 @@ class AnswerMonitor(BaseModel):
             "also those of a reference cohort."
         ),
     )
-    k: WindowsDrifted = 1
-    n: LastWindows = 1
-    lookback: Lookback = timedelta(days=10)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        check_windows(self.k, self.n)
-        return self
 
     @property
     def windows(self) -> DriftMonitor:
@@ -99,35 +68,31 @@ def watch_version(
     read: columns to compare of the champion's answers in [start, end), with `predicted_at`, in order of time, as `answer_table`
     makes them.
     """
-    grid, windows = Cohorts(monitor.cohort), monitor.windows
-    due = grid.index(run.now - monitor.delay)
-    state = _state(run, champion, monitor, due)
-    if state.next_cohort >= due:
-        return run.nothing_due(monitor, champion, state.next_cohort, monitor.delay)
-    rows = read(grid.start(state.next_cohort), grid.start(due))
-    cohorts = _by_cohort(rows, grid, state.next_cohort, due)
-    reference = _find_reference(run, champion, monitor)
+    course, windows = Course(run, champion, monitor), monitor.windows
+    grid, due, text = course.grid, course.due, "no window is whole yet"
+    reference = _find_reference(course)
+    state = _begun(course, reference)
+    first = state.next_cohort
+    if first >= due:
+        return course.nothing_due(first)
+    cohorts = list(grid.cut(read(grid.start(first), grid.start(due)), first, due))
     if reference is None:
         filled = [(index, part) for index, part in cohorts if part.num_rows >= monitor.min_rows]
         if len(filled) < monitor.reference_cohorts:
-            text = f"{len(filled)} of the {monitor.reference_cohorts} first cohorts, which later ones are held against, have answers"
-            return MonitorResult(model=run.model, monitor=monitor.kind, version=champion.version, text=text)
-        reference = _made_reference(run, champion, monitor, filled[: monitor.reference_cohorts])
+            return course.result(
+                f"{len(filled)} of the {monitor.reference_cohorts} first cohorts, which later ones are held against, have answers"
+            )
+        reference = _made_reference(course, [part for _, part in filled[: monitor.reference_cohorts]])
         last = filled[monitor.reference_cohorts - 1][0]
         cohorts = [(index, part) for index, part in cohorts if index > last]
-    decide = budgeted(run, champion, monitor)
-    first, findings, alarms, text = state.next_cohort, [], [], "no window is whole yet"
+    decide = budgeted(course)
     for index, part in cohorts:
         state, verdict = judge(state, reference, reference.sketch.window(part), index, windows, decide=decide)
-        findings += findings_of(run, champion, grid, verdict, windows, kind=monitor.kind)
-        alarms += alarms_of(run, champion, grid, verdict, windows, state, kind=monitor.kind, subject=_SUBJECT)
+        tell(course, verdict, state, _SUBJECT)
         text = (
             f"{verdict.rows} answers; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
         )
-    state = state.model_copy(update={"next_cohort": due})
-    return run.conclude(
-        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
-    )
+    return course.conclude(state.model_copy(update={"next_cohort": due}), range(first, due), text)
 
 
 def answer_table(rows: pa.Table, version: ModelVersion) -> pa.Table:
@@ -162,30 +127,21 @@ def _columns(kind: OutcomeKind, model: str, values: np.ndarray[Any, Any]) -> dic
     return {"length" if kind.name == "text" else kind.output: values[:, 0]}
 
 
-def _by_cohort(rows: pa.Table, grid: Cohorts, first: int, due: int) -> list[tuple[int, pa.Table]]:
-    at = rows["predicted_at"].cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
-    return [
-        (index, rows.slice(bounds[place], bounds[place + 1] - bounds[place]))
-        for place, index in enumerate(range(first, due))
-    ]
-
-
-def _state(run: MonitorRun, champion: ModelVersion, monitor: AnswerMonitor, due: int) -> DriftState:
+def _begun(course: Course[AnswerMonitor], reference: Reference | None) -> DriftState:
     """State of this version's windows; a new champion begins where it may have answered as a canary."""
-    state = run.load_state(monitor, DriftState)
+    state, version, monitor = course.load(DriftState), course.champion.version, course.monitor
     needed = _PATIENCE * monitor.reference_cohorts + monitor.window
-    if state is not None and state.version == champion.version:
-        if _find_reference(run, champion, monitor) is None:  # cohorts of long ago are no beginning any more
-            begin = max(state.next_cohort, due - needed)
+    if state is not None and state.version == version:
+        if reference is None:  # cohorts of long ago are no beginning any more
+            begin = max(state.next_cohort, course.due - needed)
             return state.model_copy(update={"next_cohort": begin, "sketches": ()})
         return state
-    begin = due - (max(needed, monitor.lookback // monitor.cohort) if state is not None else needed)
-    return DriftState(version=champion.version, next_cohort=begin)
+    back = needed if state is None else max(needed, monitor.lookback // monitor.cohort)
+    return DriftState(version=version, next_cohort=course.due - back)
 
 
-def _key(run: MonitorRun, champion: ModelVersion) -> str:
-    return f"monitoring/{run.model}/answers/{champion.version}.json"
+def _key(course: Course[AnswerMonitor]) -> str:
+    return f"monitoring/{course.run.model}/answers/{course.champion.version}.json"
 
 
 def _layout(monitor: AnswerMonitor) -> dict[str, Any]:
@@ -197,19 +153,17 @@ def _layout(monitor: AnswerMonitor) -> dict[str, Any]:
     }
 
 
-def _find_reference(run: MonitorRun, champion: ModelVersion, monitor: AnswerMonitor) -> Reference | None:
-    kept = run.store.find(_key(run, champion))
+def _find_reference(course: Course[AnswerMonitor]) -> Reference | None:
+    kept = course.run.store.find(_key(course))
     stored: dict[str, Any] = {} if kept is None else json.loads(kept)
-    fits = stored and all(stored.get(name) == value for name, value in _layout(monitor).items())
+    fits = stored and all(stored.get(name) == value for name, value in _layout(course.monitor).items())
     return Reference.from_dict(stored) if fits else None
 
 
-def _made_reference(
-    run: MonitorRun, champion: ModelVersion, monitor: AnswerMonitor, cohorts: Sequence[tuple[int, pa.Table]]
-) -> Reference:
+def _made_reference(course: Course[AnswerMonitor], cohorts: Sequence[pa.Table]) -> Reference:
     """Make the reference of a version's first cohorts, and keep it."""
-    rows = pa.concat_tables([part for _, part in cohorts]).drop_columns(["predicted_at"])
+    monitor, rows = course.monitor, pa.concat_tables(cohorts).drop_columns(["predicted_at"])
     sketch = TableSketch.reference(rows, bins=monitor.bins)
-    reference = Reference.of(sketch, [sketch.window(part) for _, part in cohorts])
-    run.store.put(_key(run, champion), json.dumps(_layout(monitor) | reference.to_dict()).encode())
+    reference = Reference.of(sketch, [sketch.window(part) for part in cohorts])
+    course.run.store.put(_key(course), json.dumps(_layout(monitor) | reference.to_dict()).encode())
     return reference

@@ -9,36 +9,21 @@ what keeps the test quiet. Findings and alarms are made alike for features and f
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from toque.functions.monitoring.alarms import Alarm, Monitor
 from toque.functions.monitoring.budget import Decide
 from toque.functions.monitoring.drift.reference import NumberedSketch, Reference, rows_of, scaled
-from toque.functions.monitoring.results import Cohorts, CohortState
-from toque.functions.monitoring.settings import (
-    Bins,
-    CohortLength,
-    Delay,
-    FalseDiscovery,
-    LastWindows,
-    Lookback,
-    MinEffect,
-    MinNullChange,
-    Window,
-    WindowsDrifted,
-    check_windows,
-    flags_kept,
-)
-from toque.functions.monitoring.watch import MonitorRun
+from toque.functions.monitoring.results import CohortState
+from toque.functions.monitoring.settings import ColumnMonitor
+from toque.functions.monitoring.watch import Course
 from toque.functions.stats import k_of_n
 from toque.functions.stats.drift import ColumnDrift, DriftReport, compare, corrected
 from toque.functions.stats.sketch import TableSketch
-from toque.registry import ModelVersion
 
 Season = Literal["none", "day", "week", "year", "auto"]
 _SHORTEST_MONTH = timedelta(days=28)
@@ -47,33 +32,24 @@ _EXPLAINED = " spoiled by an incident"
 _NO_CAUSES: Mapping[str, str] = MappingProxyType({})
 
 
-class DriftMonitor(BaseModel):
+class DriftMonitor(ColumnMonitor):
     """Settings of the drift monitor.
 
     Sketches are kept for each cohort, and the last `window` cohorts are compared; with a season it may be one cohort.
     A season of a day or a week needs cohorts that divide it, one of a year a training set of a year.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     kind: Literal["drift"] = Field(default="drift", description="Kind of the monitor.")
     columns: tuple[str, ...] = Field(
         default=(),
         description="Features that are watched, a tensor by figures of it; all of the version's signature if empty.",
     )
-    cohort: CohortLength = timedelta(days=1)
-    delay: Delay = timedelta(hours=1)
-    window: Window = 7
-    bins: Bins = 20
     reference_rows: int = Field(
         le=100_000_000,
         default=200_000,
         ge=100,
         description="Rows that are sampled of a training set that has more.",
     )
-    alpha: FalseDiscovery = 0.01
-    min_effect: MinEffect = 0.15
-    min_null_change: MinNullChange = 0.1
     min_rows: int = Field(
         default=30,
         ge=2,
@@ -99,13 +75,9 @@ class DriftMonitor(BaseModel):
             "`auto` finds day or week in the training set."
         ),
     )
-    k: WindowsDrifted = 1
-    n: LastWindows = 1
-    lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        check_windows(self.k, self.n)
         if self.season in _LENGTHS and not self.periods:
             raise ValueError(
                 f"a season of a {self.season} needs cohorts that divide it, got {self.cohort}: shorten cohort"
@@ -280,101 +252,53 @@ def _flags(before: tuple[bool, ...], column: ColumnDrift, monitor: DriftMonitor)
     """Append the newest window of a column to its last ones, unless it had too little to judge."""
     if column.status == "insufficient":
         return before
-    return (*before, column.status in ("drifted", "vanished"))[-flags_kept(monitor.window, monitor.n) :]
+    return (*before, column.status in ("drifted", "vanished"))[-monitor.flags_kept :]
 
 
-def findings_of(
-    run: MonitorRun,
-    champion: ModelVersion,
-    grid: Cohorts,
+def tell(
+    course: Course[Any],
     verdict: DriftVerdict,
-    monitor: DriftMonitor,
-    *,
-    kind: str,
-) -> list[dict[str, Any]]:
-    """Make the finding of each column of a window. kind: name of the monitor that found it."""
-    return [
-        {
-            "monitor": kind,
-            "subject": column.column,
-            "version": champion.version,
-            "start": grid.start(verdict.cohort - monitor.window + 1),
-            "end": grid.start(verdict.cohort + 1),
-            "rows": column.rows_window,
-            "verdict": column.status,
-            "value": column.effect,
-            "reference": monitor.min_effect,
-            "statistic": column.q,
-            "threshold": monitor.alpha,
-            "text": column.reason,
-            "judged_at": run.now,
-        }
-        for column in verdict.columns
-    ]
-
-
-def alarms_of(
-    run: MonitorRun,
-    champion: ModelVersion,
-    grid: Cohorts,
-    verdict: DriftVerdict,
-    monitor: DriftMonitor,
     state: DriftState,
-    *,
-    kind: Monitor,
     subject: str,
     causes: Mapping[str, str] = _NO_CAUSES,
-) -> list[Alarm]:
-    """Make at most one alarm for new drift, naming all columns that drift, as it takes the place of the one before, and one when every column is well again.
+) -> None:
+    """Add the finding on each column of a window, and its alarms.
 
-    kind: name of the monitor; subject: what it watches. Drift that an incident of `causes` explains is a subject of its own.
+    At most one alarm is of new drift, naming all columns that drift, as it takes the place of the one before, and one says that every
+    column is well again. subject: what is watched. Drift that an incident of `causes` explains is a subject of its own.
     """
-    explained = f"{subject}{_EXPLAINED}"
-    found = (
-        (subject, state.alarmed if verdict.news else (), False),
-        (explained, verdict.excused, False),
-        (subject, verdict.recovered if not state.alarmed else (), True),
-        (explained, verdict.forgiven if not state.excused else (), True),
-    )
-    return [
-        _alarm(run, champion, grid, verdict, monitor, kind, own, names, causes, recovered=recovered)
-        for own, names, recovered in found
-        if names
-    ]
-
-
-def _alarm(
-    run: MonitorRun,
-    champion: ModelVersion,
-    grid: Cohorts,
-    verdict: DriftVerdict,
-    monitor: DriftMonitor,
-    kind: Monitor,
-    subject: str,
-    names: Sequence[str],
-    causes: Mapping[str, str],
-    *,
-    recovered: bool,
-) -> Alarm:
+    monitor = course.monitor
+    for column in verdict.columns:
+        course.find(
+            column.column,
+            column.status,
+            verdict.cohort,
+            window=monitor.window,
+            rows=column.rows_window,
+            value=column.effect,
+            reference=monitor.min_effect,
+            statistic=column.q,
+            threshold=monitor.alpha,
+            text=column.reason,
+        )
     reasons = {column.column: column.reason for column in verdict.columns}
-    spoiled = subject.endswith(_EXPLAINED)
-    what = "/explained" if spoiled else ""
-    explained = spoiled and not recovered
-    return Alarm(
-        key=f"{run.model}/{kind}/{champion.version}/{verdict.cohort}{what}{'/recovered' if recovered else ''}",
-        model=run.model,
-        monitor=kind,
-        subject=subject,
-        version=champion.version,
-        raised_at=run.now,
-        start=_window_start(grid, verdict.cohort, monitor),
-        end=grid.start(verdict.cohort + 1),
-        text="; ".join(f"{name}: {reasons.get(name, 'it is watched no longer')}" for name in names),
-        recovered=recovered,
-        columns=tuple(names),
-        explained_by=tuple(sorted({causes[name] for name in names})) if explained else (),
-    )
-
-
-def _window_start(grid: Cohorts, index: int, monitor: DriftMonitor) -> datetime:
-    return grid.start(index - monitor.window + 1)
+    for names, spoiled, recovered in (
+        (state.alarmed if verdict.news else (), False, False),
+        (verdict.excused, True, False),
+        (verdict.recovered if not state.alarmed else (), False, True),
+        (verdict.forgiven if not state.excused else (), True, True),
+    ):
+        if names:
+            name = f"{course.champion.version}/{verdict.cohort}{'/explained' if spoiled else ''}"
+            course.alarm(
+                f"{name}/recovered" if recovered else name,
+                f"{subject}{_EXPLAINED}" if spoiled else subject,
+                verdict.cohort,
+                window=monitor.window,
+                text="; ".join(f"{name}: {reasons.get(name, 'it is watched no longer')}" for name in names),
+                recovered=recovered,
+                columns=names,
+                explained_by=tuple(sorted({causes[name] for name in names}))
+                if spoiled and not recovered
+                else (),
+            )

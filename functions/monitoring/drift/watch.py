@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from toque.functions.monitoring.budget import budgeted
-from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, alarms_of, findings_of, judge
+from toque.functions.monitoring.drift.monitor import DriftMonitor, DriftState, judge, tell
 from toque.functions.monitoring.drift.reference import (
     LARGE_ROWS,
     Cycle,
@@ -25,11 +25,9 @@ from toque.functions.monitoring.drift.reference import (
     sketch_rows,
 )
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, with_summaries
-from toque.functions.monitoring.results import Cohorts
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.functions.stats.sketch import TableSketch
 from toque.registry import ModelVersion, ObjectStore, Table
-from toque.registry.times import epoch_us
 
 _SUBJECT = "features"
 TIMES = ("event_timestamp", "prediction_time")
@@ -59,27 +57,19 @@ def watch_features(
     read: logged predictions in [start, end), with `numeric` and `categorical`. logged_rows: the same, not read yet: of more
     than `LARGE_ROWS` each cohort is sketched in parts.
     """
-    grid, logged = Cohorts(monitor.cohort), FeatureColumns.of(champion)
-    due = grid.index(run.now - monitor.delay)
-    state = _state(run, champion, monitor, grid)
+    course = Course(run, champion, monitor)
+    state, grid, due, text = _begun(course), course.grid, course.due, ""
     if state.next_cohort >= due:
-        return run.nothing_due(monitor, champion, state.next_cohort, monitor.delay)
+        return course.nothing_due(state.next_cohort)
     reference = reference_of(run, champion, monitor)
     state = _in_bins_of(reference.sketch, state, monitor)
-    first, decide = state.next_cohort, budgeted(run, champion, monitor)
-    sketches = _sketches(reference.sketch, logged, (grid, first, due), read, logged_rows)
-    alarms, findings, text = [], [], ""
-    for index, sketch in sketches:
+    first, decide = state.next_cohort, budgeted(course)
+    for index, sketch in _sketches(reference.sketch, course, first, read, logged_rows):
         causes = spoiled(grid.start(index - monitor.window * monitor.n + 1), grid.start(index + 1))
         state, verdict = judge(state, reference, sketch, index, monitor, spoiled=causes, decide=decide)
-        findings += findings_of(run, champion, grid, verdict, monitor, kind=monitor.kind)
-        alarms += alarms_of(
-            run, champion, grid, verdict, monitor, state, kind=monitor.kind, subject=_SUBJECT, causes=causes
-        )
+        tell(course, verdict, state, _SUBJECT, causes)
         text = f"{verdict.rows} rows; drifted in k of n windows: {', '.join(verdict.confirmed) or 'nothing'}"
-    return run.conclude(
-        monitor, champion, state, range(first, due), text=text, findings=findings, alarms=alarms
-    )
+    return course.conclude(state, range(first, due), text)
 
 
 def _in_bins_of(like: TableSketch, state: DriftState, monitor: DriftMonitor) -> DriftState:
@@ -95,14 +85,10 @@ def _bins(sketch: TableSketch) -> dict[str, tuple[str, tuple[Any, ...]]]:
 
 
 def _sketches(
-    like: TableSketch,
-    columns: FeatureColumns,
-    cohorts: tuple[Cohorts, int, int],
-    read: ReadRows,
-    logged: ReadLogged,
+    like: TableSketch, course: Course[DriftMonitor], first: int, read: ReadRows, logged: ReadLogged
 ) -> Iterator[NumberedSketch]:
     """Sketch each of the cohorts that are due, in order."""
-    grid, first, due = cohorts
+    grid, due, columns = course.grid, course.due, FeatureColumns.of(course.champion)
     start, end = grid.start(first), grid.start(due)
     whole = logged(start, end)
     if whole is not None and whole.count() > LARGE_ROWS:
@@ -110,11 +96,8 @@ def _sketches(
             part = logged(grid.start(index), grid.start(index + 1)) or whole
             yield index, sketch_rows(part, like, prepare=partial(feature_table, columns=columns))
         return
-    rows = feature_table(read(start, end), columns)
-    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    bounds = np.searchsorted(at, [epoch_us(grid.start(index)) for index in range(first, due + 1)])
-    for place, index in enumerate(range(first, due)):
-        yield index, like.window(rows.slice(bounds[place], bounds[place + 1] - bounds[place]))
+    for index, rows in grid.cut(feature_table(read(start, end), columns), first, due):
+        yield index, like.window(rows)
 
 
 def reference_of(
@@ -198,16 +181,12 @@ def _cohort_sketches(
     ]
 
 
-def _state(run: MonitorRun, champion: ModelVersion, monitor: DriftMonitor, grid: Cohorts) -> DriftState:
-    state = run.load_state(monitor, DriftState)
-    due = grid.index(run.now - monitor.delay)
-    if state is not None:
-        if state.version == champion.version:
-            return state
-        # A new champion has another training set: its windows are judged anew, as far back as one window needs.
-        return DriftState(
-            version=champion.version, next_cohort=min(state.next_cohort, due - monitor.kept + 1)
-        )
-    return DriftState(
-        version=champion.version, next_cohort=grid.index(run.now - monitor.delay - monitor.lookback)
-    )
+def _begun(course: Course[DriftMonitor]) -> DriftState:
+    state, version = course.load(DriftState), course.champion.version
+    if state is None:
+        return DriftState(version=version, next_cohort=course.begin)
+    if state.version == version:
+        return state
+    # A new champion has another training set: its windows are judged anew, as far back as one window needs.
+    begin = min(state.next_cohort, course.due - course.monitor.kept + 1)
+    return DriftState(version=version, next_cohort=begin)

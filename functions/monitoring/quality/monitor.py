@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from toque.functions.monitoring.results import CohortState
-from toque.functions.monitoring.settings import CohortLength, Delay, Lookback
+from toque.functions.monitoring.settings import RequestMonitor
 from toque.functions.stats.moments import Floats
 
 QUARTILES = (0.25, 0.5, 0.75)
@@ -39,10 +39,8 @@ _MIN_RATIO = 2.0  # a conversion must bring the quartiles so many times nearer t
 _MAD_TO_SD = 1.4826
 
 
-class QualityMonitor(BaseModel):
+class QualityMonitor(RequestMonitor):
     """Settings of the data-quality monitor, which holds each cohort against the healthy ones before it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["quality"] = Field(default="quality", description="Kind of the monitor.")
     columns: tuple[str, ...] = Field(
@@ -66,8 +64,6 @@ class QualityMonitor(BaseModel):
             "view expects (`Freshness`), or its ttl."
         ),
     )
-    cohort: CohortLength = timedelta(days=1)
-    delay: Delay = timedelta(hours=1)
     history: int = Field(
         le=100_000, default=28, ge=2, description="Number of healthy cohorts that are remembered."
     )
@@ -119,7 +115,6 @@ class QualityMonitor(BaseModel):
     recover: int = Field(
         le=100_000, default=1, ge=1, description="Healthy cohorts after which an incident is over."
     )
-    lookback: Lookback = timedelta(days=10)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

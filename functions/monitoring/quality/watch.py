@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from toque.featurestore import FeatureStore, FeatureView, Freshness, InRange, UnknownDefinition, newest_event
-from toque.functions.monitoring.alarms import Alarm
 from toque.functions.monitoring.drift.watch import TIMES
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, has_vector_length
 from toque.functions.monitoring.quality.faults import find_faults
@@ -32,9 +30,8 @@ from toque.functions.monitoring.quality.monitor import (
     ViewAge,
 )
 from toque.functions.monitoring.results import Cohorts
-from toque.functions.monitoring.watch import MonitorResult, MonitorRun, ReadRows
+from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
 from toque.registry import ModelVersion, ObjectStore, Table
-from toque.registry.times import epoch_us
 
 _MAX_SPANS = 256  # incidents that the state keeps, for drift found later over the same rows
 
@@ -80,24 +77,16 @@ class Views:
         return {} if self.service is None else self.store.definitions_digest(self.service)
 
     def ages(self, monitor: QualityMonitor) -> tuple[ViewAge, ...]:
-        """Find the age of the newest row of each view that has a limit on it."""
-        limited = [
-            (view, columns, monitor.max_age.get(view.name, _most_age(view))) for view, columns in self.columns
-        ]
-        return tuple(
-            ViewAge(view=view.name, columns=tuple(columns.values()), age=self._age(view), most=most)
-            for view, columns, most in limited
-            if most is not None
-        )
-
-    def _age(self, view: FeatureView) -> timedelta | None:
-        newest = newest_event(self.store, view)
-        return None if newest is None else self.store.now() - newest
-
-
-def _most_age(view: FeatureView) -> timedelta | None:
-    """Return the age that the view expects of its newest row; else its ttl, after which no value may be used."""
-    return next((one.most for one in view.expectations if isinstance(one, Freshness)), view.ttl)
+        """Find the age of the newest row of each view that has a limit on it: its expectation, or its ttl, after which no value may be used."""
+        found = []
+        for view, columns in self.columns:
+            expected = next((one.most for one in view.expectations if isinstance(one, Freshness)), view.ttl)
+            most = monitor.max_age.get(view.name, expected)
+            if most is not None:
+                newest = newest_event(self.store, view)
+                age = None if newest is None else self.store.now() - newest
+                found.append(ViewAge(view=view.name, columns=tuple(columns.values()), age=age, most=most))
+        return tuple(found)
 
 
 def watch_rows(
@@ -107,28 +96,18 @@ def watch_rows(
 
     read: logged predictions in [start, end), with `numeric` and `categorical`.
     """
-    grid, due = Cohorts(monitor.cohort), Cohorts(monitor.cohort).index(run.now - monitor.delay)
-    monitor = monitor.model_copy(update={"ranges": views.ranges() | monitor.ranges})
-    state = _state(run, champion, monitor, grid)
+    course = Course(run, champion, monitor.model_copy(update={"ranges": views.ranges() | monitor.ranges}))
+    state, grid, due = _begun(course), course.grid, course.due
     first = state.next_cohort
     if first >= due:
-        return run.nothing_due(monitor, champion, first, monitor.delay)
+        return course.nothing_due(first)
     ages = views.ages(monitor)
-    alarms, findings = [], []
-    for cohort in _summaries(read(grid.start(first), grid.start(due)), champion, monitor, first, due):
+    for cohort in _summaries(read(grid.start(first), grid.start(due)), course, first):
         newest = cohort.model_copy(update={"views": ages}) if cohort.index == due - 1 else cohort
-        state, verdict = judge(state, newest, monitor)
-        findings += _findings(run, champion, grid, verdict)
-        alarms += [_alarm(run, champion, grid, kind, verdict) for kind in verdict.changed]
-    return run.conclude(
-        monitor,
-        champion,
-        state,
-        range(first, due),
-        text="; ".join(one.text for one in state.open.values()) or "no incident",
-        findings=findings,
-        alarms=alarms,
-    )
+        state, verdict = judge(state, newest, course.monitor)
+        _tell(course, verdict)
+    text = "; ".join(incident.text for incident in state.open.values()) or "no incident"
+    return course.conclude(state, range(first, due), text)
 
 
 def spoiled_columns(
@@ -145,32 +124,21 @@ def spoiled_columns(
     return between
 
 
-def _summaries(
-    rows: pa.Table, champion: ModelVersion, monitor: QualityMonitor, first: int, due: int
-) -> Iterator[CohortSummary]:
+def _summaries(rows: pa.Table, course: Course[QualityMonitor], first: int) -> Iterator[CohortSummary]:
     """Summarise each cohort, empty ones included."""
-    logged, grid = FeatureColumns.of(champion), Cohorts(monitor.cohort)
+    logged, version = FeatureColumns.of(course.champion), course.champion.version
     rows = rows.filter(pc.invert(rows["shadow"])).sort_by([("predicted_at", "ascending")])
-    own = rows.filter(pc.equal(rows["version"], champion.version))  # others may read other features
-    features = feature_table(rows, logged)
-    edges = [epoch_us(grid.start(index)) for index in range(first, due + 1)]
-    kept = logged.select(monitor.columns)
-    for place, index in enumerate(range(first, due)):
-        whole_cohort, own_cohort = _cut(rows, edges, place), _cut(own, edges, place)
+    own = rows.filter(pc.equal(rows["version"], version))  # others may read other features
+    kept = logged.select(course.monitor.columns)
+    parts = (course.grid.cut(table, first, course.due) for table in (rows, own, feature_table(rows, logged)))
+    for (index, cohort), (_, own_cohort), (_, features) in zip(*parts, strict=True):
         yield CohortSummary(
             index=index,
-            rows=whole_cohort.num_rows,
+            rows=cohort.num_rows,
             misfit=own_cohort.num_rows - int(pc.sum(has_vector_length(own_cohort, logged)).as_py() or 0),
-            duplicates=whole_cohort.num_rows - pc.count_distinct(whole_cohort["prediction_id"]).as_py(),
-            columns=_profiles(index, _cut(features, edges, place), kept, monitor),
+            duplicates=cohort.num_rows - pc.count_distinct(cohort["prediction_id"]).as_py(),
+            columns=_profiles(index, features, kept, course.monitor),
         )
-
-
-def _cut(rows: pa.Table, edges: Sequence[int], place: int) -> pa.Table:
-    """Cut the rows of one cohort out of rows in order of time."""
-    at = rows["predicted_at"].cast(pa.int64()).to_numpy()
-    start, end = np.searchsorted(at, edges[place : place + 2])
-    return rows.slice(start, end - start)
 
 
 def _profiles(
@@ -178,32 +146,28 @@ def _profiles(
 ) -> dict[str, ColumnProfile]:
     """Profile the columns that `rows` has."""
     there = set(rows.column_names)
-    found = {
-        name: ColumnProfile.of_numbers(
-            index, _numbers(rows[name]), allowed=monitor.ranges.get(name, (None, None))
-        )
+    numbers = {
+        name: pc.fill_null(rows[name].cast(pa.float64(), safe=False), float("nan")).to_numpy()
         for name in columns.numeric
         if name in there
+    }
+    found = {
+        name: ColumnProfile.of_numbers(index, values, allowed=monitor.ranges.get(name, (None, None)))
+        for name, values in numbers.items()
     }
     words = {name: rows[name].cast(pa.string()) for name in columns.categorical if name in there}
     return found | {name: ColumnProfile.of_words(index, column) for name, column in words.items()}
 
 
-def _numbers(column: pa.ChunkedArray) -> Any:
-    return pc.fill_null(column.cast(pa.float64(), safe=False), float("nan")).to_numpy()
-
-
-def _state(run: MonitorRun, champion: ModelVersion, monitor: QualityMonitor, grid: Cohorts) -> QualityState:
+def _begun(course: Course[QualityMonitor]) -> QualityState:
     """Load the state; a new champion is compared with the rows it learnt from."""
-    state = run.load_state(monitor, QualityState)
-    if state is None:
-        begin = grid.index(run.now - monitor.delay - monitor.lookback)
-        history = _training_history(run.store, champion, monitor)
-        return QualityState(version=champion.version, next_cohort=begin, history=history)
-    if state.version == champion.version and state.history:
+    state, version = course.load(QualityState), course.champion.version
+    if state is not None and state.version == version and state.history:
         return state
-    history = state.history | _training_history(run.store, champion, monitor)
-    return state.model_copy(update={"version": champion.version, "history": history})
+    history = _training_history(course.run.store, course.champion, course.monitor)
+    if state is None:
+        return QualityState(version=version, next_cohort=course.begin, history=history)
+    return state.model_copy(update={"version": version, "history": state.history | history})
 
 
 def _training_history(
@@ -232,57 +196,32 @@ def _training_history(
     return {name: tuple(profiles) for name, profiles in found.items()}
 
 
-def _findings(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, verdict: QualityVerdict
-) -> list[dict[str, Any]]:
-    """Make one row for the cohort, and one for each fault."""
-    faults = [
-        {
-            "subject": one.key,
-            "verdict": "incident",
-            "value": one.value,
-            "threshold": one.limit,
-            "text": one.text,
-        }
-        for one in verdict.faults
-    ]
-    whole: dict[str, Any] = {
-        "subject": "rows",
-        "verdict": "incident" if faults else "ok",
-        "value": float(verdict.rows),
-    }
-    common = {
-        "monitor": "quality",
-        "version": champion.version,
-        "start": grid.start(verdict.cohort),
-        "end": grid.start(verdict.cohort + 1),
-        "rows": verdict.rows,
-        "judged_at": run.now,
-    }
-    return [common | one for one in (whole, *faults)]
-
-
-def _alarm(
-    run: MonitorRun, champion: ModelVersion, grid: Cohorts, kind: Fault, verdict: QualityVerdict
-) -> Alarm:
-    """Make one alarm for all open incidents of a kind, or for their end."""
-    incidents = verdict.changed[kind]
-    columns = sorted({name for one in incidents for name in one.columns})
-    return Alarm(
-        key=f"{run.model}/{alarm_name(kind, verdict.cohort)}",
-        model=run.model,
-        monitor="quality",
-        subject=kind,
-        version=champion.version,
-        raised_at=run.now,
-        start=grid.start(min((one.since for one in incidents), default=verdict.cohort)),
-        end=grid.start(verdict.cohort + 1),
-        text="; ".join(one.text for one in incidents) or f"{kind}: all is well again",
-        statistic=incidents[0].value if incidents else None,
-        threshold=incidents[0].limit if incidents else None,
-        recovered=not incidents,
-        columns=tuple(columns),
-    )
+def _tell(course: Course[QualityMonitor], verdict: QualityVerdict) -> None:
+    """Add a finding on the cohort and on each fault, and an alarm for all open incidents of a kind, or for their end."""
+    index, rows = verdict.cohort, verdict.rows
+    course.find("rows", "incident" if verdict.faults else "ok", index, rows=rows, value=float(rows))
+    for fault in verdict.faults:
+        course.find(
+            fault.key,
+            "incident",
+            index,
+            rows=rows,
+            value=fault.value,
+            threshold=fault.limit,
+            text=fault.text,
+        )
+    for kind, incidents in verdict.changed.items():
+        course.alarm(
+            f"{kind}/{index}",
+            kind,
+            index,
+            window=index - min((incident.since for incident in incidents), default=index) + 1,
+            text="; ".join(incident.text for incident in incidents) or f"{kind}: all is well again",
+            statistic=incidents[0].value if incidents else None,
+            threshold=incidents[0].limit if incidents else None,
+            recovered=not incidents,
+            columns=tuple(sorted({name for incident in incidents for name in incident.columns})),
+        )
 
 
 def judge(
@@ -294,11 +233,14 @@ def judge(
     over = {
         key
         for key, one in state.open.items()
-        if _no_longer_read(one, cohort)
+        if (one.columns and cohort.columns.keys().isdisjoint(one.columns))  # the model reads none of them now
         or (key in answers and key not in found and cohort.index - one.seen >= monitor.recover)
     }
     still = {key: one for key, one in state.open.items() if key not in over}
-    opened = {key: _continued(state.open.get(key), fault) for key, fault in found.items()}
+    opened = {
+        key: fault.model_copy(update={"since": state.open.get(key, fault).since})
+        for key, fault in found.items()
+    }
     after = still | opened
     verdict = QualityVerdict(
         cohort=cohort.index,
@@ -325,20 +267,6 @@ def spoiled(state: QualityState | None, first: int, last: int) -> Mapping[str, s
         for span in spans
         if span.first <= last and (span.last is None or span.last >= first)
     }
-
-
-def alarm_name(fault: Fault, index: int) -> str:
-    """Return the name of the alarm that cohort `index` raises about `fault`."""
-    return f"quality/{fault}/{index}"
-
-
-def _no_longer_read(incident: Incident, cohort: CohortSummary) -> bool:
-    """Whether the model no longer reads any of the columns."""
-    return bool(incident.columns) and not any(name in cohort.columns for name in incident.columns)
-
-
-def _continued(before: Incident | None, now: Incident) -> Incident:
-    return now if before is None else now.model_copy(update={"since": before.since})
 
 
 def _changed(
@@ -375,6 +303,6 @@ def _spans(
     ]
     for key, one in incidents.items():
         if key not in state.open:
-            told = alarm_name(one.fault, index)
+            told = f"quality/{one.fault}/{index}"  # the alarm's key, behind the model
             kept += [Span(column=name, incident=key, told=told, first=one.since) for name in one.columns]
     return tuple(kept[-_MAX_SPANS:])
