@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from toque.functions.monitoring import Alarm
 from toque.registry import Entry
@@ -25,13 +25,11 @@ _SINK_NAME = Field(
 )
 
 
-class Silence(BaseModel):
+class Silence(BaseModel, frozen=True):
     """Silence that holds back alerts about a subject until a moment.
 
     about: "monitor/subject", "monitor", or "*" for everything.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     about: str
     until: AwareDatetime
@@ -43,30 +41,24 @@ class Silence(BaseModel):
         return now < self.until and self.about in ("*", alarm.monitor, alert_subject(alarm))
 
 
-class Standing(BaseModel):
+class Standing(BaseModel, frozen=True):
     """Alert that was sent and has not recovered. key: of the alarm sent last, at `told_at`."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str
     told_at: AwareDatetime
     acknowledged_by: str | None = None
 
 
-class AlertState(BaseModel):
+class AlertState(BaseModel, frozen=True):
     """State folded from the journal `alerts/{model}`. told: keys of the last alerts sent; standing: by subject."""
-
-    model_config = ConfigDict(frozen=True)
 
     told: tuple[str, ...] = ()
     standing: dict[str, Standing] = {}
     silences: tuple[Silence, ...] = ()
 
 
-class AlertVerdict(BaseModel):
+class AlertVerdict(BaseModel, frozen=True):
     """Verdict on an alarm, and the rule that gave it. key: of the alert; one key is not sent twice."""
-
-    model_config = ConfigDict(frozen=True)
 
     rule: Rule
     key: str
@@ -150,13 +142,11 @@ def _told(state: AlertState, alarm: Alarm, key: str, at: str) -> AlertState:
     return state.model_copy(update={"told": told, "standing": standing})
 
 
-class Webhook(BaseModel):
+class Webhook(BaseModel, frozen=True, extra="forbid"):
     """Webhook sink: a URL that alerts are posted to.
 
     Either its URL is given, or the secret that holds it. Slack's and PagerDuty's are secrets: anyone who knows one may post.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["webhook"] = Field(default="webhook", description="Kind of the sink.")
     name: str = _SINK_NAME
@@ -190,10 +180,8 @@ class Webhook(BaseModel):
         return self
 
 
-class Email(BaseModel):
+class Email(BaseModel, frozen=True, extra="forbid"):
     """E-mail sink: mailboxes, reached by SMTP. User and password are given both or neither."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["email"] = Field(default="email", description="Kind of the sink.")
     name: str = _SINK_NAME
@@ -226,15 +214,13 @@ class Email(BaseModel):
 Sink = Annotated[Webhook | Email, Field(discriminator="kind")]
 
 
-class AlertPolicy(BaseModel):
+class AlertPolicy(BaseModel, frozen=True, extra="forbid"):
     """Policy of a model's alerts: to which sinks they go, and how severe they are.
 
     owner: a person or team, named in every alert. runbook: link to what to do; runbooks: by monitor, where it differs.
     severity: by monitor; an alarm that an incident explains is never more than info. sinks: each gets every alert that is
     severe enough for it. repeat_after: a standing alert that was not acknowledged is sent again after so long; None: never.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner: str = Field(min_length=1)
     runbook: str | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated, Any, Protocol, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.clusters.did_you_mean import did_you_mean
 from toque.functions.alerting import (
@@ -49,10 +49,8 @@ class HasAlerts(Protocol):
         ...
 
 
-class AlertOutcome(BaseModel):
+class AlertOutcome(BaseModel, frozen=True):
     """Outcome of one raised alarm. sinks: to which the alert is being sent; empty where `verdict` holds it back."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     about: str

@@ -13,7 +13,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from toque.functions.alerting.decide import AlertPolicy, Email, Severity, Sink, Webhook, alert_subject
 from toque.functions.monitoring import Alarm
@@ -141,10 +141,8 @@ def _secret(sink: str, name: str, find: FindSecret) -> str:
     return value
 
 
-class Alert(BaseModel):
+class Alert(BaseModel, frozen=True):
     """Alert that people get for an alarm."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str = Field(description="Key of this sending, by which a sink knows a repeated one.")
     thread: str = Field(description="Key that all alerts on a subject share, recovery included.")

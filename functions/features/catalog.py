@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import FeatureStore, FeatureView, Windows
 from toque.functions.runtime.context import context
@@ -15,13 +15,11 @@ from toque.functions.runtime.function import function
 from toque.registry import Registry
 
 
-class CatalogFeature(BaseModel):
+class CatalogFeature(BaseModel, frozen=True):
     """Feature of a view, as the catalogue has it.
 
     comes_from: columns that it is made of; used_by: definitions that read it; deprecated: since when, and what to use instead.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     dtype: str
@@ -30,17 +28,15 @@ class CatalogFeature(BaseModel):
     deprecated: str | None = None
 
 
-class ModelUse(BaseModel):
+class ModelUse(BaseModel, frozen=True):
     """Version of a model that was made with a view, and the aliases, arms and rules that point to it now."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     version: int
     uses: list[str]
 
 
-class CatalogEntry(BaseModel):
+class CatalogEntry(BaseModel, frozen=True):
     """View in force, as the catalogue has it.
 
     kind: feature_view or on_demand_feature_view; rows, bytes: of its offline table; newest_event: of its rows; ttl_s: for how long
@@ -48,8 +44,6 @@ class CatalogEntry(BaseModel):
     serve it, also through other views; models: versions made with it that something points to now; would_break: definitions
     and models that use a deprecated feature of it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     kind: str
     name: str

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import InvalidDefinition, InvalidRows, Materialized, ViewHealth, view_health
 from toque.featurestore.offline.retrieval import PinnedRetrieval, check_entities, stored_view
@@ -54,15 +54,13 @@ _HEALTH = pa.schema(
 """One row for each view and metric (`rows`, `freshness_s`, `recent_rows`, `coverage`), and for each feature's `fill`."""
 
 
-class TrainingSetLineage(BaseModel):
+class TrainingSetLineage(BaseModel, frozen=True):
     """Origin of a training set: feature service (empty: none), entity rows, and the snapshots that were read.
 
     entities: the snapshot of rows and labels; views: digest of each view's definition; tables: the offline snapshot read for
     each view (absent: the view had no rows); start, end: of event times; known_by: labels known later were left out; rows:
     number of rows in the set; as_known: whether values that became known after a row's time were left out; sources: batch sources that the views' rows came from, each up to the load that they had.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     service: str
     entities: TableSnapshot
@@ -77,10 +75,8 @@ class TrainingSetLineage(BaseModel):
     sources: dict[str, SourceLineage] = {}
 
 
-class MaterializeResult(BaseModel):
+class MaterializeResult(BaseModel, frozen=True):
     """Result of a materialization, view by view."""
-
-    model_config = ConfigDict(frozen=True)
 
     views: list[Materialized]
 

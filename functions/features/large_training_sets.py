@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, Field, RootModel
 
 from toque.featurestore import InvalidRows
 from toque.featurestore.offline.prefilter import join_in_steps
@@ -109,14 +109,12 @@ def _shards(count: int, rows: int) -> Iterator[range]:
         yield range(start, min(start + rows, count))
 
 
-class BuildPlan(BaseModel):
+class BuildPlan(BaseModel, frozen=True):
     """What a build has fixed before its first shard, so that all its shards are of one whole.
 
     id: of its commit; known_by: of the labels; tables: the version that is read of each view; shard_rows: rows of the
     entity table that become one shard; entities: digest of that table's files.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     made_at: datetime

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from toque.functions.arguments import Model, Version
 from toque.functions.features.jobs import TrainingSetLineage
@@ -13,19 +13,15 @@ from toque.functions.runtime.function import function
 from toque.registry import Lineage, NotFound, Table, TableSnapshot
 
 
-class DatasetOrigin(BaseModel):
+class DatasetOrigin(BaseModel, frozen=True):
     """Table that a version was made from. training_set: where it came from, if `build_training_set` made it."""
-
-    model_config = ConfigDict(frozen=True)
 
     table: TableSnapshot
     training_set: TrainingSetLineage | None = None
 
 
-class VersionOrigins(BaseModel):
+class VersionOrigins(BaseModel, frozen=True):
     """Data that a model version was made from, back to the batch sources."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     version: int

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import (
     BatchSource,
@@ -61,10 +61,8 @@ AgainUpTo = Annotated[
 ]
 
 
-class SourceStatus(BaseModel):
+class SourceStatus(BaseModel, frozen=True):
     """State of a batch source. loads: the last ones, newest first; views: that take their rows or events from it."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     reads: str
@@ -73,10 +71,8 @@ class SourceStatus(BaseModel):
     loads: list[SourceLoad]
 
 
-class FeatureRefresh(BaseModel):
+class FeatureRefresh(BaseModel, frozen=True):
     """Result of a refresh: what was loaded, and the rows that came into each view."""
-
-    model_config = ConfigDict(frozen=True)
 
     loads: list[SourceLoad]
     views: list[Refreshed]
@@ -272,10 +268,8 @@ def load_declared(
     )
 
 
-class LoadedRows(BaseModel):
+class LoadedRows(BaseModel, frozen=True):
     """Result of one load of rows. rows: read; written: feature rows that were new or had changed; labelled: rows with a label."""
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int = 0
     written: int = 0

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import UnreadableSource
 from toque.featurestore.definitions.stream_source import Connection
@@ -22,14 +22,12 @@ from toque.functions.runtime.secret import secret_value, use_secrets
 from toque.registry.times import from_epoch_us
 
 
-class StreamPartition(BaseModel):
+class StreamPartition(BaseModel, frozen=True):
     """Partition of a stream as its table has it.
 
     position: of the next message to store. lag: messages from there on, None if the log does not answer. known_at: when the
     last message became known; watermark: greatest event time.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     partition: int
     position: int
@@ -38,10 +36,8 @@ class StreamPartition(BaseModel):
     watermark: datetime | None = None
 
 
-class StreamStatus(BaseModel):
+class StreamStatus(BaseModel, frozen=True):
     """State of a stream source. views: over it; unreadable: why its log does not answer, empty if it does."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     reads: str
@@ -81,10 +77,8 @@ def stream_status(
     return found
 
 
-class StreamReplay(BaseModel):
+class StreamReplay(BaseModel, frozen=True):
     """Result of a replay: the partitions that were read again, and the views that were filled anew."""
-
-    model_config = ConfigDict(frozen=True)
 
     source: str
     partitions: list[ReplayedPartition]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
 from toque.functions.runtime.context import context
@@ -28,15 +28,13 @@ INDEX_VIEW = View(
 )
 
 
-class VectorIndexStatus(BaseModel):
+class VectorIndexStatus(BaseModel, frozen=True):
     """State of an index over a vector field.
 
     build: number of its newest build, None before the first. rows: versions of rows in it, and behind: rows in the offline
     table that it lacks, which searches compare one by one. recall: share of the ten nearest that it was measured to find.
     refreshed: whether this call made the build.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     view: str
     field: str

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import FeatureStatistics, PartStatistics, view_course, view_statistics
 from toque.functions.arguments import View
@@ -17,10 +17,8 @@ from toque.functions.runtime.function import function
 from toque.registry import Table
 
 
-class HealthPoint(BaseModel):
+class HealthPoint(BaseModel, frozen=True):
     """Figure of a view at a time: `rows`, `freshness_s`, `recent_rows`, `coverage`, or the `fill` of a feature."""
-
-    model_config = ConfigDict(frozen=True)
 
     metric: str
     feature: str | None

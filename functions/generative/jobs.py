@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.arguments import Model
 from toque.functions.generative.prompt import GenerativeError, Prompt, difference
@@ -46,13 +46,11 @@ _GGUF_MAGIC = b"GGUF"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
 
 
-class PromptVersion(BaseModel):
+class PromptVersion(BaseModel, frozen=True):
     """A version of a language model, and its prompt.
 
     parent: version that gave what the prompt stands on. aliases: that point to the version.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     version: int

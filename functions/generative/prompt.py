@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from pydantic_core import to_json
 
 from toque.functions.generative.guardrails import Guardrails
@@ -39,10 +39,8 @@ class GenerativeError(ValueError):
     """A prompt, a version's files or a request's variables are not what they must be; the message names the field."""
 
 
-class Variable(BaseModel):
+class Variable(BaseModel, frozen=True, extra="forbid"):
     """A place in a prompt's templates that each request fills."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     type: Literal["string", "integer", "number", "boolean"] = Field(
         default="string", description="Type of the values."
@@ -70,31 +68,25 @@ class Variable(BaseModel):
         return value if isinstance(value, str) else json.dumps(value)
 
 
-class PromptMessage(BaseModel):
+class PromptMessage(BaseModel, frozen=True, extra="forbid"):
     """A message of the prompt."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: Literal["system", "user", "assistant"] = Field(description="Who says it.")
     content: str = Field(description="Template of the text, in which `{{ name }}` stands for a variable.")
 
 
-class Example(BaseModel):
+class Example(BaseModel, frozen=True, extra="forbid"):
     """A turn that shows the model how to answer, before the request's own messages; both are taken as they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     user: str = Field(description="What the user says.")
     assistant: str = Field(description="What the model ought to answer to it.")
 
 
-class Prompt(BaseModel):
+class Prompt(BaseModel, frozen=True, extra="forbid"):
     """Messages that stand before a request's own, and what is asked of the engine with them.
 
     A request that says its own tools, format or parameter has its way.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     messages: tuple[PromptMessage, ...] = Field(
         default=(), description="Messages that stand before a request's own, in their order."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field, NonNegativeInt, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from toque.functions.generative.prompt import GenerativeError, Prompt
@@ -64,7 +64,7 @@ and of the answer. timings_ms: until the first token, and between two.
 """
 
 
-class EngineSettings(BaseModel):
+class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     """How much an engine holds for a version: it is what its memory is made of, beside the weights.
 
     context_length: tokens of one request, prompt and answer together. slots: requests at once; others wait for one.
@@ -76,8 +76,6 @@ class EngineSettings(BaseModel):
     which the engine ends, and starts again for the next; 0: it stays. share_weights: whether engines of llama.cpp leave weights as they
     are in the file, which is in memory once then; else each lays some kinds, such as Q4_0, out for the processor, which is faster.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     context_length: int = Field(default=2_048, ge=64, le=1 << 20)
     slots: int = Field(default=8, ge=1, le=256)
@@ -221,10 +219,8 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
     return {name: entry.shape for tensors in files for name, entry in tensors.items()}
 
 
-class TensorEntry(BaseModel):
+class TensorEntry(BaseModel, frozen=True):
     """One tensor of a file. dtype: as `F32`. data_offsets: bytes from the header's end to its begin and its end."""
-
-    model_config = ConfigDict(frozen=True)
 
     dtype: str
     shape: list[NonNegativeInt]

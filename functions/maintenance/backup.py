@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import partial
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from toque.functions.prediction_log.writing.drain import WriterExport, add_exports, drain, export_streams
 from toque.functions.prediction_log.writing.wal import default_wal_root
@@ -30,14 +30,12 @@ _ACTOR = "backup"
 Report = Callable[[str], None]
 
 
-class BackupReport(BaseModel):
+class BackupReport(BaseModel, frozen=True, arbitrary_types_allowed=True):
     """Result of a backup or of a restore.
 
     copy_report: None where an earlier restore had copied everything. records: those of the streams that were in no table;
     for a restore, the rows of which there are.
     """
-
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     copy_report: CopyReport | None
     records: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import compact
 from toque.functions.runtime.context import context
@@ -22,10 +22,8 @@ _MANY_FILES = 32
 """Files of one day from which they are merged; a busy model's drain makes 360 an hour."""
 
 
-class Compaction(BaseModel):
+class Compaction(BaseModel, frozen=True):
     """Files of one table that were merged, that came of it, and that were deleted as out of use."""
-
-    model_config = ConfigDict(frozen=True)
 
     table: str
     merged: int

@@ -13,7 +13,7 @@ from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from toque.functions.prediction_log import LABELS_TABLE
@@ -66,14 +66,12 @@ _AgeText = Annotated[str, Field(pattern=_AGE)]
 Age = Annotated[_Days | None, BeforeValidator(_days, json_schema_input_type=_Days | _AgeText | None)]
 
 
-class Retention(BaseModel):
+class Retention(BaseModel, frozen=True, extra="forbid"):
     """Days that a workspace keeps each kind of data; None keeps it for ever, as without any setting.
 
     predictions, with the scores of their answers, and labels: by the day they were made or received. invocations: ended ones with arguments, results and logs,
     and cached results. reports: pages that were not written again meanwhile.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     predictions: _Days | None = None
     labels: _Days | None = None
@@ -81,10 +79,8 @@ class Retention(BaseModel):
     reports: _Days | None = None
 
 
-class Expired(BaseModel):
+class Expired(BaseModel, frozen=True):
     """What a run of `apply_retention` deleted: files of tables, invocations with large values and results, and reports."""
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_files: int = 0
     label_files: int = 0

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Annotated
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.arguments import Model
 from toque.functions.monitoring.drift.reference import DatasetRows
@@ -29,10 +29,8 @@ _IN_SCRIPT = {ord(sign): f"\\u{ord(sign):04x}" for sign in "<>&\u2028\u2029"}
 _DATA = re.compile(r"\w+ = \{.*\};\n    var additional_graphs_\w+ = \{.*\}")  # JSON holds no line breaks
 
 
-class EvidentlyReport(BaseModel):
+class EvidentlyReport(BaseModel, frozen=True):
     """Key of the page in the store, and the numbers of rows sampled and available on each side."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str
     rows_reference: int

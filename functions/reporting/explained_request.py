@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.arguments import Model, PredictedAt, PredictionId
 from toque.functions.model_formats.explanation import SAMPLES, Explainer, ExplainRequest
@@ -22,13 +22,11 @@ _MOMENT = timedelta(milliseconds=1)
 _AT_ONCE = 10_000  # rows of one moment
 
 
-class PredictionExplanation(BaseModel):
+class PredictionExplanation(BaseModel, frozen=True):
     """Shapley values of a logged prediction, which add up to what its answer is above the baseline's.
 
     output, index: the tensor, and of several values the place that is explained, which is the largest. attributions: by feature.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_id: str
     version: int

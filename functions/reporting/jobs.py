@@ -13,7 +13,7 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import FeatureStore
 from toque.functions.arguments import End, Model, Start
@@ -59,13 +59,11 @@ from toque.functions.runtime.function import function
 from toque.registry import Journal, Registry
 
 
-class Report(BaseModel):
+class Report(BaseModel, frozen=True):
     """Key of the page in the store, and the figures at its top.
 
     since: from when the second pair of figures counts (the first change of champion), None if there was none.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     key: str
     labelled: int
@@ -78,10 +76,8 @@ class Report(BaseModel):
     summary: list[str] = []
 
 
-class AlarmReport(BaseModel):
+class AlarmReport(BaseModel, frozen=True):
     """Key of an alarm's page in the store, and the causes on it."""
-
-    model_config = ConfigDict(frozen=True)
 
     key: str
     causes: Causes

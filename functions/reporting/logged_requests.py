@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, Field
 
 from toque.featurestore import UnknownDefinition, row_times
 from toque.functions.arguments import Model, PredictedAt, PredictionId, Time
@@ -26,13 +26,11 @@ _LISTED = ("prediction_id", "version", "arm", "shadow", "predicted_at", "latency
 _INSIDE = ("prediction_id", "version", "shadow", "predicted_at", "unit", "entities", "numeric", "categorical", "missing")  # fmt: skip
 
 
-class LoggedPrediction(BaseModel):
+class LoggedPrediction(BaseModel, frozen=True):
     """Row of the prediction log without its inputs, unit and entities.
 
     label: in force, None before one came. error: how far the answer was from it, where the worst are listed.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_id: str
     version: int
@@ -45,10 +43,8 @@ class LoggedPrediction(BaseModel):
     error: float | None = None
 
 
-class PredictionInputs(BaseModel):
+class PredictionInputs(BaseModel, frozen=True):
     """Inputs of a logged prediction: values by column, unit, entities, and the features that were missing."""
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_id: str
     version: int
@@ -144,13 +140,11 @@ def _error(outputs: Sequence[float], label: float | None) -> float | None:
     return error if math.isfinite(error) else None
 
 
-class FeatureTime(BaseModel):
+class FeatureTime(BaseModel, frozen=True):
     """Where and when an input of a prediction was known: feature of a view, time of its row, and when that was written.
 
     event_at, created_at: None if the view had no row that a read at the time of the prediction finds.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     column: str
     view: str

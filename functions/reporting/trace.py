@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel
 
 from toque.functions.monitoring.results import RESULTS, results_table
 from toque.functions.prediction_log import find_labels, latest_labels, predictions_table
@@ -29,14 +29,12 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-class PredictionTrace(BaseModel):
+class PredictionTrace(BaseModel, frozen=True):
     """Served prediction and its origin.
 
     features: the vector that was used, by column name; None is missing. label: None until it is known.
     lineage: run, training-set snapshots, digests of the feature views and of the code.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_id: str
     model: str
@@ -107,23 +105,19 @@ def _missing(value: float | str | None) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-class Stage(BaseModel):
+class Stage(BaseModel, frozen=True):
     """Part of a request's time. begin_ms: after the request came in."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     begin_ms: float
     duration_ms: float
 
 
-class Verdict(BaseModel):
+class Verdict(BaseModel, frozen=True):
     """Judgement of a monitor or a rollout in whose window a prediction lies.
 
     subject: what a monitor judged, or the rule that decided on a rollout. start, end: of the window.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     by: Literal["monitor", "rollout"]
     name: str
@@ -135,10 +129,8 @@ class Verdict(BaseModel):
     judged_at: AwareDatetime
 
 
-class TracedPrediction(BaseModel):
+class TracedPrediction(BaseModel, frozen=True):
     """Row of the prediction log with what is known of it. kept, span_id, stages: of a request whose stages were kept."""
-
-    model_config = ConfigDict(frozen=True)
 
     prediction_id: str
     model: str
@@ -157,10 +149,8 @@ class TracedPrediction(BaseModel):
     verdicts: list[Verdict] = []
 
 
-class RequestFound(BaseModel):
+class RequestFound(BaseModel, frozen=True):
     """Rows that belong to an id: several, if a request had several rows, shadows, or a trace several requests."""
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     predictions: list[TracedPrediction]

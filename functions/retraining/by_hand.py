@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from toque.functions.evaluation import Gate, GateResult, evaluate_gate
 from toque.functions.evaluation.gate import gate_in_force
@@ -22,10 +22,8 @@ from toque.functions.training.model import job_of
 from toque.registry import ModelPolicy, NotFound, Table, TableSnapshot
 
 
-class TrainedByHand(BaseModel):
+class TrainedByHand(BaseModel, frozen=True):
     """Version that was trained and judged. rows: learnt from; held_out: judged by; split: where the two are cut."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     version: int

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, Field
 
 from toque.featurestore import InvalidRows
 from toque.functions.evaluation import Gate, GateResult, evaluate_gate, gate_in_force
@@ -30,14 +30,12 @@ BEGINNING = datetime(1970, 1, 2, tzinfo=UTC)  # earlier than any row
 _logger = logging.getLogger(__name__)
 
 
-class Challenger(BaseModel):
+class Challenger(BaseModel, frozen=True, ser_json_inf_nan="strings"):
     """Candidate version that a retrain trained.
 
     passed: the gate; loss: on the held-out rows, the log loss or a number's root mean squared error. problem: why it did not
     pass.
     """
-
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     window: str
     version: int | None = None

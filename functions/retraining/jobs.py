@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.alerting.jobs import tell_people
 from toque.functions.arguments import Model, Reason
@@ -67,14 +67,12 @@ OWN_SCHEDULE_MODELS, MODELS_PER_RUN = 8, 50
 _BEGINS = {"retrain", "resume"}
 
 
-class RetrainResult(BaseModel):
+class RetrainResult(BaseModel, frozen=True):
     """Result of an alarm offered to retraining.
 
     version: the challenger that is being rolled out, if any; invocation: of the retrain, where action is "submitted" by this
     inspection or one before it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     action: str
@@ -85,10 +83,8 @@ class RetrainResult(BaseModel):
     invocation: str | None = None
 
 
-class InspectionResult(BaseModel):
+class InspectionResult(BaseModel, frozen=True):
     """Result of one inspection of a model: what was found and done."""
-
-    model_config = ConfigDict(frozen=True)
 
     model: str
     at: datetime

@@ -13,7 +13,7 @@ from itertools import takewhile
 from typing import Any, Literal, Self
 
 from croniter import croniter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, model_validator
 
 from toque.functions.monitoring.alarms import Alarm
 from toque.functions.retraining.windows import TrainingWindow
@@ -49,16 +49,14 @@ MOST_BUDGET = 1_000
 _MAX_FINISHED = MOST_BUDGET  # retrains that the fold remembers, so that every budget can be spent
 
 
-class Blackout(BaseModel):
+class Blackout(BaseModel, frozen=True, extra="forbid"):
     """Time span in which no retrain starts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     start: AwareDatetime
     end: AwareDatetime
 
 
-class RetrainingPolicy(BaseModel):
+class RetrainingPolicy(BaseModel, frozen=True, extra="forbid"):
     """Policy that says when and how a model is retrained.
 
     triggers: the monitors whose alarms count. important: features of which one must have drifted for drift to count; empty:
@@ -78,8 +76,6 @@ class RetrainingPolicy(BaseModel):
         `automatic_approval`, which is off by default; None: never automatically.
     lost_after: wall-clock time without a heartbeat after which a retrain counts as dead and is taken up again.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     triggers: tuple[Trigger, ...] = ("performance", "drift", "age", "schedule", "volume", "manual")
     important: tuple[str, ...] = ()
@@ -126,13 +122,11 @@ class RetrainingPolicy(BaseModel):
         return not self.important or not drifted or not set(drifted).isdisjoint(self.important)
 
 
-class Running(BaseModel):
+class Running(BaseModel, frozen=True):
     """Retrain that has begun and not ended.
 
     number: of its journal entry. at: when, on the platform's clock. wall: when it was last begun, by the wall clock.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     number: int
     alarm: Alarm
@@ -141,10 +135,8 @@ class Running(BaseModel):
     champion: int
 
 
-class Finished(BaseModel):
+class Finished(BaseModel, frozen=True):
     """Outcome of a retrain that has ended. version: the challenger that was rolled out, if any."""
-
-    model_config = ConfigDict(frozen=True)
 
     number: int
     started_at: AwareDatetime
@@ -153,13 +145,11 @@ class Finished(BaseModel):
     text: str = ""
 
 
-class RetrainState(BaseModel):
+class RetrainState(BaseModel, frozen=True):
     """State folded from the journal `retraining/{model}`.
 
     last_skip: rule of the last recorded skip since the last start.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     running: Running | None = None
     finished: tuple[Finished, ...] = ()
@@ -167,7 +157,7 @@ class RetrainState(BaseModel):
     last_skip: str | None = None
 
 
-class Situation(BaseModel):
+class Situation(BaseModel, frozen=True):
     """Situation of the model beside the alarm, as an input of the decision.
 
     champion_since: when it took over. rollout_open: whether a rollout is under way. ends: how rollouts ended, by challenger.
@@ -175,8 +165,6 @@ class Situation(BaseModel):
     incidents: for each column that a standing data-quality incident spoils, what it says. standing: what the alarms are about
     that stand against the champion and are not explained, "monitor/subject".
     """
-
-    model_config = ConfigDict(frozen=True)
 
     champion: int | None
     champion_since: AwareDatetime | None = None
@@ -188,10 +176,8 @@ class Situation(BaseModel):
     standing: tuple[str, ...] = ()
 
 
-class RetrainDecision(BaseModel):
+class RetrainDecision(BaseModel, frozen=True):
     """Decision on an alarm: what to do, by which rule, and what every rule found."""
-
-    model_config = ConfigDict(frozen=True)
 
     action: Action
     rule: str

@@ -8,7 +8,7 @@ from datetime import datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 from croniter import croniter
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel
 
 from toque.functions.features.entity_rows import LABEL_KNOWN_AT
 from toque.functions.monitoring import Alarm, alarms
@@ -19,10 +19,8 @@ from toque.functions.runtime.context import context
 from toque.registry import Fold, Journal, ModelVersion, Table
 
 
-class ChampionSeen(BaseModel):
+class ChampionSeen(BaseModel, frozen=True):
     """Champion version, and when it was first seen to be champion."""
-
-    model_config = ConfigDict(frozen=True)
 
     version: int
     since: AwareDatetime

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from toque.functions.features.entity_rows import EVENT_TIMESTAMP, LABEL_KNOWN_AT
 from toque.functions.training import TrainingDataError
@@ -28,15 +28,13 @@ _MICROSECOND = timedelta(microseconds=1)
 _UTC = pa.timestamp("us", "UTC")
 
 
-class TrainingWindow(BaseModel):
+class TrainingWindow(BaseModel, frozen=True, extra="forbid"):
     """Window of training rows before the held-out ones; conditions that are not set choose all rows.
 
     days: recent: the last so many days. season_days: seasonal: rows whose time of year lies within so many days of the end of
     the window's, in whatever year. half_life_days: weighted: of rows so much older than the newest half are kept, of rows
     twice as old a quarter, at random but the same rows each time, as if weighted by a half and a quarter.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     days: int | None = Field(default=None, ge=1)

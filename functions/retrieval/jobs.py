@@ -18,7 +18,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.featurestore import FeatureStore, FeatureView, Vector
 from toque.featurestore.vectors import MOST
@@ -65,10 +65,8 @@ EmbedderThreads = Annotated[
 ]
 
 
-class RefreshedDocuments(BaseModel):
+class RefreshedDocuments(BaseModel, frozen=True):
     """What a refresh of a view of documents did. embedded: chunks with a new vector; kept: that were there already; removed: that are no more."""
-
-    model_config = ConfigDict(frozen=True)
 
     view: str
     documents: int
@@ -79,10 +77,8 @@ class RefreshedDocuments(BaseModel):
     source: str
 
 
-class Passage(BaseModel):
+class Passage(BaseModel, frozen=True):
     """A chunk that was found. distance: from the question, 0 for the same direction."""
-
-    model_config = ConfigDict(frozen=True)
 
     chunk: str
     document: str
@@ -91,10 +87,8 @@ class Passage(BaseModel):
     distance: float
 
 
-class Retrieved(BaseModel):
+class Retrieved(BaseModel, frozen=True):
     """What was found for a question, nearest first, and in what: the view's embedder, and the version of its table."""
-
-    model_config = ConfigDict(frozen=True)
 
     view: str
     question: str
@@ -104,10 +98,8 @@ class Retrieved(BaseModel):
     at: datetime
 
 
-class RetrievalScores(BaseModel):
+class RetrievalScores(BaseModel, frozen=True):
     """Mean scores over questions, each with a 95 % bootstrap interval. k: places that were looked at."""
-
-    model_config = ConfigDict(frozen=True)
 
     questions: int
     k: int

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from toque.functions.runtime.errors import InvalidArguments
 
@@ -30,13 +30,11 @@ MARKER = "TOQUE_RUN_ENVIRONMENT"
 """Variable that holds the environment of a run's processes, as JSON."""
 
 
-class Environment(BaseModel):
+class Environment(BaseModel, frozen=True, extra="forbid"):
     """Packages and variables that a submission brings, which only the processes of its run have.
 
     Raises: ValueError for a package without an exact version or named twice, or a variable that is the platform's own.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     packages: tuple[str, ...] = Field(
         default=(),
@@ -106,15 +104,13 @@ class EnvironmentRefused(InvalidArguments):
     """Raised if a submission brings what its workspace may not, or where it cannot have it."""
 
 
-class EnvironmentPolicy(BaseModel):
+class EnvironmentPolicy(BaseModel, frozen=True, extra="forbid", hide_input_in_errors=True):
     """Policy of what submissions may bring: nothing by default, since a package's code has the rights of the cluster.
 
     packages, variables: patterns by workspace, or "*" for each: of names, as in "lifelines", or of releases, as in
     "lifelines==0.30.*". index: a package index's address, or a folder of wheels that every node has; "" for pip's own.
     Raises: ValueError for an address with a password, which Ray would show.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     packages: dict[str, tuple[str, ...]] = {}
     variables: dict[str, tuple[str, ...]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from toque.functions.generative.guardrails.rule import Guardrail, plain
 from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS, with_texts
@@ -24,10 +24,8 @@ Change = Callable[[str, str], str]
 """Takes a role and a text; gives the text that goes on in its place."""
 
 
-class Guardrails(BaseModel):
+class Guardrails(BaseModel, frozen=True, extra="forbid"):
     """Rules on what a caller sends, and on what the model answers, in the order in which they are applied."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     before: tuple[Guardrail, ...] = Field(
         default=(),

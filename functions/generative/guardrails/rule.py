@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from toque.registry.text_patterns import check_pattern, count_matches, replace_matches
 
@@ -91,15 +91,13 @@ _PATTERNS: Final[Mapping[PersonalData, tuple[re.Pattern[str], Callable[[str], bo
 KINDS: Final[tuple[PersonalData, ...]] = tuple(_PATTERNS)
 
 
-class Guardrail(BaseModel):
+class Guardrail(BaseModel, frozen=True, extra="forbid"):
     """A rule on what is asked or answered.
 
     It finds, by its kind: `length` more than `max_length` characters in all; `personal_data` such as `data` lists; `deny`
     one of `patterns`; `allow` none of them; `json_schema` an answer that is not JSON of that schema; `injection` text that
     looks like orders to the model, by at least `threshold` of its heuristics.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["length", "personal_data", "deny", "allow", "json_schema", "injection"] = Field(
         description="What the rule finds."

@@ -6,7 +6,7 @@ import uuid
 from contextlib import suppress
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.maintenance.erasure.subject import Subject, new_salt
 from toque.registry import AlreadyExists, Dependent, ObjectStore, TableSnapshot
@@ -14,10 +14,8 @@ from toque.registry import AlreadyExists, Dependent, ObjectStore, TableSnapshot
 _PENDING = "erasures/pending/"
 
 
-class TableErasure(BaseModel):
+class TableErasure(BaseModel, frozen=True):
     """Rows removed from one table: their number in all its files, and the versions (first, last) that had them."""
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int
     files: int
@@ -58,14 +56,12 @@ class PendingErasure(BaseModel):
             self.removed[place] = self.removed.get(place, 0) + number
 
 
-class TablePreview(BaseModel):
+class TablePreview(BaseModel, frozen=True):
     """What an erasure would find in one table, in files that may repeat a row.
 
     rows: that would go; staying: that mention the subject in a text and would stay; why: rows of both kinds by the column that
     shows it; whose: first of the units and entities that they have.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int
     staying: int
@@ -73,14 +69,12 @@ class TablePreview(BaseModel):
     whose: list[str]
 
 
-class ErasurePreview(BaseModel):
+class ErasurePreview(BaseModel, frozen=True):
     """What an erasure would remove, and why, from tables and objects; what has not reached the tables yet is not among it.
 
     objects: why each would go, by key; staying: keys of objects that mention the subject in a text and would stay; left: why a
     table could not be searched.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     tables: dict[str, TablePreview]
     objects: dict[str, str]
@@ -88,7 +82,7 @@ class ErasurePreview(BaseModel):
     left: list[str]
 
 
-class Certificate(BaseModel):
+class Certificate(BaseModel, frozen=True):
     """Proof of an erasure: what was removed where, when, by whom, and what was made from it before.
 
     subject_hash: scrypt of the subject with `salt`; who knows the subject can check it (`Subject.digest`).
@@ -99,8 +93,6 @@ class Certificate(BaseModel):
     not confirm that their write-ahead files have dropped it. pseudonyms: whether pseudonyms were searched as well; text:
     whether texts that mention the subject were.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     subject_hash: str

@@ -18,7 +18,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from toque.featurestore.definitions.stream_source import ASIDE_REASON, ASIDE_ROW
 from toque.featurestore.sources.rows import REASON, ROW
@@ -40,10 +40,8 @@ _WHOLE = re.compile(r"-?[0-9]+\.0+")
 _ESCAPES = re.compile(r"\\+(?:u([0-9a-fA-F]{4})|[nrtbf])")
 
 
-class Subject(BaseModel):
+class Subject(BaseModel, frozen=True, extra="forbid"):
     """Person or thing to erase: values by join key, the unit of the traffic split, or both."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     entity: dict[str, str] = Field(default_factory=dict)
     unit: str | None = None

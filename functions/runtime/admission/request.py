@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from toque.functions.runtime.cards import share_of
 from toque.functions.runtime.declaration import Demand
@@ -23,14 +23,12 @@ SLACK = 1e-9  # of rounding, in sums of fractions of a CPU
 _ADDED: Mapping[str, Any] = {"gpu_hours": None, "money": None, "share": 1.0}  # absent from what 0.1 reads
 
 
-class Quota(BaseModel):
+class Quota(BaseModel, frozen=True, extra="forbid"):
     """Limits of what the experiments of a team, or of `everyone` together, occupy at a time; None: no limit.
 
     at_once: number of experiments; gpu_hours, money: budget of a calendar month (UTC); share: weight in the fair share of the
     team among the teams of its workspace; members: callers who belong to the team.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cpus: float | None = Field(default=None, ge=0)
     gpus: float | None = Field(default=None, ge=0)
