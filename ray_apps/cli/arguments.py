@@ -72,7 +72,6 @@ EXPECTED_CHAMPION = arg(
     "--expected VERSION", "the champion this was decided on; another one is an error", type=int
 )
 REASON = arg("--reason", "why; it stands in the journal beside your name", default="")
-REASON_REQUIRED = arg("--reason", REASON.options["help"], required=True)
 OVERRIDE = arg(
     "--override REASON",
     "REASON of an emergency change against the model's policy, by an admin; the version keeps the mark for ever",

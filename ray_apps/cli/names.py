@@ -98,55 +98,15 @@ def _versions(given: Given) -> list[str]:
     return [*versions, *given.client.get(f"/models/{given.model}")["aliases"]]
 
 
-def _invocations(given: Given) -> list[str]:
-    return _field(given.client.get("/invocations", limit=_SEARCHED), "id")
-
-
 def _functions(given: Given) -> list[str]:
     """The functions, and the name that was given if it is a reference: such a name is not listed."""
     references = [given.function] if ":" in given.function else []
     return [*_field(given.client.get("/functions"), "name"), *references]
 
 
-def _runs(given: Given) -> list[str]:
-    """IDs of the newest runs of all experiments."""
-    ids = _field(experiments(given.client), "experiment_id")
-    asked = {"experiment_ids": ids, "max_results": _SEARCHED}
-    found = given.client.send("POST", f"{MLFLOW}/runs/search", body=asked).json()["runs"]
-    return [each["info"]["run_id"] for each in found]
-
-
 def _experiments(given: Given) -> list[str]:
     found = experiments(given.client)
     return list(dict.fromkeys([*_field(found, "experiment_id"), *_field(found, "name")]))
-
-
-def _tokens(given: Given) -> list[str]:
-    return [each["name"] for each in given.client.get("/tokens") if each["revoked_at"] is None]
-
-
-def _views(given: Given) -> list[str]:
-    return _field(call(given.client, "feature_health", {"samples": 0}), "view")
-
-
-def _sources(given: Given) -> list[str]:
-    return _field(call(given.client, "source_status", {"loads": 0}), "source")
-
-
-def _streams(given: Given) -> list[str]:
-    return _field(call(given.client, "stream_status", {}), "source")
-
-
-def _holdouts(given: Given) -> list[str]:
-    return _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name")
-
-
-def _alarms(given: Given) -> list[str]:
-    return _field(call(given.client, "standing_alarms", {"model": given.model}), "key")
-
-
-def _alerts(given: Given) -> list[str]:
-    return list(call(given.client, "alert_status", {"model": given.model})["standing"])
 
 
 def _monitors(given: Given) -> list[str]:
@@ -156,36 +116,61 @@ def _monitors(given: Given) -> list[str]:
     return list(dict.fromkeys([*alarm["properties"]["monitor"]["enum"], *judged]))
 
 
+def _get(path: str, field: str, **query: Any) -> Callable[[Given], list[str]]:
+    """What lists a field of the rows at a path of the API."""
+    return lambda given: _field(given.client.get(path, **query), field)
+
+
+def _call(function: str, field: str, **arguments: Any) -> Callable[[Given], list[str]]:
+    """What lists a field of the rows that a function gives."""
+    return lambda given: _field(call(given.client, function, arguments), field)
+
+
 def _field(rows: Sequence[dict[str, Any]], field: str) -> list[str]:
     return [str(each[field]) for each in rows]
 
 
 _OF_MODEL = " of {model}"
 _VERSION = Kind("version", _versions, "toque models show {model}", _OF_MODEL)
-_RUN = Kind("run", _runs, "toque runs list EXPERIMENT")
+_RUN = Kind("run", _get("/runs", "id", limit=_SEARCHED), "toque runs list EXPERIMENT")
 KINDS = {  # by the name of the argument that takes such a name
-    "model": Kind("model", lambda given: _field(given.client.get("/models"), "name"), "toque models list"),
+    "model": Kind("model", _get("/models", "name"), "toque models list"),
     "version": _VERSION,
     "rivals": _VERSION,
     "function": Kind("function", _functions, "toque functions"),
-    "invocation": Kind("invocation", _invocations, "toque invocations list"),
+    "invocation": Kind("invocation", _get("/invocations", "id", limit=_SEARCHED), "toque invocations list"),
     "experiment": Kind("experiment", _experiments, "toque runs experiments"),
     "run": _RUN,
     "runs": _RUN,
-    "token": Kind("token", _tokens, "toque access token list"),
-    "chosen": Kind(
-        "workspace",
-        lambda given: _field(given.client.get("/workspaces"), "name"),
-        "toque access workspace list",
+    "token": Kind(
+        "token",
+        lambda given: [each["name"] for each in given.client.get("/tokens") if each["revoked_at"] is None],
+        "toque access token list",
     ),
-    "views": Kind("feature view", _views, "toque features list"),
-    "sources": Kind("batch source", _sources, "toque sources"),
-    "streams": Kind("stream source", _streams, "toque streams list"),
+    "chosen": Kind("workspace", _get("/workspaces", "name"), "toque access workspace list"),
+    "views": Kind("feature view", _call("feature_health", "view", samples=0), "toque features list"),
+    "sources": Kind("batch source", _call("source_status", "source", loads=0), "toque sources"),
+    "streams": Kind("stream source", _call("stream_status", "source"), "toque streams list"),
     "layer": Kind("layer", lambda given: given.client.get("/layers"), "toque traffic layer"),
-    "holdout": Kind("holdout", _holdouts, "toque traffic show {model}", _OF_MODEL),
+    "holdout": Kind(
+        "holdout",
+        lambda given: _field(given.client.get(f"/models/{given.model}/traffic")["holdouts"], "name"),
+        "toque traffic show {model}",
+        _OF_MODEL,
+    ),
     "monitor": Kind("monitor", _monitors, "toque monitor status {model}"),
-    "alarm": Kind("alarm", _alarms, "toque monitor incidents {model} -o wide", _OF_MODEL),
-    "alert": Kind("alert", _alerts, "toque alerts status {model}", f"{_OF_MODEL} that stands"),
+    "alarm": Kind(
+        "alarm",
+        lambda given: _field(call(given.client, "standing_alarms", {"model": given.model}), "key"),
+        "toque monitor incidents {model} -o wide",
+        _OF_MODEL,
+    ),
+    "alert": Kind(
+        "alert",
+        lambda given: call(given.client, "alert_status", {"model": given.model})["standing"],
+        "toque alerts status {model}",
+        f"{_OF_MODEL} that stands",
+    ),
 }
 
 

@@ -4,7 +4,6 @@
 know features, functions or the internals of the other applications.
 """
 
-from toque.ray_apps.mlflow.app import build_app
-from toque.ray_apps.mlflow.deployment import ROUTE_PREFIX, application
+from toque.ray_apps.mlflow.app import ROUTE_PREFIX, application, build_app
 
 __all__ = ["ROUTE_PREFIX", "application", "build_app"]

@@ -120,7 +120,7 @@ def _started(role: str) -> Any:
         gateway.state.services.catalogue()
         return gateway
     if role == "mlflow":
-        from toque.ray_apps.mlflow.deployment import build
+        from toque.ray_apps.mlflow.app import build
 
         return build()
     from toque.ray_apps.predictor import PredictorOptions

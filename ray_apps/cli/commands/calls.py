@@ -77,29 +77,9 @@ def register(commands: Commands) -> None:
     help_of_function = arg(
         "-h --help", "show this, or after a function's name its arguments", action=_ShowHelp, nargs=0
     )
-    add(
-        commands,
-        "run",
-        _run,
-        _FUNCTION,
-        _ARGUMENTS,
-        _HERE,
-        _RUN_KEY,
-        json_option=False,
-        help_option=help_of_function,
-    )
-    add(
-        commands,
-        "submit",
-        _submit,
-        _FUNCTION,
-        _ARGUMENTS,
-        _SUBMIT_KEY,
-        _WAIT,
-        json_option=False,
-        help_option=help_of_function,
-    )
-    for word in ("run", "submit"):
+    for word, run, *own in (("run", _run, _HERE, _RUN_KEY), ("submit", _submit, _SUBMIT_KEY, _WAIT)):
+        taken = (_FUNCTION, _ARGUMENTS, *own)
+        add(commands, word, run, *taken, json_option=False, help_option=help_of_function)
         commands.choices[word].set_defaults(takes_flags=True, here=False, wants_help=None)
     actions = group(
         commands,

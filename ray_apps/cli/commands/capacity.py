@@ -23,64 +23,56 @@ if TYPE_CHECKING:
     from toque.load.capacity_model.fit import Interval, Needs, Point
 
 
-_RPS = arg("--rps RATE", "requests/s that the model shall answer", type=float, required=True)
-_ROWS = arg("--rows N", "rows of each of them (default: 1)", type=int, default=1)
-_KEYS = arg("--keys FILE", "JSON lines for requests by key (default: tensors are sent)")
-_MEASURE = arg(
-    "--measure-rows N,N,…", "rows of the requests that are measured (default: 1,16,64)", default="1,16,64"
+_CAPACITY = (
+    arg("--rps RATE", "requests/s that the model shall answer", type=float, required=True),
+    arg("--rows N", "rows of each of them (default: 1)", type=int, default=1),
+    arg(
+        "--measure-rows N,N,…", "rows of the requests that are measured (default: 1,16,64)", default="1,16,64"
+    ),
+    arg("--seconds S", "length of each measurement (default: 4)", type=float, default=4.0),
+    arg("--keys FILE", "JSON lines for requests by key (default: tensors are sent)"),
+    arg("--points FILE", "take points from a file instead of measuring them here"),
+    arg("--save FILE", "write the points to a file, for --points"),
+    arg("--cores N", "cores of a node (default: 16)", type=int, default=16),
+    arg("--nodes N", "nodes there are at least (default: 1)", type=int, default=1),
+    arg(
+        "--utilisation SHARE",
+        "of a replica, at which its latency is still fine (default: 0.6)",
+        type=float,
+        default=0.6,
+    ),
+    arg(
+        "--lowest-share SHARE", "rate of the quietest hour over --rps (default: 0.2)", type=float, default=0.2
+    ),
+    arg("--labels N", "labels for a prediction (default: 0)", type=float, default=0.0),
 )
-_SECONDS = arg("--seconds S", "length of each measurement (default: 4)", type=float, default=4.0)
-_POINTS = arg("--points FILE", "take points from a file instead of measuring them here")
-_SAVE = arg("--save FILE", "write the points to a file, for --points")
-_CORES = arg("--cores N", "cores of a node (default: 16)", type=int, default=16)
-_NODES = arg("--nodes N", "nodes there are at least (default: 1)", type=int, default=1)
-_UTILISATION = arg(
-    "--utilisation SHARE",
-    "of a replica, at which its latency is still fine (default: 0.6)",
-    type=float,
-    default=0.6,
-)
-_LOWEST = arg(
-    "--lowest-share SHARE", "rate of the quietest hour over --rps (default: 0.2)", type=float, default=0.2
-)
-_LABELS = arg("--labels N", "labels for a prediction (default: 0)", type=float, default=0.0)
 
-_CONFIG = arg("config", "folder of a Hugging Face model, or its config.json")
-_CARD = arg("--card NAME", "kind of card, such as h100, a100, l4 (default: h100)", default="h100")
-_CARDS = arg("--cards N", "number of cards, one worker each (default: 1)", type=int, default=1)
-_TOKENS = arg("--tokens N", "tokens of the whole training, as in 2e9", type=float, required=True)
-_BATCH = arg("--batch ROWS", "rows of a step over all cards (default: 64)", type=int, default=64)
-_LENGTH = arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, default=1024)
-_SHARDING = arg(
-    "--sharding KIND", "replicate or shard (default: the faster that fits)", choices=("replicate", "shard")
+_PLANNED = (
+    arg("config", "folder of a Hugging Face model, or its config.json"),
+    arg("--tokens N", "tokens of the whole training, as in 2e9", type=float, required=True),
+    arg("--card NAME", "kind of card, such as h100, a100, l4 (default: h100)", default="h100"),
+    arg("--cards N", "number of cards, one worker each (default: 1)", type=int, default=1),
+    arg("--batch ROWS", "rows of a step over all cards (default: 64)", type=int, default=64),
+    arg("--length TOKENS", "tokens of a row (default: 1024)", type=int, default=1024),
+    arg(
+        "--sharding KIND",
+        "replicate or shard (default: the faster that fits)",
+        choices=("replicate", "shard"),
+    ),
+    arg("--tensor N", "cards that split each layer, with --sharding shard (default: 1)", type=int),
+    arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int),
+    flag("--recompute", "activation checkpointing, with --sharding"),
+    arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16"),
+    arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0),
+    arg("--valid-fraction F", "share of rows held out, scored after each epoch", type=float, default=0.1),
+    arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float),
+    flag("--run-recomputed", "the short run had activation checkpointing"),
 )
-_TENSOR = arg("--tensor N", "cards that split each layer, with --sharding shard (default: 1)", type=int)
-_ACCUMULATE = arg("--accumulate N", "micro-batches of a step (default with --sharding: 1)", type=int)
-_RECOMPUTE = flag("--recompute", "activation checkpointing, with --sharding")
-_PRECISION = arg("--precision KIND", "bf16 or fp32 (default: bf16)", choices=("bf16", "fp32"), default="bf16")
-_LORA = arg("--lora RANK", "train adapters of this rank, not all weights", type=int, default=0)
-_VALID = arg("--valid-fraction F", "share of rows held out, scored after each epoch", type=float, default=0.1)
-_RUN = arg("--run-tokens-s N", "tokens/s of a short run of this model on one such card", type=float)
-_RUN_RECOMPUTED = flag("--run-recomputed", "the short run had activation checkpointing")
 
 
 def register(commands: Commands) -> None:
     """Add the command `capacity` to those of `toque`."""
-    measuring = (_MEASURE, _SECONDS, _KEYS, _POINTS, _SAVE)
-    add(
-        commands,
-        "capacity",
-        _capacity,
-        MODEL,
-        _RPS,
-        _ROWS,
-        *measuring,
-        _CORES,
-        _NODES,
-        _UTILISATION,
-        _LOWEST,
-        _LABELS,
-    )
+    add(commands, "capacity", _capacity, MODEL, *_CAPACITY)
 
 
 def _capacity(given: Given) -> int:
@@ -183,8 +175,7 @@ def _text(interval: Interval, digits: int) -> str:
 def register_plans(commands: Commands) -> None:
     """Add the commands that plan a training."""
     actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
-    ways = (_SHARDING, _TENSOR, _ACCUMULATE, _RECOMPUTE, _PRECISION, _LORA, _VALID, _RUN, _RUN_RECOMPUTED)
-    add(actions, "train", _plan_train, _CONFIG, _TOKENS, _CARD, _CARDS, _BATCH, _LENGTH, *ways)
+    add(actions, "train", _plan_train, *_PLANNED)
 
 
 def _plan_train(given: Given) -> int:

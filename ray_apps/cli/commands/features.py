@@ -24,14 +24,16 @@ _STORED = flag("--stored", "do not read the log: fill the views from the events 
 _HOURS = arg("--hours H", "how much of the newest event time is read (default: 24)", type=float, default=24.0)
 _WORDS = arg("words WORD", "words that an entry must have, anywhere in it (default: list all)", nargs="*")
 _UNUSED = flag("--unused", "only features that no service and no other view reads")
-_INDEXED_VIEW = arg("view", "name of the feature view, as `toque features list` shows it")
-_FIELD = arg("--field NAME", "vector field to search (default: the view's only one)")
-_TEXT = arg("--text TEXT", "find what is nearest to a text, by the index's text model")
-_KEY = arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\'')
-_VECTOR = arg("--vector JSON", "find what is nearest to a vector, such as '[0.1, 0.2]'")
-_WHERE = arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\'')
-_AT = arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset")
-_EXACT = flag("--exact", "compare every row, even where there is an index")
+_SEARCHED = (
+    arg("view", "name of the feature view, as `toque features list` shows it"),
+    arg("--text TEXT", "find what is nearest to a text, by the index's text model"),
+    arg("--key JSON", 'find what is nearest to a stored row, by its key such as \'{"doc": "a"}\''),
+    arg("--vector JSON", "find what is nearest to a vector, such as '[0.1, 0.2]'"),
+    arg("--field NAME", "vector field to search (default: the view's only one)"),
+    arg("--where JSON", 'conditions on other columns, such as \'{"lang": "de", "year": {"ge": 2020}}\''),
+    arg("--at TIME", "what would have been found at this time, ISO 8601 with its offset"),
+    flag("--exact", "compare every row, even where there is an index"),
+)
 
 
 def register(commands: Commands) -> None:
@@ -41,7 +43,7 @@ def register(commands: Commands) -> None:
     )
     add(views, "list", _features, _VIEW_NAMES, _HOURS, limit(None))
     add(views, "catalog", _catalog, _WORDS, _UNUSED, limit(None))
-    _register_vectors(views)
+    add(views, "search", _search, *_SEARCHED, limit(10))
     add(commands, "sources", _sources, _SOURCE_NAMES, limit(None))
     actions = group(commands, "streams", "Show how far streams were read, and replay one.")
     add(actions, "list", _list_streams, limit(None))
@@ -136,24 +138,6 @@ def _rows(health: dict[str, Any]) -> list[dict[str, Any]]:
         | {f"row {number}": row.get(name) for number, row in enumerate(newest, start=1)}
         for name in names
     ]
-
-
-def _register_vectors(commands: Commands) -> None:
-    """Add the commands on indexes of vectors."""
-    add(
-        commands,
-        "search",
-        _search,
-        _INDEXED_VIEW,
-        _TEXT,
-        _KEY,
-        _VECTOR,
-        _FIELD,
-        _WHERE,
-        _AT,
-        _EXACT,
-        limit(10),
-    )
 
 
 def _search(given: Given) -> None:

@@ -44,28 +44,26 @@ ROWS_A_REQUEST = 1_000
 _MISSING = ("", "NA", "NULL", "null")
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
-_VERSION = arg("--version N", "ask this version, whatever the traffic policy says", type=int)
-_REQUEST = arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -")
-_ENTITIES = arg("--entities JSON", 'join keys of each row, as in \'[{"airport": "JFK"}]\', @file or -')
-_VALUES = arg(
-    "--request JSON", "values known only at request time, a row for each of the entities, @file or -"
-)
-_FILE = arg(
-    "--file FILE",
-    "rows to ask about, a CSV or Parquet file with the model's columns, by their names or the file's own",
-)
-_KEY = repeatable("--key COLUMN", "column of --file by which stored features are looked up")
-_DROP = repeatable(
-    "--drop COLUMN", "column of --file that is not sent, such as one that the model does not know"
-)
-_UNIT = arg("--unit", "user or thing that the traffic policy keeps on one arm")
-_ATTRIBUTE = repeatable("--attribute NAME=VALUE", "an attribute that the policy's rules look at")
-_EXPLAIN = flag("--explain", "say what each feature added to the answer")
-_ID = arg("--id", "prediction ID (default: a fresh one)")
-_EXAMPLE = flag("--example", "ask with the first row of the champion's example, by tensors")
 _ARGUMENTS = (
-    MODEL, _VERSION, _REQUEST, _ENTITIES, _VALUES, _FILE, _KEY, _DROP, _EXAMPLE, _UNIT, _ATTRIBUTE, _EXPLAIN, _ID,
-)  # fmt: skip
+    MODEL,
+    arg("--version N", "ask this version, whatever the traffic policy says", type=int),
+    arg("--json JSON", "a whole inference request (Open Inference Protocol), @file or -"),
+    arg("--entities JSON", 'join keys of each row, as in \'[{"airport": "JFK"}]\', @file or -'),
+    arg("--request JSON", "values known only at request time, a row for each of the entities, @file or -"),
+    arg(
+        "--file FILE",
+        "rows to ask about, a CSV or Parquet file with the model's columns, by their names or the file's own",
+    ),
+    repeatable("--key COLUMN", "column of --file by which stored features are looked up"),
+    repeatable(
+        "--drop COLUMN", "column of --file that is not sent, such as one that the model does not know"
+    ),
+    flag("--example", "ask with the first row of the champion's example, by tensors"),
+    arg("--unit", "user or thing that the traffic policy keeps on one arm"),
+    repeatable("--attribute NAME=VALUE", "an attribute that the policy's rules look at"),
+    flag("--explain", "say what each feature added to the answer"),
+    arg("--id", "prediction ID (default: a fresh one)"),
+)
 _PREDICTION = arg("prediction", "ID of the prediction, which its answer had as `id`")
 _OBSERVED = arg("--observed-at TIME", "when that became known, as in 2026-05-01T12:00:00Z (default: now)")
 _REQUEST_ID = arg("id", "ID of a prediction, or of a trace, as the header `traceparent` has it")

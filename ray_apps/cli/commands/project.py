@@ -28,43 +28,30 @@ if TYPE_CHECKING:
 _GUESSES = columns("role | taken as: value | because: reason | to change it: option", texts="because")
 _LISTED = 20  # findings that are shown
 
-_NAME = arg("name", "name of the project: its folder, its package and its model")
-_FROM = arg(
-    "--from FILE", "a CSV, TSV or Parquet file, or an SQLite database as in sqlite:///data.db", dest="source"
-)
-_QUERY = arg("--query SQL", "which rows of a database (default: its only table)", default="")
-_LABEL = arg("--label COLUMN", "what the model predicts (default: guessed)")
-_KEY = repeatable("--key COLUMN", "what identifies a row, or `row` for its number (default: guessed)")
-_TIME = arg("--time COLUMN", "when a row was known, or `none` (default: guessed)")
-_OUTCOME = arg(
-    "--outcome",
-    "what the label is (default: guessed)",
-    choices=["binary", "multiclass", "multilabel", "number", "count", "ranking", "vector"],
-)
-_GROUP = arg("--group COLUMN", "of a ranking, what names the request of a row (default: guessed)")
-_POSITIVE = arg("--positive VALUE", "which of a label's two values counts as 1 (default: guessed)")
-_DROP = repeatable("--drop COLUMN", "leave a column out of the features")
-_KEEP = repeatable("--keep COLUMN", "keep a column that was left out")
-_TEXT = repeatable("--text COLUMN", "take a column as texts, even if it looks like numbers")
-_NULL = repeatable("--null WORD", "a further word for a missing value")
-_ENCODING = arg("--encoding NAME", "of a CSV file (default: %(default)s)", default="utf-8")
-_YES = flag("--yes", "take the guesses as they are, without asking")
 _INIT = (
-    _NAME,
-    _FROM,
-    _QUERY,
-    _LABEL,
-    _KEY,
-    _TIME,
-    _OUTCOME,
-    _GROUP,
-    _POSITIVE,
-    _DROP,
-    _KEEP,
-    _TEXT,
-    _NULL,
-    _ENCODING,
-    _YES,
+    arg("name", "name of the project: its folder, its package and its model"),
+    arg(
+        "--from FILE",
+        "a CSV, TSV or Parquet file, or an SQLite database as in sqlite:///data.db",
+        dest="source",
+    ),
+    arg("--query SQL", "which rows of a database (default: its only table)", default=""),
+    arg("--label COLUMN", "what the model predicts (default: guessed)"),
+    repeatable("--key COLUMN", "what identifies a row, or `row` for its number (default: guessed)"),
+    arg("--time COLUMN", "when a row was known, or `none` (default: guessed)"),
+    arg(
+        "--outcome",
+        "what the label is (default: guessed)",
+        choices=["binary", "multiclass", "multilabel", "number", "count", "ranking", "vector"],
+    ),
+    arg("--group COLUMN", "of a ranking, what names the request of a row (default: guessed)"),
+    arg("--positive VALUE", "which of a label's two values counts as 1 (default: guessed)"),
+    repeatable("--drop COLUMN", "leave a column out of the features"),
+    repeatable("--keep COLUMN", "keep a column that was left out"),
+    repeatable("--text COLUMN", "take a column as texts, even if it looks like numbers"),
+    repeatable("--null WORD", "a further word for a missing value"),
+    arg("--encoding NAME", "of a CSV file (default: %(default)s)", default="utf-8"),
+    flag("--yes", "take the guesses as they are, without asking"),
 )
 _MODEL = arg("model", "name of the model (default: the project's only one)", nargs="?")
 _PROJECT = arg(

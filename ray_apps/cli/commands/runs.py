@@ -5,7 +5,6 @@ By MLflow's protocol, which the platform speaks anyway.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from operator import itemgetter
 from pathlib import Path
@@ -65,16 +64,6 @@ def run_of(client: Client, run_id: str) -> dict[str, Any]:
     return _plain(run["info"], run["data"])
 
 
-def artifacts(client: Client, run_id: str, folder: str = "") -> Iterator[tuple[str, int]]:
-    """Path and size in bytes of every file of a run below `folder`."""
-    found = client.get(f"{MLFLOW}/artifacts/list", run_id=run_id, path=folder)
-    for each in found["files"]:
-        if each["is_dir"]:
-            yield from artifacts(client, run_id, each["path"])
-        else:
-            yield each["path"], each["file_size"]
-
-
 def _experiments(given: Given) -> None:
     """List the experiments, the newest first."""
     rows = [
@@ -90,8 +79,12 @@ def _list(given: Given) -> None:
     named = ids.get(given.experiment, given.experiment)
     if named not in ids.values():
         require(given, "experiment", named)
-    asked = {"experiment_ids": [named], "filter": given.where, "order_by": given.order}
-    asked["max_results"] = given.limit + 1
+    asked = {
+        "experiment_ids": [named],
+        "filter": given.where,
+        "order_by": given.order,
+        "max_results": given.limit + 1,
+    }
     found = given.client.send("POST", f"{MLFLOW}/runs/search", body=asked).json()["runs"]
     rows = [_plain(run["info"], run["data"]) for run in found]
     empty = f"experiment {named} has no run{' that meets the condition' if given.where else ''}"
@@ -101,7 +94,7 @@ def _list(given: Given) -> None:
 def _show(given: Given) -> None:
     """Show a run with all it logged."""
     run = run_of(given.client, given.run)
-    facts(given.output, _RUN, run | {"files": dict(artifacts(given.client, given.run))})
+    facts(given.output, _RUN, run | {"files": _files(given)})
     see_page(given.output, given.client.page("runs", given.run))
 
 
@@ -142,8 +135,7 @@ def _plot(given: Given) -> None:
 def _download(given: Given) -> None:
     """Get a run's files, digests checked."""
     wanted, folder, label = given.path.strip("/"), Path(given.to), f"run {given.run}"
-    run_of(given.client, given.run)
-    stored = dict(artifacts(given.client, given.run))
+    stored = _files(given)
     found = [path for path in stored if not wanted or path == wanted or path.startswith(f"{wanted}/")]
     if not stored:
         raise Failed(f"{label} has no files")
@@ -154,6 +146,11 @@ def _download(given: Given) -> None:
     ]
     files.fetch(given.client, transfers, label=label)
     message(given.output, f"{len(transfers)} files in {folder}", [str(each.here) for each in transfers])
+
+
+def _files(given: Given) -> dict[str, int]:
+    """Sizes in bytes of the run's files, by path. Raises: Refused."""
+    return dict(sorted(given.client.get(f"/runs/{given.run}")["artifacts"].items()))
 
 
 def _upload(given: Given) -> None:

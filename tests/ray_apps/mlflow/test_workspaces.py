@@ -16,7 +16,7 @@ from starlette.routing import Mount
 from tests.ray_apps.mlflow.conftest import TrackingServer, run_client
 from toque.ray_apps.admission.guarded_route import rule_of
 from toque.ray_apps.mlflow import build_app
-from toque.ray_apps.mlflow.deployment import build
+from toque.ray_apps.mlflow.app import build
 from toque.registry import Access, Grant, Registry, open_store, workspace_store
 
 GRANTS = {
