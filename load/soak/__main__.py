@@ -24,14 +24,7 @@ import redis
 
 from toque.load.benchmarks.harness import main, say
 from toque.load.benchmarks.servers import Platform, started
-from toque.load.benchmarks.serving.fixtures import (
-    KEY,
-    BenchmarkModel,
-    define_features,
-    fill_features,
-    keyed_models,
-    register,
-)
+from toque.load.benchmarks.serving import fixtures
 from toque.load.benchmarks.serving.floor import small_mlp
 from toque.load.benchmarks.training.fixtures import COLUMNS, synthetic_table
 from toque.load.scenarios.keeping import HttpDoor, record
@@ -61,16 +54,19 @@ def run(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     store_url, home = (folder / "store").as_uri(), folder / "home"
-    models = {STEADY: BenchmarkModel(small_mlp(), arms=(0.1,)), KEYED: keyed_models()[KEYED]}
-    register(store_url, folder / "artifacts", models)
-    define_features(store_url)
+    models = {
+        STEADY: fixtures.BenchmarkModel(small_mlp(), arms=(0.1,)),
+        KEYED: fixtures.keyed_models()[KEYED],
+    }
+    fixtures.register(store_url, folder / "artifacts", models)
+    fixtures.define_features(store_url)
     rows = Table(open_store(store_url), "rows").append(synthetic_table().slice(0, _TRAINING_ROWS))
     with (
         _small_disk(folder / "store-wal") as disk,
         started(home, store_url, project="toque.load.soak.project", cpus=8) as platform,
         redis.Redis.from_url(platform.redis_url) as keys,
     ):
-        fill_features(store_url, platform.redis_url)
+        fixtures.fill_features(store_url, platform.redis_url)
         body = {"version": _train(platform, rows), "reason": "first"}
         platform.client.post(f"/models/{RETRAINED}/promote", json=body).raise_for_status()
         platform.wait_for(STEADY, RETRAINED, KEYED)
@@ -103,29 +99,18 @@ def run(
 def _scenario(folder: Path, rate: float, seconds: float) -> Scenario:
     """Scenario of the soak: a wave of tensors, tensors for the retrained model, and requests by key."""
     keys = folder / "keys.jsonl"
-    keys.write_text(json.dumps({"entities": {"key": KEY}}) + "\n")
+    keys.write_text(json.dumps({"entities": {"key": fixtures.KEY}}) + "\n")
     wave = Wave(kind="wave", rate=rate / 3, to_rate=rate, period_s=min(600, seconds), seconds=seconds)
-    return Scenario(
-        shape=wave,
-        mix=(Ask(model=STEADY, weight=2), Ask(model=RETRAINED), Ask(model=KEYED, keys=keys)),
-        connections=32,
-        patience_s=5,
-        as_users=True,  # the retrained model is judged by them
-    )
+    mix = (Ask(model=STEADY, weight=2), Ask(model=RETRAINED), Ask(model=KEYED, keys=keys))
+    # as users: the retrained model is judged by them
+    return Scenario(shape=wave, mix=mix, connections=32, patience_s=5, as_users=True)
 
 
 def _train(platform: Platform, rows: TableSnapshot) -> int:
     """Train and register the next version of the retrained model. Raises: httpx.HTTPError."""
-    columns = {name: list(getattr(COLUMNS, name)) for name in ("numeric", "categorical")}
-    trained = platform.call(
-        "train_tabular",
-        model=RETRAINED,
-        training_set=rows.model_dump(mode="json"),
-        label=COLUMNS.label,
-        params={"epochs": 2},
-        **columns,
-    )
-    return int(trained["version"])
+    columns: dict[str, Any] = {name: list(getattr(COLUMNS, name)) for name in ("numeric", "categorical")}
+    columns |= {"training_set": rows.model_dump(mode="json"), "label": COLUMNS.label}
+    return int(platform.call("train_tabular", model=RETRAINED, params={"epochs": 2}, **columns)["version"])
 
 
 @contextmanager
@@ -136,9 +121,8 @@ def _small_disk(folder: Path) -> Iterator[Path | None]:
         return
     folder.mkdir(mode=0o700)
     options = f"size={_DISK},mode=0700"
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True, check=False
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
     try:
         yield folder if mounted.returncode == 0 else None
     finally:

@@ -79,12 +79,11 @@ def unexcused(
 
     requests: lines with `sent`, `ended` (seconds since the epoch) and `problem`; kills: from when to when.
     """
-    return [
-        each
-        for each in requests
-        if each["problem"]
-        and not any(each["sent"] - _SLACK_S <= gone and at <= each["ended"] + _SLACK_S for at, gone in kills)
-    ]
+
+    def is_excused(sent: float, ended: float) -> bool:
+        return any(sent - _SLACK_S <= gone and at <= ended + _SLACK_S for at, gone in kills)
+
+    return [each for each in requests if each["problem"] and not is_excused(each["sent"], each["ended"])]
 
 
 def _memory(at: Sample, role: str) -> float:

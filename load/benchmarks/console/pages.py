@@ -26,42 +26,21 @@ from toque.load.benchmarks.servers import asgi_server
 from toque.registry import Access
 
 FLOOR = "/ui/sign-in"
-PAGES = (
-    "/ui/",
-    "/ui/models",
-    f"/ui/models/{MODEL}",
-    f"/ui/models/{MODEL}/versions/2",
-    f"/ui/models/{MODEL}/compare?version=2&version=3",
-    "/ui/traffic",
-    f"/ui/traffic/{MODEL}",
-    "/ui/rollouts",
-    "/ui/monitors",
-    f"/ui/monitors/{MODEL}",
-    f"/ui/predictions?model={MODEL}",
-    "/ui/features",
-    "/ui/experiments",
-    "/ui/experiments/experiment-00",
-    "/ui/experiments/experiment-00?where=metrics.auc+%3E+0.4&order_by=metrics.valid_loss+ASC",
-    "/ui/functions",
-    "/ui/invocations",
-    "/ui/invocations?state=dead",
-    "/ui/invocations?function=count_flights",
-    "/ui/queue",
-    "/ui/costs",
-    "/ui/costs?days=30&by=model",
-    "/ui/reports",
-    "/ui/audit",
-    "/ui/tokens",
-)
+PAGES = f"""
+/ui/ /ui/models /ui/models/{MODEL} /ui/models/{MODEL}/versions/2 /ui/models/{MODEL}/compare?version=2&version=3
+/ui/traffic /ui/traffic/{MODEL} /ui/rollouts /ui/monitors /ui/monitors/{MODEL} /ui/predictions?model={MODEL}
+/ui/features /ui/experiments /ui/experiments/experiment-00
+/ui/experiments/experiment-00?where=metrics.auc+%3E+0.4&order_by=metrics.valid_loss+ASC
+/ui/functions /ui/invocations /ui/invocations?state=dead /ui/invocations?function=count_flights /ui/queue
+/ui/costs /ui/costs?days=30&by=model /ui/reports /ui/audit /ui/tokens
+""".split()
 _PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime ?? null"
 _BYTES = "performance.getEntries().reduce((sum, each) => sum + (each.encodedBodySize || 0), 0)"
 
 
 def run(
     *,
-    store: Annotated[
-        Path | None, "folder of the store, written if it is not there; by default a temporary one"
-    ] = None,
+    store: Annotated[Path | None, "folder, written if it is not there; by default a temporary one"] = None,
     part: Annotated[float, "share of the size, for a try"] = 1.0,
     rounds: Annotated[int, "times that a page is opened again"] = 5,
     limit: Annotated[float, "seconds to the first paint"] = 1.0,

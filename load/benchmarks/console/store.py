@@ -31,14 +31,8 @@ from toque.registry.store import folder as folder_store
 
 DAYS, MODEL = 30, "late-flights"
 _DONE = "written"
-_USAGE = {
-    "run_s": 2.0,
-    "cpu_s": 1.5,
-    "gpu_s": 0.0,
-    "peak_memory_bytes": 1 << 20,
-    "store_reads": 3,
-    "store_writes": 1,
-}
+_USAGE: dict[str, Any] = {"run_s": 2.0, "cpu_s": 1.5, "gpu_s": 0.0, "peak_memory_bytes": 1 << 20}
+_USAGE |= {"store_reads": 3, "store_writes": 1}
 _FAILURE = {"type": "ConnectionError", "message": "weather.example answered 503", "traceback": "…"}
 _POLICY = ModelPolicy(guarded=frozenset({"champion"}), gates=("offline",), approvals=1)
 

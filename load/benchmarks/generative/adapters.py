@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -31,14 +32,15 @@ def run(
 ) -> None:
     """Write the adapters, and measure engines that have them."""
     with temporary() as folder:
-        files = [
-            write_adapter(folder / f"{seed}.gguf", weights, rank=rank, seed=seed) for seed in range(adapters)
-        ]
-        base = EngineSpec(weights, settings=SETTINGS, threads=threads)
+        write, base = (
+            partial(write_adapter, weights, rank=rank),
+            EngineSpec(weights, settings=SETTINGS, threads=threads),
+        )
+        files = [write(folder / f"{seed}.gguf", seed=seed) for seed in range(adapters)]
         asyncio.run(measure(base, files, folder, tokens, rounds))
 
 
-def write_adapter(file: Path, weights: Path, *, rank: int, seed: int) -> Path:
+def write_adapter(weights: Path, file: Path, *, rank: int, seed: int) -> Path:
     """Write a LoRA of random numbers on all matrices of a model's layers."""
     import gguf  # late: the extra `llm`
 

@@ -70,13 +70,9 @@ def prompt(answer: str | None = "{city}", told: str | None = _TOLD, **parameters
         for name, city, thing, count in _SHOWN:
             said = answer.format(name=name, city=city, thing=thing, count=count)
             examples.append({"user": order((name, city, thing, count)), "assistant": said})
-    return Prompt.model_validate(
-        {
-            "messages": [{"role": "system", "content": told}] if told else [],
-            "examples": examples,
-            "parameters": {"temperature": 1.0, "max_tokens": 16, **parameters},
-        }
-    )
+    messages = [{"role": "system", "content": told}] if told else []
+    sampling = {"temperature": 1.0, "max_tokens": 16, **parameters}
+    return Prompt.model_validate({"messages": messages, "examples": examples, "parameters": sampling})
 
 
 GOOD: Final = prompt()
@@ -131,9 +127,8 @@ async def fill(
                 continue
             seed = (run + (0 if name == GOOD_NAME else _SEEDS_OF_WORSE)) * len(rows)
             requests = [prepare(versions[name], row, seed) for row in rows]
-            said = await asyncio.gather(
-                *(ask(versions[name], process, slots, request) for request in requests)
-            )
+            asked = (ask(versions[name], process, slots, request) for request in requests)
+            said = await asyncio.gather(*asked)
             answers[name].append([each.text for each in said])
             file.with_suffix(".part").write_text(json.dumps(answers))
             file.with_suffix(".part").replace(file)
@@ -194,15 +189,13 @@ def run(
     say(f"{rows * sum(map(len, said.values()))} answers")
     champions = said.pop(GOOD_NAME, [])
     if len(champions) < 2 or not any(said.values()):  # a pair
-        raise NotPossible(
-            "too little was answered to judge anything: give more --seconds, and --answers to go on"
-        )
-    _judged(
+        raise NotPossible("too little was answered to judge anything: more --seconds, and --answers to go on")
+    _judge(
         champions, {name: one[0] for name, one in said.items() if one}, [row.expected for row in evaluation]
     )
 
 
-def _judged(
+def _judge(
     champions: Sequence[Sequence[str]], worse: Mapping[str, Sequence[str]], expected: Sequence[str]
 ) -> None:
     """Judge all pairs, and print what came of them."""
@@ -210,9 +203,8 @@ def _judged(
     shares = {}
     for name, said in worse.items():
         shares[name] = mean(blocked(said, champion, expected) for champion in champions)
-        say(
-            f"{name:24}: {_right(said, expected):4.0%} right, blocked in {shares[name]:.0%} of {len(champions)}"
-        )
+        right = f"{_right(said, expected):4.0%} right"
+        say(f"{name:24}: {right}, blocked in {shares[name]:.0%} of {len(champions)}")
     alarms = mean(blocked(one, other, expected) for one, other in equal_pairs(champions, EQUAL_PAIRS))
     bound(f"worse prompts blocked, of {len(shares)} kinds", mean(shares.values()), least=0.95)
     bound(f"equal pairs blocked, of {EQUAL_PAIRS}", alarms, most=0.05)

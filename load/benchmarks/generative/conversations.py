@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -35,10 +36,8 @@ CONTEXT, ANSWER_TOKENS, THINKS_S = 2_048, 8, (0.5, 4.0)
 WORDS = (
     "river", "stone", "lamp", "garden", "winter", "market", "violin", "harbour", "letter", "cloud", "bridge", "apple",
 )  # fmt: skip
-SYSTEM = {
-    "role": "system",
-    "content": "You are a patient guide of a small museum. Answer in one sentence. " * 8,
-}
+_GUIDE = "You are a patient guide of a small museum. Answer in one sentence. "
+SYSTEM = {"role": "system", "content": _GUIDE * 8}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +57,13 @@ def run(weights: Path, *, rounds: int = 3, conversations: int = 8, turns: int = 
         doors = [stack.enter_context(door(folder, store_url, token, threads)) for _ in range(2)]
         ports, headers = [port for _, port in doors], doors[0][0].headers
         seeds = itertools.count(0, 500)
-        calls = {
-            name: _measuring(
-                stack.enter_context(haproxy(folder / name, name, ports, headers)), conversations, turns, seeds
-            )
-            for name in ("generative", "plain")
-        }
+        calls: dict[str, Callable[[], list[Turn]]] = {}
+        for name in ("generative", "plain"):
+            side = stack.enter_context(haproxy(folder / name, name, ports, headers))
+            calls[name] = partial(_measure, side, conversations, turns, seeds)
         results = in_turns(calls, rounds)
     by_conversation, plain = (
-        _figures(name, [turn for one in taken for turn in one]) for name, taken in results.items()
+        _figures(name, list(itertools.chain(*taken))) for name, taken in results.items()
     )
     bound("share of turns that find their prefix, above Serve's", by_conversation[0] - plain[0], least=1e-9)
     bound("of Serve's time to the first token", by_conversation[1] / plain[1], most=0.9999)
@@ -97,15 +94,16 @@ def haproxy(folder: Path, application: str, ports: list[int], headers: Mapping[s
         yield side
 
 
-def _measuring(side: Side, conversations: int, turns: int, seeds: Iterator[int]) -> Callable[[], list[Turn]]:
-    return lambda: asyncio.run(_measure(side, conversations, turns, next(seeds)))
-
-
-async def _measure(side: Side, conversations: int, turns: int, seed: int) -> list[Turn]:
+def _measure(side: Side, conversations: int, turns: int, seeds: Iterator[int]) -> list[Turn]:
     """Have conversations at once; returns all turns but the first ones."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        works = [converse(session, side, seed + number, turns) for number in range(conversations)]
-        return [turn for taken in await asyncio.gather(*works) for turn in taken[1:]]
+    seed = next(seeds)
+
+    async def converse_all() -> list[list[Turn]]:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            works = [converse(session, side, seed + number, turns) for number in range(conversations)]
+            return await asyncio.gather(*works)
+
+    return [turn for taken in asyncio.run(converse_all()) for turn in taken[1:]]
 
 
 async def converse(session: aiohttp.ClientSession, side: Side, seed: int, turns: int) -> list[Turn]:
@@ -113,9 +111,8 @@ async def converse(session: aiohttp.ClientSession, side: Side, seed: int, turns:
     chance, messages, taken = random.Random(seed), [SYSTEM], list[Turn]()
     for number in range(turns):
         await asyncio.sleep(chance.uniform(*THINKS_S) * (number > 0))
-        messages.append(
-            {"role": "user", "content": f"Tell me of this: {' '.join(chance.choices(WORDS, k=120))}"}
-        )
+        words = " ".join(chance.choices(WORDS, k=120))
+        messages.append({"role": "user", "content": f"Tell me of this: {words}"})
         answer = await stream(session, side, messages, max_tokens=ANSWER_TOKENS)
         messages.append({"role": "assistant", "content": answer.text})
         cached = (answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)

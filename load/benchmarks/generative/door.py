@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -43,7 +44,10 @@ def run(
             door(folder, store_url, token, threads, redis_url=redis_url) as (behind, _),
         ):
             for count in streams:
-                calls = {side.name: _measuring(side, count, tokens) for side in (alone, behind)}
+                calls = {
+                    side.name: partial(_measure, side, count, tokens, itertools.count(1))
+                    for side in (alone, behind)
+                }
                 sides = in_turns(calls, rounds)
                 for name, results in sides.items():
                     rate, first_ms = np.median(results, axis=0)
@@ -54,24 +58,23 @@ def run(
                 bound(f"ms that the first token comes later, {count} streams", later_ms, most=5.0)
 
 
-def _measuring(side: Side, streams: int, tokens: int) -> Callable[[], tuple[float, float]]:
-    numbers = itertools.count(1)
-    return lambda: asyncio.run(_measure(side, [next(numbers) for _ in range(streams)], tokens))
-
-
-async def _measure(side: Side, numbers: list[int], tokens: int) -> tuple[float, float]:
+def _measure(side: Side, streams: int, tokens: int, numbers: Iterator[int]) -> tuple[float, float]:
     """Ask for so many answers at once; returns tokens a second, and the median milliseconds until a first token."""
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)  # llama.cpp closes those that are kept
-    async with aiohttp.ClientSession(connector=connector) as session:
 
-        async def ask(number: int, most: int) -> Answer:
-            messages = [{"role": "user", "content": f"{_QUESTION} {number}."}]
-            return await stream(session, side, messages, max_tokens=most, logit_bias=_ENDLESS)
+    async def ask_all() -> tuple[list[Answer], float]:
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)  # llama.cpp closes those that are kept
+        async with aiohttp.ClientSession(connector=connector) as session:
 
-        await ask(0, 1)  # the beginning of the prompt is in the cache now
-        begin = time.perf_counter()
-        answers = await asyncio.gather(*(ask(number, tokens) for number in numbers))
-        elapsed_s = time.perf_counter() - begin
+            async def ask(number: int, most: int) -> Answer:
+                messages = [{"role": "user", "content": f"{_QUESTION} {number}."}]
+                return await stream(session, side, messages, max_tokens=most, logit_bias=_ENDLESS)
+
+            await ask(0, 1)  # the beginning of the prompt is in the cache now
+            begin = time.perf_counter()
+            answers = await asyncio.gather(*(ask(next(numbers), tokens) for _ in range(streams)))
+            return answers, time.perf_counter() - begin
+
+    answers, elapsed_s = asyncio.run(ask_all())
     made = sum(answer.usage["completion_tokens"] for answer in answers)
     return made / elapsed_s, float(np.median([answer.first_s for answer in answers])) * 1e3
 

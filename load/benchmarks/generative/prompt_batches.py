@@ -59,15 +59,14 @@ def run(
                 numbers = range(number * (prompts // rounds), (number + 1) * (prompts // rounds))
                 table = _write(store, numbers)
                 alone = partial(asyncio.run, engine_alone(weights, numbers, tokens, threads, folder))
-                calls = {
-                    "alone": alone,
-                    "batch": partial(answer, store.url, table.version, f"out-{number}", threads),
-                }
+                batch = partial(answer, store.url, table.version, f"out-{number}", threads)
+                calls = {"alone": alone, "batch": batch}
                 rates = in_turns(dict(list(calls.items())[:: -1 if number % 2 else 1]), 1)
                 ratios.append(Ratio.of(rates["batch"], rates["alone"]).median)
-                say(
-                    f"{len(numbers)} prompts: engine alone {rates['alone'][0]:7.1f} tokens/s, predict_batch {rates['batch'][0]:7.1f}"
+                told = (
+                    f"engine alone {rates['alone'][0]:7.1f} tokens/s, predict_batch {rates['batch'][0]:7.1f}"
                 )
+                say(f"{len(numbers)} prompts: {told}")
             bound("of the engine's rate, median", median(ratios), least=0.95)
         if "kills" in parts:
             version = _write(store, range(prompts)).version
@@ -91,8 +90,8 @@ def sampling(tokens: int) -> dict[str, object]:
 async def engine_alone(weights: Path, numbers: range, tokens: int, threads: int, folder: Path) -> float:
     """Have an engine answer prompts as fast as it can; returns tokens a second, its start included."""
     watch, spec = Stopwatch(), EngineSpec(weights, settings=SETTINGS, threads=threads)
-    log = folder / "engine.log"
-    process = EngineProcess(engine_of("llama.cpp"), spec, log, patience=Patience(hung_s=300))
+    patience = Patience(hung_s=300)
+    process = EngineProcess(engine_of("llama.cpp"), spec, folder / "engine.log", patience=patience)
     process.start()
     try:
         await process.ready(300)
@@ -104,13 +103,8 @@ async def engine_alone(weights: Path, numbers: range, tokens: int, threads: int,
 
 
 async def _ask(process: EngineProcess, slots: asyncio.Semaphore, number: int, tokens: int) -> int:
-    messages = [{"role": "user", "content": question(number)}]
-    body = {
-        "model": process.engine.model_name(process.spec),
-        "messages": messages,
-        "seed": number,
-        **sampling(tokens),
-    }
+    messages, model = [{"role": "user", "content": question(number)}], process.engine.model_name(process.spec)
+    body = {"model": model, "messages": messages, "seed": number, **sampling(tokens)}
     async with slots:
         while True:
             try:

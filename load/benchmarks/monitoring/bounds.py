@@ -73,12 +73,8 @@ def run(
     *, only: Annotated[Literal["window", "models", "rows", "bounds"] | None, "one part of it"] = None
 ) -> None:
     """Run every simulation, or one part of them."""
-    parts = {
-        "window": day_from_hours,
-        "models": an_hour_of_models,
-        "rows": rows_beyond_memory,
-        "bounds": _bounds,
-    }
+    parts = {"window": day_from_hours, "models": an_hour_of_models, "rows": rows_beyond_memory}
+    parts["bounds"] = _bounds
     for name in [only] if only else parts:
         parts[name]()
 
@@ -175,11 +171,10 @@ def unit_alarms(runs: int, *, thinned: bool, seed: int = 3) -> float:
 
 def _units(rng: np.random.Generator, units: int) -> pa.Table:
     unit = np.repeat(np.arange(units), _UNIT_ROWS)
-    columns: dict[str, object] = {
-        name: rng.standard_normal(units)[unit] + 0.3 * rng.standard_normal(len(unit))
-        for name in _UNIT_COLUMNS
-    }
-    return pa.table(columns | {"unit": pa.array(unit.astype(str))})
+    columns: dict[str, object] = {"unit": pa.array(unit.astype(str))}
+    for name in _UNIT_COLUMNS:
+        columns[name] = rng.standard_normal(units)[unit] + 0.3 * rng.standard_normal(len(unit))
+    return pa.table(columns)
 
 
 def unit_cohort_alarms(runs: int, *, seed: int = 4) -> float:
@@ -230,9 +225,8 @@ def flip_delays(alarms: Alarms, runs: int) -> Delays:
         rates = np.repeat([0.2, 0.3], [QUIET_LABELS, 3_000])
         fired = alarms((rng.random(len(rates)) < rates).astype(np.float64), rng)
         false += any(place <= QUIET_LABELS for place in fired)
-        delays.append(
-            min((place - QUIET_LABELS for place in fired if place > QUIET_LABELS), default=math.inf)
-        )
+        late = [place - QUIET_LABELS for place in fired if place > QUIET_LABELS]
+        delays.append(min(late, default=math.inf))
     return Delays(false / runs, float(np.mean(np.array(delays) <= FEW_LABELS)), float(np.median(delays)))
 
 

@@ -238,22 +238,16 @@ class MonitoredStore:
 
 def declare(models: Sequence[str]) -> None:
     """Declare a project of these models, each with the three monitors every hour, and the default policy of retraining."""
-    module = ModuleType(PROJECT)
-    module.__dict__["FEATURES"] = ()
-    module.__dict__["MODELS"] = [
+    numeric, categorical = map(tuple, NAMES)
+    definitions = [
         ModelDefinition(
-            name=model,
-            service="none",
-            entities="none",
-            label="label",
-            numeric=tuple(NAMES[0]),
-            categorical=tuple(NAMES[1]),
-            monitors=(QUALITY, PERFORMANCE, DRIFT),
-            inspect="0 * * * *",
+            name=model, service="none", entities="none", label="label", numeric=numeric,
+            categorical=categorical, monitors=(QUALITY, PERFORMANCE, DRIFT), inspect="0 * * * *",
         )
         for model in models
-    ]
-    sys.modules[PROJECT] = module
+    ]  # fmt: skip
+    sys.modules[PROJECT] = module = ModuleType(PROJECT)
+    module.__dict__.update(FEATURES=(), MODELS=definitions)
 
 
 def feature_rows(rng: np.random.Generator, rows: int) -> pa.Table:

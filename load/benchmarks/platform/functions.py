@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from http.client import HTTPConnection
@@ -107,21 +108,15 @@ def _gateway(url: str, folder: Path) -> None:
     token = Access(open_store(url), actor="bench").create_token("bench", "operator")
     own = {"TOQUE_STORE": url, "TOQUE_PROJECT": f"{_ROOM}.no_ops"}
     build = "toque.ray_apps.gateway.deployment:build"
+    serve = partial(asgi_server, environment=own)
     with (
-        asgi_server(build, folder, "--factory", "--lifespan", "off", environment=own) as (gateway, _),
-        asgi_server(f"{_ROOM}.functions:floor", folder, "--lifespan", "off", environment=own) as (
-            floor_url,
-            _,
-        ),
+        serve(build, folder, "--factory", "--lifespan", "off") as (gateway, _),
+        serve(f"{_ROOM}.functions:floor", folder, "--lifespan", "off") as (bare_url, _),
+        closing(HTTPConnection(bare_url.removeprefix("http://"))) as bare_door,
+        closing(HTTPConnection(gateway.removeprefix("http://"))) as our_door,
     ):
-        doors = {
-            name: HTTPConnection(door.removeprefix("http://"))
-            for name, door in (("bare ASGI", floor_url), ("gateway", gateway))
-        }
-        calls = {name: partial(_ask, door, token) for name, door in doors.items()}
+        calls = {"bare ASGI": partial(_ask, bare_door, token), "gateway": partial(_ask, our_door, token)}
         plain, ours = timed_in_turns(calls, ROUNDS, warm_ups=20).values()
-        for door in doors.values():
-            door.close()
     say(f"no-op by HTTP: bare ASGI {plain}, gateway {ours}")
     bound("ms that the gateway adds", (ours.p50_s - plain.p50_s) * 1e3, most=1.0)
 
@@ -151,9 +146,8 @@ def _requests(url: str) -> None:
     executor = Executor(Context(store, store.url, actor="bench"), ledger)
     _drain(executor, lambda: ledger.submit(nothing, {"n": 0}))
     accept = store.count(lambda: [ledger.submit(nothing, {"n": number}) for number in range(COUNTED)]).total()
-    polled = (
-        store.count(executor.poll).total() - 2
-    )  # the index and the queue's end are read whatever there is
+    # the index and the queue's end are read whatever there is
+    polled = store.count(executor.poll).total() - 2
     _drain(executor, lambda: None)
     bound("store requests to accept", accept / COUNTED, most=3)
     # the worker, in its own process, writes its claim and its result

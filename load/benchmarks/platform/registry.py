@@ -109,10 +109,8 @@ def _searching(folder: Path) -> None:
         return len(used.search_runs("exp", where, order_by="metrics.log_loss"))
 
     for what, cold, repeats in (("warm", False, 10), ("cold", True, 5)):
-        line(
-            f"search {SEARCHED_RUNS:,} runs, {what} ({search(cold)} found)",
-            timed(partial(search, cold), repeats=repeats),
-        )
+        found, timing = search(cold), timed(partial(search, cold), repeats=repeats)
+        line(f"search {SEARCHED_RUNS:,} runs, {what} ({found} found)", timing)
     begin = time.process_time()
     search(cold=True)
     say(f"of which the processor works {(time.process_time() - begin) * 1e3:.0f} ms, cold")

@@ -46,8 +46,8 @@ def run(
 def run_case(case: Case, folder: str, redis_url: str, rows: int) -> None:
     """Run one case in this process, and print its peak memory."""
     store = FeatureStore(open_store(f"file://{folder}/store"), redis_url, clock=lambda: fixtures.NOW)
-    cases = {"write": _write, "materialize": _materialize, "floor": _floor}
-    cases |= {"online": _online, "asof": _asof, "windows": _windows}
+    cases: dict[Case, Callable[[FeatureStore, Path, int], None]] = {"write": _write, "floor": _floor}
+    cases |= {"materialize": _materialize, "online": _online, "asof": _asof, "windows": _windows}
     cases[case](store, Path(folder), rows)
     say(f"  peak memory of the process: {harness.greatest_mib() / 1024:.2f} GiB")
 

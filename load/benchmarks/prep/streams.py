@@ -215,12 +215,12 @@ def read_while_it_flows(
         others = rng.integers(0, USERS, READ_AT_ONCE - 1) if len(rows["user"]) < due else ()
         users = [PROBE, *(f"u{number}" for number in others)]
         answer = features.get_online_features(view, [{"user": user} for user in users])
-        now, values = time.time(), answer.columns()
+        now, values = time.time(), dict[str, Any](answer.columns())
         seen = range(len(waited_s), values["count_1h"][0] or 0)
         waited_s += [now - (begin + number * PROBES_S) for number in seen]
         if len(users) > 1:
-            times = answer.event_timestamps["count_1h"]
-            for name, column in {"user": users, "event_timestamp": times, **values}.items():
+            values |= {"user": users, "event_timestamp": answer.event_timestamps["count_1h"]}
+            for name, column in values.items():
                 rows[name] += column
     half, most, longest = np.quantile(waited_s, [0.5, 0.99, 1.0]) * 1e3
     say(

@@ -263,12 +263,12 @@ def _concept() -> None:
 def _paths(rng: np.random.Generator, looks: int) -> np.ndarray:
     """Simulate z-values (RUNS, looks) of a skewed metric, with an effect that a fixed test at the last look finds in 80 %."""
     size = 4_000 // looks
-    stats.drift = (1.959964 + 0.841621) * math.sqrt(2 / (size * looks))
+    shift = (1.959964 + 0.841621) * math.sqrt(2 / (size * looks))
     draws = rng.exponential(size=(2, RUNS, looks, size))
     n = size * np.arange(1, looks + 1)
     sums, squares = draws.sum(axis=3).cumsum(axis=2), np.square(draws).sum(axis=3).cumsum(axis=2)
     variance = (squares - sums**2 / n) / (n - 1)
-    z: np.ndarray = ((sums[1] - sums[0]) / n + stats.drift) / np.sqrt(variance.sum(axis=0) / n)
+    z: np.ndarray = ((sums[1] - sums[0]) / n + shift) / np.sqrt(variance.sum(axis=0) / n)
     return z
 
 

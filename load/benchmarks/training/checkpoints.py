@@ -56,8 +56,12 @@ def run(
     torch.set_num_threads(threads)
     layers, opened = max(1, round(gib * GIB / LAYER_BYTES)), open_store(store)
     _delete(opened)  # what a run has left that was stopped
-    rounds = measure(opened, layers, max(LEAST_ROWS, rows), checkpoints, quiet, interval)
-    state, (ratio, lost_s) = layers * LAYER_BYTES, rounds.report()
+    group, state = SingleProcess(), layers * LAYER_BYTES
+    trainer = new_trainer(layers, max(LEAST_ROWS, rows), group)
+    rounds = Rounds(opened, trainer, checkpoints, quiet, interval)
+    with group.memory(), suppress(Enough):
+        trainer.run_epoch(rounds.after_step)
+    ratio, lost_s = rounds.report()
     say(
         f"state {state / GIB:.2f} GiB; {lost_s:.2f} s lost a checkpoint, {lost_s / interval:.2%} of {interval:.0f} s"
     )
@@ -138,9 +142,7 @@ class Rounds:
         self._interval_s = interval_s
         self._now_s = 0.0  # by the training's clock
         self._keeper = Keeper(SingleProcess(), Checkpoints(store, FOLDER), clock=lambda: self._now_s)
-        self._keeper.resume(
-            trainer
-        )  # sees to what a run before has left, which a first commit would take for it
+        self._keeper.resume(trainer)  # else a first commit would take over what a run before has left
         self.steps: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
         self.staged_s: list[float] = []
         self.written_s: list[float] = []
@@ -180,18 +182,6 @@ class Rounds:
         )
         lost_s = staged_s + len(self.steps[True]) / self._checkpoints * (beside_s - alone_s)
         return float(beside_s / alone_s), float(lost_s)
-
-
-def measure(
-    store: ObjectStore, layers: int, rows: int, checkpoints: int, quiet: int, interval_s: float
-) -> Rounds:
-    """Take steps with checkpoints beside some of them."""
-    group = SingleProcess()
-    trainer = new_trainer(layers, rows, group)
-    rounds = Rounds(store, trainer, checkpoints, quiet, interval_s)
-    with group.memory(), suppress(Enough):
-        trainer.run_epoch(rounds.after_step)
-    return rounds
 
 
 def _read_by(count: int, store_url: str, layers: int, state_bytes: int) -> float:

@@ -49,17 +49,15 @@ def run(
 
 def _bench_histogram(case: Case) -> None:
     values, edges = case.arrays()
-    base = timed(lambda: _searched(values, edges), repeats=5)
+
+    def searched() -> list[npt.NDArray[np.int64]]:
+        """Count by a binary search for each value, as numpy.histogram does."""
+        columns = zip(values.T, edges, strict=True)
+        return [np.bincount(np.searchsorted(row[1:-1], column, side="right")) for column, row in columns]
+
+    base = timed(searched, repeats=5)
     line(f"search + bincount, NumPy  {case}", base, base)
     line(f"histogram                 {case}", timed(lambda: histogram(values, edges), repeats=5), base)
-
-
-def _searched(
-    values: npt.NDArray[np.floating], edges: npt.NDArray[np.float32]
-) -> list[npt.NDArray[np.int64]]:
-    """Count by a binary search for each value, as numpy.histogram does."""
-    columns = zip(values.T, edges, strict=True)
-    return [np.bincount(np.searchsorted(row[1:-1], column, side="right")) for column, row in columns]
 
 
 def _bench_hashes(*, rows: int, words: int) -> None:
@@ -100,12 +98,8 @@ def bench_encoder(
         eager = eager or timing
         share, bound = least_bytes(case, learns=learns) / bytes_s / timing.p50_s, least_s / timing.p50_s
         low = f"  (below {_LEAST_SHARE:.0%} of its bound)" * (name == "Triton" and bound < _LEAST_SHARE)
-        what = "forward and gradients" if learns else "forward"
-        line(
-            f"{name:<13} {what}  {share:.1%} of bandwidth, {bound:.1%} of its bound{low}  {case}",
-            timing,
-            eager,
-        )
+        what = f"{name:<13} {'forward and gradients' if learns else 'forward'}"
+        line(f"{what}  {share:.1%} of bandwidth, {bound:.1%} of its bound{low}  {case}", timing, eager)
 
 
 def least_bytes(case: Encoder, *, learns: bool) -> int:

@@ -68,20 +68,16 @@ def run(*, steps: int = 20, rounds: Annotated[int, "of both loops, in turn"] = 2
     if not torch.cuda.is_available():
         job = Job(TINY, Setup(1, 4, 32, "replicate", half=False), steps, "cpu", compiled=False)
         losses = (platform_loop(job).loss, plain_loop(job).loss)
-        say(
-            "a tiny decoder on the CPU: mean loss {:.5f} by the platform, {:.5f} by the plain loop".format(
-                *losses
-            )
-        )
+        told = "mean loss {:.5f} by the platform, {:.5f} by the plain loop".format(*losses)
+        say(f"a tiny decoder on the CPU: {told}")
         say("MFU: not measured, there is no CUDA device here")
         return
     job = Job(BILLION, Setup(1, 4, 2_048, "replicate"), steps, "cuda", compiled=True)
     name = torch.cuda.get_device_name()
     card = card_named(name)
     if card is not None and not plan(job.model, job.setup, card).fits:
-        raise NotPossible(
-            f"{name}: {job.model.parameters / 1e9:.1f} billion weights and their rows do not fit; take a larger card"
-        )
+        weights = f"{job.model.parameters / 1e9:.1f} billion weights"
+        raise NotPossible(f"{name}: {weights} and their rows do not fit; take a larger card")
     calls = {"platform": partial(_alone, platform_loop, job), "plain": partial(_alone, plain_loop, job)}
     speeds = []
     for loop, results in in_turns(calls, rounds).items():
@@ -115,10 +111,8 @@ def platform_loop(job: Job) -> Steps:
         lr=LR, weight_decay=0.0, batch_size=job.setup.batch, epochs=1, clip=CLIP, compiled=job.compiled,
         precision="bf16" if job.setup.half else "fp32", checkpoint_s=None,
     )  # fmt: skip
-    trainer = Trainer(
-        network(job.model, job.setup.length), TextTask(rows, rows), params, SingleProcess(job.device)
-    )
-    clock = _Clock(job.device)
+    net, clock = network(job.model, job.setup.length), _Clock(job.device)
+    trainer = Trainer(net, TextTask(rows, rows), params, SingleProcess(job.device))
     loss = trainer._pass_over_training_rows(clock)  # noqa: SLF001 - an epoch without its validation
     return Steps(loss, clock.step_s)
 
@@ -134,9 +128,8 @@ def plain_loop(job: Job) -> Steps:
         order = uniform_order(len(rows.ids), epoch_seed(0, 0))
         total, clock = torch.zeros((), device=job.device), _Clock(job.device)
         for step in range(job.steps):
-            ids = rows.ids[order[step * job.setup.batch : (step + 1) * job.setup.batch]].to(
-                job.device, non_blocking=True
-            )
+            batch = order[step * job.setup.batch : (step + 1) * job.setup.batch]
+            ids = rows.ids[batch].to(job.device, non_blocking=True)
             loss = loss_of(net(input_ids=ids, use_cache=False).logits, ids)
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             nn.utils.clip_grad_norm_(net.parameters(), CLIP)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -61,11 +61,8 @@ def stacked_is_fast(trials: int, epochs: int, stack: int, rows: int, rounds: int
     space: Space = {name: source for name, source in DEFAULT_SPACE.items() if name in OWN}
     assert tune_tabular.digest  # noqa: S101 - computed now, so that neither of the two pays for it
     arithmetic(table, params, draw_points(space, params, stack, seed=0))
-    calls = {
-        size: partial(swept, table, params, trials, columns=COLUMNS, space=space, stack=size)
-        for size in (1, stack)
-    }
-    sweeps = in_turns(calls, rounds)
+    sweep = partial(swept, table, params, trials, columns=COLUMNS, space=space)
+    sweeps = in_turns({size: partial(sweep, stack=size) for size in (1, stack)}, rounds)
     for size, results in sweeps.items():
         for loss, trained, took in results:
             say(f"stack={size:<3} best {loss:.6f}, {trained} epochs, {took:.1f} s on two cores")
@@ -135,18 +132,14 @@ def swept(
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         with use_context(Context(store, url, actor="bench")):
             watch = Stopwatch()
-            sweep = tune_tabular(
-                "late",
-                snapshot,
-                columns.label,
-                list(columns.numeric),
-                list(columns.categorical),
-                params=params,
-                num_samples=trials,
-                concurrency=2,
-                space=space,
-                stack=stack,
-            )
+            read = columns.label, list(columns.numeric), list(columns.categorical)
+            options: dict[str, Any] = {
+                "num_samples": trials,
+                "concurrency": 2,
+                "space": space,
+                "stack": stack,
+            }
+            sweep = tune_tabular("late", snapshot, *read, params=params, **options)
             took_s = watch.wall_s
         ray.shutdown()
     return sweep.best_loss, sum(trial.epochs for trial in sweep.trials), took_s

@@ -38,13 +38,8 @@ from toque.load.benchmarks.training.fixtures import LEARNT_MONTHS, flight_column
 FOLDS, REPEATS, SEEDS = 5, 2, 3
 DELAYS = 18_628
 _CATEGORIES = 254  # what a column of HistGradientBoosting holds; rarer ones are missing there
-BUNDLED: dict[str, Task] = {
-    "breast_cancer": "binary",
-    "wine": "multiclass",
-    "iris": "multiclass",
-    "diabetes": "regression",
-    "digits": "multiclass",
-}
+BUNDLED: dict[str, Task] = {"breast_cancer": "binary", "wine": "multiclass", "iris": "multiclass"}
+BUNDLED |= {"diabetes": "regression", "digits": "multiclass"}
 Floats = npt.NDArray[np.float64]
 Learner = Callable[[pa.Table, pa.Table, Columns], npt.NDArray[Any]]
 
