@@ -143,7 +143,11 @@ def judge_slices(
     if not worst:
         note = f"no slice of {rule.columns} has {rule.min_rows} rows of {_MIN_SLICE_ENTITIES} entities"
         return at_least(name, float("nan"), rule.alpha, note), ()
-    shown = [_described(part, rule.alpha / len(worst)) for part in worst[:_SHOWN_SLICES]]
+    shown = []
+    for part in worst[:_SHOWN_SLICES]:
+        low, high = part.interval(rule.alpha / len(worst))
+        loss = f"loss {part.mean:+.4f} ({low:+.4f} to {high:+.4f}) on {part.rows} rows"
+        shown.append(f"{part.name}: {loss}, p = {part.corrected:.3g}")
     return at_least(name, worst[0].corrected, rule.alpha, "; ".join(shown)), worst
 
 
@@ -153,11 +157,6 @@ def slice_columns(rule: SliceRule, table: pa.Table) -> dict[str, npt.NDArray[np.
     Raises: KeyError if the table lacks a column; EvaluationError if its values are lists or records.
     """
     return {name: _column(name, table[name]) for name in rule.columns}
-
-
-def _described(part: Slice, alpha: float) -> str:
-    low, high = part.interval(alpha)
-    return f"{part.name}: loss {part.mean:+.4f} ({low:+.4f} to {high:+.4f}) on {part.rows} rows, p = {part.corrected:.3g}"
 
 
 def _column(name: str, column: pa.ChunkedArray) -> npt.NDArray[np.generic]:
@@ -234,7 +233,9 @@ def judge_robustness(
         missing = {name: [without(table, name)] for name in columns}
         checks.append(_worst("loss with an input missing", rule.max_missing_ratio, missing, disturbed, clean))
     if rule.max_shift_ratio is not None:
-        shifted = {name: _shifts(table, name, rule.shift) for name in columns if _is_number(table, name)}
+        types = ((name, table[name].type) for name in columns)
+        numbers = [name for name, own in types if pa.types.is_integer(own) or pa.types.is_floating(own)]
+        shifted = {name: _shifts(table, name, rule.shift) for name in numbers}
         checks.append(_worst("loss with an input shifted", rule.max_shift_ratio, shifted, disturbed, clean))
     return checks
 
@@ -261,10 +262,6 @@ def _shifts(table: pa.Table, column: str, shift: float) -> list[pa.Table]:
         return []
     amount = shift * float(np.subtract(*np.quantile(numbers, [0.75, 0.25])))
     return [added(table, column, amount), added(table, column, -amount)] if amount else []
-
-
-def _is_number(table: pa.Table, column: str) -> bool:
-    return bool(pa.types.is_integer(table[column].type) or pa.types.is_floating(table[column].type))
 
 
 def _worst(

@@ -130,7 +130,11 @@ def replay_predictions(
     used = context()
     registry, end = used.registry(), until or used.clock()
     record = registry.get_version(model, version)
-    signature = _signature_of(record)
+    signature = record.signature
+    if signature is None:
+        raise EvaluationError(
+            f"{record.model}@{record.version} has no signature, so its inputs have no types"
+        )
     start = since or end - timedelta(days=7)
     rows = newest_rows(used.store, model, start, end, version=record.version, limit=limit)
     found = exact_rows(used.store, model, signature, rows)
@@ -139,14 +143,6 @@ def replay_predictions(
     with running:
         result = compare(scorer, signature, found, abstains=abstains)
     return result.model_copy(update={"model": model, "version": record.version})
-
-
-def _signature_of(record: ModelVersion) -> Signature:
-    if record.signature is None:
-        raise EvaluationError(
-            f"{record.model}@{record.version} has no signature, so its inputs have no types"
-        )
-    return record.signature
 
 
 def load_scorer(

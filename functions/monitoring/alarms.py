@@ -130,13 +130,13 @@ def alarms_in(entries: Iterable[Entry]) -> list[Alarm]:
     return [Alarm.model_validate(entry.body["alarm"]) for entry in entries]
 
 
-def models_with_alarms(store: ObjectStore) -> Iterator[str]:
-    """Iterate over the models that ever had an alarm, one listing for each."""
-    after = ""
-    while (key := next(store.list("alarms/", after=after), None)) is not None:
-        model = key.split("/")[1]
+def models_in(store: ObjectStore, folder: str) -> Iterator[str]:
+    """Iterate over the models that ever had a journal in a folder, such as `alarms`, by one listing for each."""
+    prefix = after = f"{folder}/"
+    while (key := next(iter(store.list(prefix, after=after)), None)) is not None:
+        model = key.removeprefix(prefix).partition("/")[0]
         yield model
-        after = f"alarms/{model}/\U0010ffff"
+        after = f"{prefix}{model}0"  # the code point after "/": past all keys of this journal
 
 
 def step(state: AlarmState, entry: Entry) -> AlarmState:

@@ -13,13 +13,13 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from toque.functions.monitoring.alarms import alarm_journal, alarms_in, models_with_alarms
+from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in, models_in
 from toque.functions.monitoring.watch import Course
 from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
 from toque.functions.stats import LordPlusPlus
-from toque.registry import Entry, Fold, Journal, NotFound, ObjectStore
+from toque.registry import Entry, Fold, Journal, NotFound
 
 Decide = Callable[[int, Mapping[str, float]], Collection[str]]
 """Chooses, of corrected p-values by column of the window that ends with a cohort, the columns that raise an alarm."""
@@ -204,20 +204,15 @@ def call_false_alarm(
     Raises: NotFound if no alarm has this key.
     """
     used = context()
-    if not _was_raised(alarm_key, used):
+    model, raised = alarm_key.partition("/")[0], list[Alarm]()
+    if model in models_in(used.store, "alarms"):
+        fold = alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
+        fold.refresh()
+        raised = alarms_in(fold.journal.entries())
+    if not any(alarm.key == alarm_key and not alarm.recovered for alarm in raised):
         raise NotFound(
             f"no alarm has the key {alarm_key!r}; `toque monitor incidents MODEL -o wide` shows the keys of those that stand"
         )
     body = {"event": "called false", "key": alarm_key}
     budget_journal(used).transact(lambda state: None if alarm_key in state.called_false else body)
     return false_alarm_budget()
-
-
-def _was_raised(key: str, used: Context) -> bool:
-    store: ObjectStore = used.store
-    model = key.partition("/")[0]
-    if model not in models_with_alarms(store):
-        return False
-    fold = alarm_journal(model, store=store, clock=used.clock, actor=used.actor)
-    fold.refresh()
-    return any(one.key == key and not one.recovered for one in alarms_in(fold.journal.entries()))

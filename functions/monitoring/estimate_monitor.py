@@ -6,7 +6,7 @@ Each cohort is estimated with what was known when it ended, however late the mon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, Self
@@ -103,6 +103,10 @@ class EstimateResult:
     error: float | None = None
 
 
+Step = Callable[[EstimateState, int], tuple[EstimateState, list[EstimateResult]]]
+"""Estimates or settles one cohort: the state after it, and the results."""
+
+
 def foreseen(index: int, name: str, found: Estimate, how: str) -> EstimateResult:
     """Make the result of a cohort without labels. how: what the estimate was learnt from."""
     assumed = f"an estimate, not health: right if {LABEL_SHIFT}" if name.startswith(SHARE_OF) else BLIND
@@ -161,15 +165,22 @@ def begun(course: Course[EstimateMonitor]) -> EstimateState:
     return EstimateState(version=version, next_cohort=begin, next_label=begin)
 
 
-def conclude(
-    course: Course[EstimateMonitor],
-    state: EstimateState,
-    begun: int,
-    estimates: Sequence[EstimateResult],
-    text: str,
+def watch_cohorts(
+    course: Course[EstimateMonitor], state: EstimateState, *, estimate: Step, settle: Step, nothing: str
 ) -> MonitorResult:
-    """End a run: record the estimates; the statistic is their standard error, once settled z."""
-    for one in estimates:
+    """Estimate every cohort that has ended, settle before each those whose labels were due then, and end the run.
+
+    nothing: text of a run without an estimate. The statistic of a finding is the estimate's standard error, once settled z.
+    """
+    grid, monitor, begin = course.grid, course.monitor, state.next_cohort
+    results: list[EstimateResult] = []
+    for index in range(begin, course.due):
+        while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
+            state, more = settle(state, state.next_label)
+            results += more
+        state, more = estimate(state, index)
+        results += more
+    for one in results:
         course.find(
             one.measure,
             one.verdict,
@@ -178,7 +189,8 @@ def conclude(
             value=one.realised,
             reference=one.estimate,
             statistic=one.error if one.verdict == "estimate" else one.z,
-            threshold=course.monitor.agree,
+            threshold=monitor.agree,
             text=one.text,
         )
-    return course.conclude(state, range(begun, course.due), text)
+    texts = [one.text for one in results if one.measure == monitor.loss]
+    return course.conclude(state, range(begin, course.due), texts[-1] if texts else nothing)

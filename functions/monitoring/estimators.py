@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +29,9 @@ from toque.functions.monitoring.estimate_monitor import (
     begun,
     check_estimable,
     compared_with_labels,
-    conclude,
     foreseen,
     insufficient,
+    watch_cohorts,
 )
 from toque.functions.monitoring.results import Cohorts
 from toque.functions.monitoring.watch import Course, MonitorResult, MonitorRun, ReadRows
@@ -88,30 +88,6 @@ class ClassRows:
         return ClassRows(self.at[which], self.probability[which], self.label[which])
 
 
-class Measures(Protocol):
-    """What is estimated of the answers of one kind of classifier, and learnt from their labels."""
-
-    def learnt(self, state: EstimateState) -> int:
-        """Count the labels that calibrate."""
-        ...
-
-    def estimate(self, state: EstimateState, rows: ClassRows, *, calibrated: bool) -> dict[str, Estimate]:
-        """Estimate each measure of rows without labels; the AUC has no error, which is NaN."""
-        ...
-
-    def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
-        """Estimate the shares of the classes, empty for too many. Raises: ValueError as `estimate_shares`."""
-        ...
-
-    def realise(self, rows: ClassRows) -> dict[str, float]:
-        """Compute each measure and share from the labels."""
-        ...
-
-    def learn(self, state: EstimateState, rows: ClassRows) -> EstimateState:
-        """Add labelled rows to what calibrates."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Binary:
     """Measures of one probability of label 1."""
@@ -123,7 +99,7 @@ class Binary:
         return state.labelled.n
 
     def estimate(self, state: EstimateState, rows: ClassRows, *, calibrated: bool) -> dict[str, Estimate]:
-        """Estimate the losses and the AUC of the rows."""
+        """Estimate the losses and the AUC of rows without labels; the AUC has no error, which is NaN."""
         p = rows.probability[:, 0]
         c = (state.labelled.calibration() if calibrated else Calibration())(p)
         found = estimate_losses(p, c, clip=self.clip)
@@ -132,7 +108,7 @@ class Binary:
         return found
 
     def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
-        """Estimate the share of label 1, with calls by the share that was seen so far."""
+        """Estimate the share of label 1, with calls by the share that was seen so far. Raises: ValueError as `estimate_shares`."""
         called = state.labelled.called(rows.probability[:, 0])
         return _of_classes(("0", "1"), estimate_shares(state.labelled.confusion(), called))
 
@@ -167,7 +143,7 @@ class Several:
         return estimate_class_losses(p, c, clip=self.clip)
 
     def shares(self, state: EstimateState, rows: ClassRows) -> dict[str, Estimate]:
-        """Estimate the shares of up to 20 classes."""
+        """Estimate the shares of up to 20 classes, empty for more. Raises: ValueError as `estimate_shares`."""
         if state.classes is None or not state.classes.confusion:
             return {}
         called = np.bincount(rows.probability.argmax(axis=1), minlength=len(self.classes))
@@ -183,6 +159,10 @@ class Several:
         """Add labelled rows to the probabilities that calibrate."""
         more = ClassSketch.of(rows.probability, rows.label)
         return state.model_copy(update={"classes": more if state.classes is None else state.classes + more})
+
+
+Measures = Binary | Several
+"""What is estimated of the answers of one kind of classifier, and learnt from their labels."""
 
 
 def estimate(
@@ -251,15 +231,13 @@ def watch_estimates(
     first = min(state.next_label, state.next_cohort)
     rows = ClassRows.of(read(grid.start(first), grid.start(due)), champion.version, len(kind.classes) or 1)
     cohorts = {index: rows.part(own) for index, own in grid.slices(rows.at, first, due)}
-    estimates: list[EstimateResult] = []
-    for index in range(begin := state.next_cohort, due):
-        while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
-            state, more = settle(state, state.next_label, cohorts[state.next_label], monitor, measures)
-            estimates += more
-        state, more = estimate(state, index, cohorts[index], monitor, measures)
-        estimates += more
-    last = [one.text for one in estimates if one.measure == monitor.loss]
-    return conclude(course, state, begin, estimates, last[-1] if last else "too few answers to estimate")
+    return watch_cohorts(
+        course,
+        state,
+        estimate=lambda known, index: estimate(known, index, cohorts[index], monitor, measures),
+        settle=lambda known, index: settle(known, index, cohorts[index], monitor, measures),
+        nothing="too few answers to estimate",
+    )
 
 
 def _realised_shares(classes: Sequence[str], label: Floats) -> dict[str, float]:
@@ -337,40 +315,36 @@ def watch_number_estimates(
         return course.nothing_due(state.next_cohort)
     first = min(state.next_label, state.next_cohort)
     rows = AnsweredRows.of(read(grid.start(first - memory), grid.start(due)), champion.version, monitor.loss)
-    estimates: list[EstimateResult] = []
-    for index in range(begin := state.next_cohort, due):
-        while state.next_label < grid.index(grid.start(index + 1) - monitor.label_delay):
-            state, more = _settle(state, rows, grid, monitor)
-            estimates += more
-        labelled_rows = _span(rows, grid, state.next_label - memory, state.next_label, labelled=True)
-        unlabelled_rows = _span(rows, grid, index, index + 1)
-        state = state.model_copy(update={"next_cohort": index + 1})
-        if len(unlabelled_rows.at) >= monitor.min_rows and len(labelled_rows.at) >= monitor.min_labels:
-            found = LossModel.fit(labelled_rows.features, labelled_rows.loss).estimate(
-                unlabelled_rows.features
-            )
-            how = f"learnt from {len(labelled_rows.at)} labels"
-            estimates.append(foreseen(index, monitor.loss, found, how))
-            state = state.model_copy(update={"pending": state.pending | {index: {monitor.loss: found}}})
-    text = estimates[-1].text if estimates else "too few answers or labels to estimate"
-    return conclude(course, state, begin, estimates, text)
+
+    def estimate_loss(state: EstimateState, index: int) -> tuple[EstimateState, list[EstimateResult]]:
+        labelled = _span(rows, grid, state.next_label - memory, state.next_label, labelled=True)
+        unlabelled = _span(rows, grid, index, index + 1)
+        after = state.model_copy(update={"next_cohort": index + 1})
+        if len(unlabelled.at) < monitor.min_rows or len(labelled.at) < monitor.min_labels:
+            return after, []
+        found = LossModel.fit(labelled.features, labelled.loss).estimate(unlabelled.features)
+        pending = state.pending | {index: {monitor.loss: found}}
+        how = f"learnt from {len(labelled.at)} labels"
+        return after.model_copy(update={"pending": pending}), [foreseen(index, monitor.loss, found, how)]
+
+    def settle_loss(state: EstimateState, index: int) -> tuple[EstimateState, list[EstimateResult]]:
+        loss = _span(rows, grid, index, index + 1, labelled=True).loss
+        pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
+        after = state.model_copy(update={"next_label": index + 1, "pending": pending})
+        expected = state.pending.get(index, {}).get(monitor.loss)
+        if expected is None or not len(loss):
+            return after, []
+        mean = float(loss.mean())
+        return after, [compared_with_labels(index, monitor.loss, expected, mean, len(loss), monitor)]
+
+    return watch_cohorts(
+        course,
+        state,
+        estimate=estimate_loss,
+        settle=settle_loss,
+        nothing="too few answers or labels to estimate",
+    )
 
 
 def _span(rows: AnsweredRows, grid: Cohorts, first: int, end: int, *, labelled: bool = False) -> AnsweredRows:
     return rows.between(epoch_us(grid.start(first)), epoch_us(grid.start(end)), labelled=labelled)
-
-
-def _settle(
-    state: EstimateState, rows: AnsweredRows, grid: Cohorts, monitor: EstimateMonitor
-) -> tuple[EstimateState, list[EstimateResult]]:
-    """Compare the labels of the next cohort with its estimate: return the state after it and the result."""
-    index = state.next_label
-    loss = _span(rows, grid, index, index + 1, labelled=True).loss
-    pending = {cohort: found for cohort, found in state.pending.items() if cohort > index}
-    after = state.model_copy(update={"next_label": index + 1, "pending": pending})
-    expected = state.pending.get(index, {}).get(monitor.loss)
-    if expected is None or not len(loss):
-        return after, []
-    return after, [
-        compared_with_labels(index, monitor.loss, expected, float(loss.mean()), len(loss), monitor)
-    ]

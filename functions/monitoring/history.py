@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.arguments import Model
-from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in, models_with_alarms
+from toque.functions.monitoring.alarms import Alarm, alarm_journal, alarms_in, models_in
 from toque.functions.monitoring.estimate_monitor import COVARIATE_SHIFT, LABEL_SHIFT, SHARE_OF, interval
 from toque.functions.monitoring.results import results_table
 from toque.functions.runtime.context import context
@@ -77,7 +77,7 @@ def open_alarms() -> list[Alarm]:
     used = context()
     folds = (
         alarm_journal(model, store=used.store, clock=used.clock, actor=used.actor)
-        for model in models_with_alarms(used.store)
+        for model in models_in(used.store, "alarms")
     )
     found = [alarm for fold in folds for alarm in fold.refresh().standing.values()]
     return sorted(found, key=lambda alarm: alarm.raised_at, reverse=True)

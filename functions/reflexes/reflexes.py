@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from toque.functions.alerting.jobs import tell_people
 from toque.functions.live_counts import WINDOW_S, ArmTally, LiveReader, WindowCounts, live_reader, window_at
-from toque.functions.monitoring import Alarm, Alarms
+from toque.functions.monitoring import Alarm, Alarms, alarms
 from toque.functions.reflexes.champion import (
     BASELINE_WINDOWS,
     QUIET_SPANS,
@@ -29,7 +29,6 @@ from toque.functions.rollout.jobs import declared_policy, rollouts
 from toque.functions.runtime.changes import Watch, feed_of, journals_in
 from toque.functions.runtime.clock import system_clock
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.triggers.events import publish
 from toque.registry import Refused, Stale
 from toque.registry.journal import Entry
 from toque.registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
@@ -81,13 +80,13 @@ class Reflexes:
             self._judge_rollout(model)
         self._judge_champion(model)
 
-    def _read_standing(self, model: str) -> None:
-        """Read which alarms stand: another ticker may have raised or ended some while it led."""
-        self._standing[model] = {_about(alarm): alarm for alarm in self._alarms_of(model).standing()}
-
     def _is_unsettled(self, model: str) -> bool:
         current = self._rollouts[model].last_known().current
         return current is not None and not current.settled
+
+    def _read_standing(self, model: str) -> None:
+        """Read which alarms stand: another ticker may have raised or ended some while it led."""
+        self._standing[model] = {_about(alarm): alarm for alarm in self._alarms_of(model).standing()}
 
     def _judge_rollout(self, model: str) -> None:
         """Tick a rollout by its live counts, and tell people of one that was rolled back."""
@@ -115,11 +114,16 @@ class Reflexes:
         now = self._clock()
         newest = window_at(now)
         spans = self._spans(model, SPANS, now)
-        version = _champion_in(spans[-1])
-        if version is None:
+        answering = [arm for arm in spans[-1].arms if arm.arm == CHAMPION]
+        if not answering:
             return
+        version = max(answering).version  # of the newest split
         recent = [span.of(version=version, arms=_USERS) for span in spans]
-        policy = _policy_of(model)
+        try:
+            policy = declared_policy(model)
+        except Exception:  # somebody must watch all the same
+            _logger.exception("%s: its policy cannot be read; the platform's defaults are used", model)
+            policy = RolloutPolicy()
         before = self._hour_before(model, newest - max(SPANS), now)
         longer = self._spans(model, QUIET_SPANS, now) if is_quiet(recent, before) else []
         quiet = [span.of(version=version, arms=_USERS) for span in longer]
@@ -142,7 +146,9 @@ class Reflexes:
         known = self._before.get(model)
         if known is None or known[0] != newest:
             counts = self._reader.windows(model, range(newest - BASELINE_WINDOWS + 1, newest + 1), now)
-            known = self._before[model] = (newest, _users_of(WindowCounts.sum(counts.values())))
+            arms = WindowCounts.sum(counts.values()).arms
+            known = newest, ArmTally.sum(tally for arm, tally in arms.items() if arm.arm in _USERS)
+            self._before[model] = known
         return known[1]
 
     def _follow(self, model: str, version: int, finding: ServiceFinding, policy: RolloutPolicy) -> None:
@@ -150,7 +156,9 @@ class Reflexes:
         alarm, now = self._standing[model].get(f"service/{finding.subject}"), self._now()
         if finding.broken:
             if alarm is None:
-                alarm = service_alarm(model, version, finding, now, canary=self._canary_of(model))
+                state = self._rollouts[model].last_known().open
+                canary = state.challenger if state is not None and state.stage == "canary" else None
+                alarm = service_alarm(model, version, finding, now, canary=canary)
                 self._report(model, alarm)
             if policy.go_back:
                 go_back(self._used.registry(), self._alarms_of(model), alarm, version, policy, now)
@@ -159,15 +167,13 @@ class Reflexes:
         ):
             self._report(model, recovery_of(alarm, now, finding.text))
 
-    def _canary_of(self, model: str) -> int | None:
-        """Find the version that is in its canary, and could take the champion's place."""
-        state = self._rollouts[model].last_known().open
-        return state.challenger if state is not None and state.stage == "canary" else None
-
     def _report(self, model: str, alarm: Alarm) -> None:
         if self._alarms_of(model).report(alarm):
             _logger.warning("%s: %s", model, alarm.text)
-            _tell_now(alarm)
+            try:  # in this process, as a run takes seconds to start; the alarm's event does it again, once in all
+                tell_people(alarm)
+            except Exception as error:  # noqa: BLE001 - the event's run is retried, and says what is wrong
+                _logger.info("%s: people are told by a run, not at once: %s", alarm.model, error)
         if alarm.recovered:
             self._standing[model].pop(_about(alarm), None)
         else:
@@ -175,14 +181,7 @@ class Reflexes:
 
     def _alarms_of(self, model: str) -> Alarms:
         if model not in self._alarms:
-            used = self._used
-            self._alarms[model] = Alarms(
-                model,
-                store=used.store,
-                clock=used.clock,
-                actor=used.actor,
-                publish=lambda topic, payload, key: publish(topic, payload, key=key),
-            )
+            self._alarms[model] = alarms(model)
         return self._alarms[model]
 
     def _now(self) -> datetime:
@@ -198,35 +197,8 @@ def reflexes_of(used: Context) -> Reflexes | None:
     return Reflexes(used, live_reader(used.redis_url, used.workspace), watch)
 
 
-def _tell_now(alarm: Alarm) -> None:
-    """Tell people of an alarm in this process, as a run takes seconds to start; the alarm's event does it again, once in all."""
-    try:
-        tell_people(alarm)
-    except Exception as error:  # noqa: BLE001 - the event's run is retried, and says what is wrong
-        _logger.info("%s: people are told by a run, not at once: %s", alarm.model, error)
-
-
-def _champion_in(counts: WindowCounts) -> int | None:
-    """Find the champion of the newest split that sent it requests."""
-    answering = [arm for arm in counts.arms if arm.arm == CHAMPION]
-    return max(answering).version if answering else None
-
-
-def _users_of(counts: WindowCounts) -> ArmTally:
-    return ArmTally.sum(tally for arm, tally in counts.arms.items() if arm.arm in _USERS)
-
-
 def _about(alarm: Alarm) -> str:
     return f"{alarm.monitor}/{alarm.subject}"
-
-
-def _policy_of(model: str) -> RolloutPolicy:
-    """Find the declared policy; the default one where the project cannot be read, as somebody must watch all the same."""
-    try:
-        return declared_policy(model)
-    except Exception:
-        _logger.exception("%s: its policy cannot be read; the platform's defaults are used", model)
-        return RolloutPolicy()
 
 
 class Champions(Protocol):
@@ -253,7 +225,8 @@ def go_back(
     if release is None or release[0] < now - policy.go_back_within:
         return False
     before = release[1]
-    if _was_broken(alarms, before):
+    about_before = [one for one in alarms.all() if one.version == before and not one.recovered]
+    if any(one.monitor == "service" for one in about_before):
         return False
     try:
         found = registry.rollback(
@@ -281,12 +254,6 @@ def _release(entries: Iterable[Entry], version: int) -> tuple[datetime, int] | N
         if body["kind"] == "alias" and champion == version and replaced not in {None, version}:
             release = entry.at, replaced
     return release
-
-
-def _was_broken(alarms: Alarms, version: int) -> bool:
-    return any(
-        one.monitor == "service" and one.version == version and not one.recovered for one in alarms.all()
-    )
 
 
 def rollback_alarm(model: str, ended: Outcome, decided: TickResult, now: datetime) -> Alarm | None:

@@ -11,17 +11,16 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
 from redis import RedisError
 
+from toque.functions.monitoring.results import Cohorts
 from toque.functions.rollout.evidence.cohort_sums import (
     ReadOutcomes,
     Sums,
-    SumsStore,
     cohort_due,
     randomised_rows,
     sum_cohorts,
@@ -29,13 +28,12 @@ from toque.functions.rollout.evidence.cohort_sums import (
 )
 from toque.functions.rollout.evidence.live import LiveEvidence, ReadLive, live_evidence
 from toque.functions.rollout.evidence.metrics import ReadMetric
+from toque.functions.rollout.evidence.slots import KeptSums, SumsStore
 from toque.functions.rollout.evidence.sums import Evidence, LateRows
 from toque.functions.rollout.judge.slo import slo_sums
-from toque.functions.rollout.policy import RolloutPolicy
 from toque.functions.rollout.state import RolloutState
 from toque.functions.rollout.traffic import CurrentTraffic, canary_share_of, champion_of
 from toque.registry import ObjectStore
-from toque.registry.times import EPOCH
 
 _logger = logging.getLogger(__name__)
 
@@ -58,17 +56,21 @@ class EvidenceReader:
         self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
     ) -> Evidence:
         """Read what can be known as of `now` without the log. problems: as of `evidence`."""
+        states = [state, *(state.only(version) for version in state.rivals)]
+        own, *others = (self._known(one, traffic, problems, now) for one in states)
+        rivals = {version: Evidence(**one) for version, one in zip(state.rivals, others, strict=True)}
+        return Evidence(**own, rivals=rivals)
 
-        def of(state: RolloutState) -> dict[str, Any]:
-            return {
-                "champion": champion_of(traffic),
-                "challenger_problem": problems.get(state.challenger),
-                "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
-                "live": self._live(state, traffic, now),
-            }
-
-        rivals = {version: Evidence(**of(state.only(version))) for version in state.rivals}
-        return Evidence(**of(state), rivals=rivals)
+    def _known(
+        self, state: RolloutState, traffic: CurrentTraffic, problems: Mapping[int, str], now: datetime
+    ) -> dict[str, Any]:
+        """Fields of the evidence on one challenger that need no log."""
+        return {
+            "champion": champion_of(traffic),
+            "challenger_problem": problems.get(state.challenger),
+            "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
+            "live": self._live(state, traffic, now),
+        }
 
     def _live(self, state: RolloutState, traffic: CurrentTraffic, now: datetime) -> LiveEvidence | None:
         if self.read_live is None:
@@ -89,17 +91,13 @@ class EvidenceReader:
         late = late_rows(self.store, self.model, state, self.read, now)
 
         def fields(state: RolloutState, sums: Sums) -> dict[str, Any]:
-            return {
-                "champion": champion_of(traffic),
-                "challenger_problem": problems.get(state.challenger),
+            return self._known(state, traffic, problems, now) | {
                 "loss": sums.whole.loss,
                 "shadow": sums.whole.shadow,
                 "canary": sums.split.canary,
                 "units": unit_counts(sums.split.units),
-                "canary_share": canary_share_of(traffic, state) if state.stage == "canary" else None,
                 "metrics": sums.split.metrics,
                 "slos": slos,
-                "live": self._live(state, traffic, now),
             }
 
         own, *others = (fields(*pair) for pair in zip(states, sums, strict=True))
@@ -107,29 +105,12 @@ class EvidenceReader:
         return Evidence(**own, late=late, rivals=rivals)
 
 
-class _Looks(BaseModel):
+class _Looks(KeptSums):
     """State of the looks at closed cohorts. next_cohort: first one that has not been closed; closed_rows: of the one before it, when it was closed."""
-
-    model_config = ConfigDict(frozen=True)
 
     next_cohort: int
     closed_rows: int | None = None
     late: LateRows = LateRows()
-
-    def plus(self, rows: pa.Table, policy: RolloutPolicy) -> Self:
-        """Look at the next cohort, which is due, and once more at the one before. rows: of both."""
-        middle = EPOCH + self.next_cohort * policy.cohort
-        is_before = pc.less(rows["predicted_at"], pa.scalar(middle, pa.timestamp("us", "UTC")))
-        late = self.late
-        if self.closed_rows is not None:
-            late += _late_in(rows.filter(is_before), middle + policy.label_delay, self.closed_rows)
-        return self.model_copy(
-            update={
-                "next_cohort": self.next_cohort + 1,
-                "closed_rows": rows.filter(pc.invert(is_before)).num_rows,
-                "late": late,
-            }
-        )
 
 
 def late_rows(
@@ -137,22 +118,23 @@ def late_rows(
 ) -> LateRows:
     """Count what came too late for the cohorts that were closed as of `now`; the log is read once for each cohort.
 
-    The looks are kept in the store under `rollouts/{model}/evidence/`.
+    The looks are kept in the store under `rollouts/{model}/evidence/`. Each is at a cohort that is due, and once more at the one
+    before; what was closed long ago is not read for it.
     """
-    policy = state.policy
     key = f"rollouts/{model}/evidence/{state.rollout:08d}-late.json"
-    kept, due = store.find(key), cohort_due(now, policy)
-    first = max(
-        (state.started_at - EPOCH) // policy.cohort, due - 1
-    )  # what was closed long ago is not read for it
-    looks = _Looks(next_cohort=first) if kept is None else _Looks.model_validate_json(kept)
-    begun = looks.next_cohort
-    while looks.next_cohort < due:
-        start = EPOCH + (looks.next_cohort - 1) * policy.cohort
-        rows = randomised_rows(read(max(start, state.started_at), start + 2 * policy.cohort))
-        looks = looks.plus(rows.filter(pc.invert(rows["shadow"])), policy)
-    if looks.next_cohort > begun:
-        store.put(key, looks.model_dump_json().encode())
+    grid, delay, due = Cohorts(state.policy.cohort), state.policy.label_delay, cohort_due(now, state.policy)
+    begun = looks = _Looks.find(store, key) or _Looks(next_cohort=max(grid.index(state.started_at), due - 1))
+    for index in range(looks.next_cohort, due):
+        middle, start = grid.start(index), max(grid.start(index - 1), state.started_at)
+        rows = randomised_rows(read(start, grid.start(index + 1)))
+        rows = rows.filter(pc.invert(rows["shadow"]))
+        is_before = pc.less(rows["predicted_at"], pa.scalar(middle, pa.timestamp("us", "UTC")))
+        late, closed_rows = looks.late, rows.filter(pc.invert(is_before)).num_rows
+        if looks.closed_rows is not None:
+            late += _late_in(rows.filter(is_before), middle + delay, looks.closed_rows)
+        looks = _Looks(next_cohort=index + 1, closed_rows=closed_rows, late=late)
+    if looks is not begun:
+        looks.put(store, key)
     return looks.late
 
 

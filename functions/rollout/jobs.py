@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Literal, Protocol
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -13,7 +11,8 @@ from toque.functions.arguments import Model, Reason
 from toque.functions.evaluation.meanings import MEANINGS
 from toque.functions.generative import is_generative
 from toque.functions.live_counts import live_reader
-from toque.functions.monitoring.language.settings import monitors_journal
+from toque.functions.monitoring.alarms import models_in
+from toque.functions.monitoring.language.sample import monitors_journal
 from toque.functions.prediction_log import outcomes
 from toque.functions.rollout.controller import Rollouts
 from toque.functions.rollout.errors import RolloutError
@@ -26,7 +25,7 @@ from toque.functions.rollout.evidence.metrics import (
     write_metric,
 )
 from toque.functions.rollout.explain import Explanation
-from toque.functions.rollout.policy import Guardrail, MetricName, RolloutPolicy
+from toque.functions.rollout.policy import MetricName, RolloutPolicy
 from toque.functions.rollout.record import RolloutNumber, RolloutRecord, read_rollout, record_of
 from toque.functions.rollout.state import Budget, History, RolloutState
 from toque.functions.rollout.status import RolloutStatus, TickResult
@@ -35,7 +34,6 @@ from toque.functions.runtime.context import Context, context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.definitions import declarations
 from toque.functions.runtime.function import function
-from toque.registry import ObjectStore
 
 STATE_VIEW = View(
     facts="rollout | version: challenger | rivals | against: champion | stage | paused | started: started_at"
@@ -101,7 +99,11 @@ def rollouts(model: str, *, read_live: ReadLive | None = None) -> Rollouts:
         read=lambda start, end: outcomes(
             used.store, model, start, end, labelled_only=False, columns=_COLUMNS
         ),
-        read_metric=lambda guardrail, since: _metric_rows(used, model, guardrail, since),
+        read_metric=lambda guardrail, since: (
+            read_score(used, model, guardrail.name, since)
+            if guardrail.source == "score"
+            else MetricRows(read_metric(used.store, guardrail.name, since))
+        ),
         read_live=read_live or live_counts(used),
         clock=used.clock,
         actor=used.actor,
@@ -165,7 +167,7 @@ def list_rollouts() -> list[RolloutSummary]:
     """List the newest rollout of each model of the workspace, those under way first, then the newest."""
     found = [
         RolloutSummary.of(model, state)
-        for model in _models_with_rollouts(context().store)
+        for model in models_in(context().store, "rollouts")
         if (state := rollouts(model).history().current) is not None
     ]
     return sorted(found, key=lambda each: (each.is_open, each.since), reverse=True)
@@ -321,18 +323,3 @@ def _check_scores(policy: RolloutPolicy, model: str) -> None:
             f"guardrails: {missing} with source='score', and the live answers of {model!r} are scored by {known}; have "
             "set_language_monitors score them first"
         )
-
-
-def _metric_rows(used: Context, model: str, guardrail: Guardrail, since: datetime) -> MetricRows:
-    if guardrail.source == "score":
-        return read_score(used, model, guardrail.name, since)
-    return MetricRows(read_metric(used.store, guardrail.name, since))
-
-
-def _models_with_rollouts(store: ObjectStore) -> Iterator[str]:
-    """Iterate over the models that have a journal of rollouts, by one listing for each."""
-    prefix, after = "rollouts/", ""
-    while key := next(iter(store.list(prefix, after=after)), None):
-        name = key.removeprefix(prefix).partition("/")[0]
-        yield name
-        after = f"{prefix}{name}0"  # the code point after "/": past all keys of this journal

@@ -9,8 +9,11 @@ from toque.functions.stats.comparison.bandit import Allocation, epsilon_greedy, 
 from toque.functions.stats.comparison.betting import BettingCS, betting_cs
 from toque.functions.stats.comparison.cluster_sums import LARGEST, ClusterSums, SeriesSums
 from toque.functions.stats.comparison.counts import (
+    QuantileTest,
     SequentialCounts,
+    counted_quantile_p,
     excess_p,
+    quantile_test,
     rate_above_p,
     rate_below_p,
     rate_floor,
@@ -23,7 +26,6 @@ from toque.functions.stats.comparison.planner import (
     minimum_detectable_effect,
     plan_run,
 )
-from toque.functions.stats.comparison.quantiles import QuantileTest, counted_quantile_p, quantile_test
 from toque.functions.stats.comparison.sequential import (
     AsymptoticCS,
     CupedEffect,

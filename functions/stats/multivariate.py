@@ -96,7 +96,7 @@ def domain_classifier(
         raise ValueError(
             f"{folds} folds need {2 * folds} rows on both sides, got {n} and {m}: give more or fewer folds"
         )
-    fold = _folds(n, m, folds, rng)
+    fold = np.concatenate([rng.permutation(np.arange(size) % folds) for size in (n, m)])  # evenly spread
     sides = _permuted(np.arange(n + m) >= n, fold, permutations, rng)
     aucs, lost = np.zeros((folds, permutations + 1)), np.zeros((folds, len(columns)))
     for k in range(folds):
@@ -236,11 +236,6 @@ def _of_words(values: npt.NDArray[Any]) -> list[Floats]:
         return [missing.astype(np.float64)]
     rest = (~missing & ~np.isin(codes, frequent)).astype(np.float64)
     return [*indicators, rest, missing.astype(np.float64)]
-
-
-def _folds(n: int, m: int, folds: int, rng: np.random.Generator) -> Ints:
-    """Assign each row to a fold, with each sample spread evenly."""
-    return np.concatenate([rng.permutation(np.arange(size) % folds) for size in (n, m)])
 
 
 def _permuted(

@@ -101,14 +101,15 @@ class TableSketch:
         Raises: KeyError if a named column is absent.
         """
         if numeric is None:
-            numeric = [f.name for f in table.schema if _is_numeric(f.type)]
+            numbers = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+            numeric = [f.name for f in table.schema if any(is_of(f.type) for is_of in numbers)]
         if categorical is None:
             categorical = [f.name for f in table.schema if _is_text(f.type)]
         layout = {
             name: ColumnSketch("numeric", _edges(_floats(table[name]), bins), (0,) * bins) for name in numeric
         }
         for name in categorical:
-            words = _vocabulary(_texts(table[name]))
+            words = tuple(sorted(pc.unique(_texts(table[name]).drop_null()).to_pylist()))
             few = len(words) <= vocabulary
             layout[name] = (
                 ColumnSketch("categorical", words, (0,) * (len(words) + 1))
@@ -165,12 +166,21 @@ class TableSketch:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain JSON values, which `from_dict` reads back."""
-        return {name: _column_to_dict(sketch) for name, sketch in self.columns.items()}
+        return {  # `asdict` copies each of a thousand counts by itself
+            name: {each.name: getattr(sketch, each.name) for each in fields(sketch)}
+            | {"moments": asdict(sketch.moments)}
+            for name, sketch in self.columns.items()
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Mapping[str, Any]]) -> Self:
         """Read the values of `to_dict`, also after a round trip through JSON."""
-        return cls({name: _column_from_dict(value) for name, value in stored.items()})
+        columns = {}
+        for name, value in stored.items():
+            counts, bins = tuple(value["counts"]), tuple(value["bins"])
+            moments = Moments(**value["moments"])
+            columns[name] = ColumnSketch(value["kind"], bins, counts, value["nulls"], moments)
+        return cls(columns)
 
 
 def one_row_per_unit(table: pa.Table, unit: str, *, rng: np.random.Generator) -> pa.Table:
@@ -184,23 +194,6 @@ def one_row_per_unit(table: pa.Table, unit: str, *, rng: np.random.Generator) ->
     )
     _, first = np.unique(codes[order], return_index=True)
     return table.take(pa.array(np.sort(order[first])))
-
-
-def _column_to_dict(
-    sketch: ColumnSketch,
-) -> dict[str, Any]:  # `asdict` copies each of a thousand counts by itself
-    return {each.name: getattr(sketch, each.name) for each in fields(sketch)} | {
-        "moments": asdict(sketch.moments)
-    }
-
-
-def _column_from_dict(value: Mapping[str, Any]) -> ColumnSketch:
-    counts, bins = tuple(value["counts"]), tuple(value["bins"])
-    return ColumnSketch(value["kind"], bins, counts, value["nulls"], Moments(**value["moments"]))
-
-
-def _is_numeric(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -250,11 +243,6 @@ def _edges(values: npt.NDArray[np.float64], bins: int) -> tuple[float, ...]:
         return (0.0,) * (bins + 1)
     edges: list[float] = quantile_edges(values[:, None], bins=bins)[0].tolist()
     return tuple(edges)
-
-
-def _vocabulary(texts: pa.ChunkedArray) -> tuple[str, ...]:
-    """Return the categories of a column, sorted."""
-    return tuple(sorted(pc.unique(texts.drop_null()).to_pylist()))
 
 
 def _count_words(texts: pa.ChunkedArray, like: ColumnSketch) -> ColumnSketch:

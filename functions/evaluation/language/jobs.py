@@ -9,7 +9,8 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ from toque.functions.evaluation.language.answering import (
 )
 from toque.functions.evaluation.language.evaluation_set import EvaluationRow, order_of, read_rows
 from toque.functions.evaluation.language.judge import AGREEMENT, Judge, JudgeAgreement, agreement, verdict
-from toque.functions.evaluation.language.likelihood import Likelihood, Likelihoods, read_model
+from toque.functions.evaluation.language.likelihood import Likelihoods, read_model
 from toque.functions.evaluation.language.scorers import Scorer, check_classifier, scores_of
 from toque.functions.evaluation.offline_gate import GateResult
 from toque.functions.generative.engines import scratch_folder
@@ -309,7 +310,13 @@ def judged_by_likelihood(
             folder = Path(place) / "model"
             context().registry().download(version.model, version.version, to=folder)
             model = read_model(folder)
-            found.append(_of_texts(model, texts, gate) if whole else _of_choices(model, rows, gate))
+            if whole:
+                likelihoods = [model.of_text(text) for text in texts]
+                scores = np.array([one.a_token for one in likelihoods], np.float64)
+                all_texts = reduce(add, likelihoods).metrics
+                found.append(_Scored({scorer.label: scores for scorer in gate.scorers}, all_texts))
+            else:
+                found.append(_of_choices(model, rows, gate))
             del model
     own, *champion = found
     ordered = table.take(order_of(table.num_rows, gate.seed))
@@ -318,12 +325,6 @@ def judged_by_likelihood(
     for each in champion:
         judged.metrics.update({f"champion_{name}": value for name, value in each.metrics.items()})
     return judged, table.num_rows
-
-
-def _of_texts(model: Likelihoods, texts: Sequence[str], gate: AnswerGate) -> _Scored:
-    each = [model.of_text(text) for text in texts]
-    scores = np.array([one.a_token for one in each], np.float64)
-    return _Scored({scorer.label: scores for scorer in gate.scorers}, _sum(each).metrics)
 
 
 def _of_choices(model: Likelihoods, rows: Sequence[EvaluationRow], gate: AnswerGate) -> _Scored:
@@ -342,13 +343,6 @@ def _of_choices(model: Likelihoods, rows: Sequence[EvaluationRow], gate: AnswerG
             scores[scorer.label] = np.array([scorer.score(text, row.expected) for text, row in pairs])
     taken = [text == row.expected for text, row in zip(chosen, rows, strict=True)]
     return _Scored(scores, {"accuracy": float(np.mean(plain)), "accuracy_by_byte": float(np.mean(taken))})
-
-
-def _sum(each: Sequence[Likelihood]) -> Likelihood:
-    first, *others = each
-    for other in others:
-        first = first + other
-    return first
 
 
 def _check_scorers(gate: AnswerGate, *, whole: bool) -> None:

@@ -109,7 +109,9 @@ def bootstrap(
     """
     estimate = metric(label, probability)
     generator = np.random.default_rng(seed)
-    draw = _by_row(len(label)) if entity is None else _by_entity(entity)
+    draw: Draw = (
+        (lambda drawn: drawn.integers(0, len(label), len(label))) if entity is None else _by_entity(entity)
+    )
     values: list[float] = []
     for _ in range(10 * rounds):
         rows = draw(generator)
@@ -123,10 +125,6 @@ def bootstrap(
         raise EvaluationError(f"no resample of {len(label)} rows holds both classes: give more rows")
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return Interval(estimate=estimate, low=float(low), high=float(high))
-
-
-def _by_row(rows: int) -> Draw:
-    return lambda generator: generator.integers(0, rows, rows)
 
 
 def _by_entity(entity: npt.NDArray[np.generic]) -> Draw:

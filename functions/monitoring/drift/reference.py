@@ -135,10 +135,12 @@ class Reference:
             if count and phase in self.phases and rows_of(self.phases[phase])
         }
         if not shares:
-            nothing = _nothing(self.sketch)
-            return nothing, nothing
+            columns = self.sketch.columns.items()
+            empty = {name: replace(one, counts=(0,) * len(one.counts), nulls=0) for name, one in columns}
+            return TableSketch(empty), TableSketch(empty)
         most = max(shares.values())
-        reference = [_thinned(self.phases[phase], share / most) for phase, share in shares.items()]
+        parts = ((self.phases[phase], share / most) for phase, share in shares.items())
+        reference = [scaled(part, dict.fromkeys(part.columns, share)) for part, share in parts]
         alike = [one for index, one in window if self.season.phase(index) in shares]
         return TableSketch.total(reference), TableSketch.total(alike)
 
@@ -236,27 +238,12 @@ def rows_of(sketch: TableSketch) -> int:
 
 def scaled(sketch: TableSketch, worth: Mapping[str, float]) -> TableSketch:
     """Multiply counts by how much a row counts, rounded so that a cell with a row keeps one."""
-    return TableSketch({name: _scale(column, worth[name]) for name, column in sketch.columns.items()})
-
-
-def _thinned(sketch: TableSketch, share: float) -> TableSketch:
-    return scaled(sketch, dict.fromkeys(sketch.columns, share))
-
-
-def _nothing(like: TableSketch) -> TableSketch:
-    return TableSketch(
-        {
-            name: replace(column, counts=(0,) * len(column.counts), nulls=0)
-            for name, column in like.columns.items()
-        }
-    )
-
-
-def _scale(column: ColumnSketch, worth: float) -> ColumnSketch:
-    if worth >= 1.0:
-        return column
-    counts = tuple(_rounded(count, worth) for count in column.counts)
-    return replace(column, counts=counts, nulls=_rounded(column.nulls, worth))
+    columns = dict(sketch.columns)
+    for name, column in columns.items():
+        if worth[name] < 1.0:
+            counts = tuple(_rounded(count, worth[name]) for count in column.counts)
+            columns[name] = replace(column, counts=counts, nulls=_rounded(column.nulls, worth[name]))
+    return TableSketch(columns)
 
 
 def _rounded(count: int, worth: float) -> int:
@@ -296,7 +283,8 @@ class DatasetRows:
         """Take at most `most` of the rows, always the same ones, in their order, with one more batch in memory."""
         rows = self.count()
         chosen = np.sort(np.random.default_rng(0).choice(rows, most, replace=False)) if rows > most else None
-        kept, begin = [self._empty()], 0
+        schema = self._dataset().schema
+        kept, begin = [pa.schema([schema.field(name) for name in self.columns]).empty_table()], 0
         for part in self.batches():
             if chosen is None:
                 kept.append(part)
@@ -305,10 +293,6 @@ class DatasetRows:
             kept.append(part.take(pa.array(chosen[first:last] - begin)))
             begin += part.num_rows
         return pa.concat_tables(kept)
-
-    def _empty(self) -> pa.Table:
-        schema = self._dataset().schema
-        return pa.schema([schema.field(name) for name in self.columns]).empty_table()
 
     def _dataset(self) -> ds.Dataset:
         return self.table.dataset(self.version)

@@ -3,6 +3,6 @@
 Knows the prediction log, scorers, judges and the drift of answers. Must not know engines at work or how versions are served.
 """
 
-from toque.functions.monitoring.language.settings import LanguageMonitors
+from toque.functions.monitoring.language.sample import LanguageMonitors
 
 __all__ = ["LanguageMonitors"]

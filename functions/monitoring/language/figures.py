@@ -19,8 +19,12 @@ import pyarrow as pa
 
 from toque.functions.generative import declines, is_generative
 from toque.functions.monitoring.drift.answers import ANSWERED, AnswerMonitor, answer_table, watch_version
-from toque.functions.monitoring.language.sample import LoggedAnswer, Sample
-from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal
+from toque.functions.monitoring.language.sample import (
+    LanguageMonitors,
+    LoggedAnswer,
+    Sample,
+    monitors_journal,
+)
 from toque.functions.monitoring.watch import MonitorResult, ReadRows, monitor_run
 from toque.functions.prediction_log import predictions
 from toque.functions.runtime.context import context
@@ -94,15 +98,13 @@ def _figures(answer: LoggedAnswer, declining: Sequence[str]) -> dict[str, Any]:
         "answer length": None if said is None else len(said),
         "answer tokens": _number(answer_tokens),
         "answer language": None if said is None else language_of(said),
-        "declined": None if message is None else _yes(declines(message, answer.finish_reason, declining)),
+        "declined": None
+        if message is None
+        else ("yes" if declines(message, answer.finish_reason, declining) else "no"),
         "ended by": answer.finish_reason or None,
         "first token ms": _number(answer.timings_ms[0]),
         "cost": _number(answer.cost),
     }
-
-
-def _yes(value: Any) -> str:
-    return "yes" if value else "no"
 
 
 def _number(value: float) -> float | None:

@@ -26,10 +26,15 @@ from toque.functions.evaluation.language.judge import Preference, verdict
 from toque.functions.evaluation.language.scorers import check_classifier, scores_of
 from toque.functions.generative import GenerativeError, is_generative
 from toque.functions.generative.engines import scratch_folder
+from toque.functions.monitoring.alarms import models_in
 from toque.functions.monitoring.language.figures import watch_drift_of_answers
-from toque.functions.monitoring.language.sample import Sample, as_frame
+from toque.functions.monitoring.language.sample import (
+    LanguageMonitors,
+    Sample,
+    as_frame,
+    monitors_journal,
+)
 from toque.functions.monitoring.language.scores import KEY, LiveScore, ScoreTable, keep_means, means, rule_of
-from toque.functions.monitoring.language.settings import LanguageMonitors, monitors_journal, watched_models
 from toque.functions.monitoring.watch import MonitorResult
 from toque.functions.prediction_log import find_labels
 from toque.functions.runtime.context import context
@@ -173,7 +178,7 @@ def watch_language_models() -> list[LanguageWatch]:
     Raises: ExceptionGroup of what failed, at the end.
     """
     done, failed = [], []
-    for model in watched_models(context().store):
+    for model in models_in(context().store, "language_monitors"):
         try:
             done.append(watch_language_model(model))
         except Exception as error:  # noqa: BLE001 - one model's failure must not stop the others

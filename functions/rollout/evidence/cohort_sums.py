@@ -6,18 +6,20 @@ Units are counted once over a split: those that met it, for the sample-ratio tes
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from toque.functions.evaluation.realised_loss import Scored, possible_difference, score
+from toque.functions.monitoring.results import Cohorts
 from toque.functions.prediction_log import PINNED
 from toque.functions.rollout.evidence.metrics import (
     FROM_TABLES,
@@ -29,53 +31,54 @@ from toque.functions.rollout.evidence.metrics import (
     exposure_cohort,
     metric_cohort,
 )
-from toque.functions.rollout.evidence.slots import SlotSums
+from toque.functions.rollout.evidence.slots import KeptSums, SlotSums, SumsStore
 from toque.functions.rollout.evidence.sums import ArmCounts, MetricSums, PairedLoss, UnitCounts
 from toque.functions.rollout.policy import Guardrail, RolloutPolicy
 from toque.functions.rollout.state import RolloutState
 from toque.kernels.hashing import hash_strings
 from toque.registry.models.traffic import BY_RULE, HOLDOUT
-from toque.registry.times import EPOCH, epoch_us
+from toque.registry.times import epoch_us
 
 # Until every replica has followed the traffic change, the split is not the declared one.
 SETTLE_US = 10_000_000
 _logger = logging.getLogger(__name__)
 _LAYOUT = 5  # of the stored sums
-_Kind = TypeVar("_Kind", "WholeSums", "SplitSums")
+_Kind = TypeVar("_Kind", bound="CohortSums")
 ReadOutcomes = Callable[[datetime, datetime], pa.Table]  # predictions with labels, predicted in [start, end)
 
 
-class SumsStore(Protocol):
-    """Object store that keeps the sums."""
-
-    def find(self, key: str) -> bytes | None:
-        """Find an object by its key, or return None."""
-        ...
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write or overwrite an object under its key."""
-        ...
-
-
-class WholeSums(BaseModel):
-    """Sums of a whole rollout, over the cohorts before `next_cohort`; a cache that can be rebuilt from the log.
+class CohortSums(KeptSums):
+    """Sums over the cohorts before `next_cohort`.
 
     next_cohort: index of the first cohort that is not in the sums, counted in cohort lengths since the epoch. layout: sums of
-    another one are made anew. loss_units: difference and rows by unit. champion_errors, challenger_errors: units of the shadow's
-    requests that met an error.
+    another one are made anew.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     next_cohort: int
     layout: int = 0
+
+    @abstractmethod
+    def plus(self, cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> Self:
+        """Add one more cohort, whose labels are due. tables: values of metrics by guardrail, where they stand in one."""
+
+    @abstractmethod
+    def counting(self, rows: Scored, state: RolloutState) -> Self:
+        """Add traffic, without its losses and metrics."""
+
+
+class WholeSums(CohortSums):
+    """Sums of a whole rollout.
+
+    loss_units: difference and rows by unit. champion_errors, challenger_errors: units of the shadow's requests that met an error.
+    """
+
     loss: PairedLoss = PairedLoss()
     loss_units: SlotSums = SlotSums()
     shadow: ArmCounts = ArmCounts()
     champion_errors: SlotSums = SlotSums()
     challenger_errors: SlotSums = SlotSums()
 
-    def plus(self, cohort: Scored, state: RolloutState) -> Self:
+    def plus(self, cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> Self:  # noqa: ARG002 - of a canary
         """Add one more cohort, whose labels are due."""
         loss, units = paired_loss(cohort, state)
         units = self.loss_units + units
@@ -108,23 +111,19 @@ class WholeSums(BaseModel):
         )
 
 
-class SplitSums(BaseModel):
-    """Sums of a canary's present split, over the cohorts before `next_cohort`: those of other shares are never pooled.
+class SplitSums(CohortSums):
+    """Sums of a canary's present split: those of other shares are never pooled.
 
-    next_cohort, layout: as of `WholeSums`. errors, slow, units: units that met an event, and the split, each once in the arm that
+    errors, slow, units: units that met an event, and the split, each once in the arm that
     it met first: 1 the challenger's, -1 the champion's. metrics, metric_units: by guardrail, and its exposure.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    next_cohort: int
-    layout: int = 0
     canary: ArmCounts = ArmCounts()
     errors: SlotSums = SlotSums()
     slow: SlotSums = SlotSums()
     units: SlotSums = SlotSums()
-    metrics: dict[str, MetricSums] = {}
-    metric_units: dict[str, MetricUnits] = {}
+    metrics: dict[str, MetricSums] = Field(default={})
+    metric_units: dict[str, MetricUnits] = Field(default={})
 
     def plus(self, cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> Self:
         """Add one more cohort, whose labels are due."""
@@ -198,6 +197,7 @@ def sum_cohorts(
     that was killed goes on. A row or label that comes later than `policy.label_delay` is not counted.
     """
     policy, due = states[0].policy, cohort_due(now, states[0].policy)
+    grid = Cohorts(policy.cohort)
     wholes = [_Running.of(store, _key(model, state), state, WholeSums, state.started_at) for state in states]
     splits = {
         state.challenger: _Running.of(store, _split_key(model, state), state, SplitSums, state.split_since)
@@ -208,8 +208,12 @@ def sum_cohorts(
     first = min(one.sums.next_cohort for one in running)
     tables: dict[str, MetricRows] = {}
     for split in splits.values():  # one at most: rivals have no canary
-        if split.sums.next_cohort < due:
-            tables = _metric_tables(split.state, read_metric, _start(split.sums.next_cohort, policy))
+        if split.state.stage == "canary" and split.sums.next_cohort < due:
+            since = grid.start(split.sums.next_cohort)
+            wanted = (
+                guardrail for guardrail in split.state.policy.guardrails if guardrail.source in FROM_TABLES
+            )
+            tables = {guardrail.name: read_metric(guardrail, since) for guardrail in wanted}
 
     def rows_of(since: datetime, until: datetime) -> Scored:
         rows = randomised_rows(read(max(since, states[0].started_at), until))
@@ -217,11 +221,11 @@ def sum_cohorts(
 
     while first < due:
         until = min(due, first + max(1, timedelta(days=1) // policy.cohort))
-        rows = rows_of(_start(first, policy), _start(until, policy))
+        rows = rows_of(grid.start(first), grid.start(until))
         for one in running:
             one.close(store, rows, until, tables)
         first = until
-    start = max(_start(first, policy), states[0].started_at)
+    start = max(grid.start(first), states[0].started_at)
     if start < now:
         rows = rows_of(start, now)
         for one in running:
@@ -246,35 +250,28 @@ class _Running(Generic[_Kind]):
         cls, store: SumsStore, key: str, state: RolloutState, kind: type[_Kind], since: datetime
     ) -> _Running[_Kind]:
         """Go on with what the store holds; sums begin with the cohort of `since` if there are none, or of another release."""
-        stored = store.find(key)
         try:
-            sums = None if stored is None else kind.model_validate_json(stored)
+            sums = kind.find(store, key)
         except ValidationError as error:  # such as what no float holds
             _logger.warning("%s is summed anew from the log: %s", key, error)
             sums = None
         if sums is None or sums.layout != _LAYOUT:
-            sums = kind(next_cohort=_index(since, state.policy), layout=_LAYOUT)
+            sums = kind(next_cohort=Cohorts(state.policy.cohort).index(since), layout=_LAYOUT)
         return _Running(key, state, sums)
 
     def close(self, store: SumsStore, rows: Scored, until: int, tables: dict[str, MetricRows]) -> None:
         """Add the cohorts before `until` that are not in the sums yet, and store them."""
         if self.sums.next_cohort >= until:
             return
-        while self.sums.next_cohort < until:
-            begin, end = (
-                epoch_us(_start(self.sums.next_cohort + more, self.state.policy)) for more in (0, 1)
-            )
-            cohort = rows.where((rows.at >= begin) & (rows.at < end))
-            if isinstance(self.sums, WholeSums):
-                self.sums = self.sums.plus(cohort, self.state)
-            else:
-                self.sums = self.sums.plus(cohort, self.state, tables)
-        store.put(self.key, self.sums.model_dump_json().encode())
+        grid = Cohorts(self.state.policy.cohort)
+        for _, own in grid.slices(rows.at, self.sums.next_cohort, until):
+            self.sums = self.sums.plus(rows.where(np.arange(own.start, own.stop)), self.state, tables)
+        self.sums.put(store, self.key)
 
     def count_open(self, rows: Scored) -> None:
         """Count the traffic of cohorts that still wait for labels, without their losses."""
-        begin = epoch_us(_start(self.sums.next_cohort, self.state.policy))
-        self.sums = self.sums.counting(rows.where(rows.at >= begin), self.state)
+        begin = Cohorts(self.state.policy.cohort).start(self.sums.next_cohort)
+        self.sums = self.sums.counting(rows.where(rows.at >= epoch_us(begin)), self.state)
 
 
 def _key(model: str, state: RolloutState) -> str:
@@ -289,7 +286,7 @@ def _split_key(model: str, state: RolloutState) -> str:
 
 def cohort_due(now: datetime, policy: RolloutPolicy) -> int:
     """Index of the first cohort whose labels have not had their time yet: those before it have ended and waited."""
-    return _index(now - policy.label_delay, policy)
+    return Cohorts(policy.cohort).index(now - policy.label_delay)
 
 
 def unpinned_rows(rows: pa.Table) -> pa.Table:
@@ -305,14 +302,6 @@ def randomised_rows(rows: pa.Table) -> pa.Table:
     rows = unpinned_rows(rows)
     rows = rows.filter(pc.invert(pc.starts_with(rows["arm"], BY_RULE)))
     return rows.filter(pc.not_equal(rows["arm"], HOLDOUT))
-
-
-def _metric_tables(state: RolloutState, read_metric: ReadMetric, since: datetime) -> dict[str, MetricRows]:
-    """Read the tables of the guardrails whose values stand in one."""
-    if state.stage != "canary":
-        return {}
-    wanted = [guardrail for guardrail in state.policy.guardrails if guardrail.source in FROM_TABLES]
-    return {guardrail.name: read_metric(guardrail, since) for guardrail in wanted}
 
 
 def _metrics(cohort: Scored, state: RolloutState, tables: dict[str, MetricRows]) -> dict[str, MetricCohort]:
@@ -418,11 +407,3 @@ def _of_the_split(rows: Scored, state: RolloutState) -> Scored:
 
 def _hashes(rows: Scored) -> npt.NDArray[np.int64]:
     return hash_strings(rows.unit)
-
-
-def _index(at: datetime, policy: RolloutPolicy) -> int:
-    return (at - EPOCH) // policy.cohort
-
-
-def _start(index: int, policy: RolloutPolicy) -> datetime:
-    return EPOCH + index * policy.cohort

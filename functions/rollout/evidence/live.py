@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol, Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from toque.functions.live_counts import BINS, KEPT_S, WINDOW_S, ArmTally, WindowCounts, window_at
+from toque.functions.rollout.evidence.slots import KeptSums, SumsStore
 from toque.functions.rollout.state import RolloutState
 from toque.functions.rollout.traffic import CurrentTraffic, canary_share_of
+from toque.functions.stats.comparison.cluster_sums import Pooled
 from toque.registry.models.traffic import CHAMPION, HOLDOUT, OUTSIDE
 
 ReadLive = Callable[[str, Iterable[int]], Mapping[int, WindowCounts]]  # model, windows -> their counts
@@ -33,19 +35,7 @@ _TIMES_USUAL = 2.0  # failures of a unit, as multiples of its own level, that ar
 _MAX_USUAL = 256  # units whose level is kept
 
 
-class LiveStore(Protocol):
-    """Object store that keeps the sums of splits."""
-
-    def find(self, key: str) -> bytes | None:
-        """Find an object by its key, or return None."""
-        ...
-
-    def put(self, key: str, data: bytes) -> None:
-        """Write or overwrite an object under its key."""
-        ...
-
-
-class LiveCounts(BaseModel):
+class LiveCounts(Pooled):
     """Counts of one version in one split.
 
     errors, missing: units that met one; summed over half hours, where more than two were added up. error_requests,
@@ -54,8 +44,6 @@ class LiveCounts(BaseModel):
     before, as a caller does that is broken itself. latency: answers by bin.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     requests: int = 0
     errors: int = 0
     missing: int = 0
@@ -63,7 +51,7 @@ class LiveCounts(BaseModel):
     missing_requests: int | None = None
     repeats: int = 0
     usual: int = 0
-    latency: dict[int, int] = {}
+    latency: dict[int, int] = Field(default={})
 
     @classmethod
     def of(cls, tally: ArmTally, usual: Mapping[int, float] | None = None) -> Self:
@@ -86,14 +74,15 @@ class LiveCounts(BaseModel):
 
     def __add__(self, other: Self) -> Self:
         """Add counts of another time; both have counts of requests."""
-        sums = {
-            name: (getattr(self, name) or 0) + (getattr(other, name) or 0)
-            for name in type(self).model_fields
-            if name != "latency"
-        }
         bins = self.latency.keys() | other.latency.keys()
-        latency = {index: self.latency.get(index, 0) + other.latency.get(index, 0) for index in sorted(bins)}
-        return type(self)(**sums, latency=latency)
+        return self.pooled(
+            other,
+            error_requests=self.failed("errors") + other.failed("errors"),
+            missing_requests=self.failed("missing") + other.failed("missing"),
+            latency={
+                index: self.latency.get(index, 0) + other.latency.get(index, 0) for index in sorted(bins)
+            },
+        )
 
     @property
     def counts_requests(self) -> bool:
@@ -135,18 +124,16 @@ class LiveEvidence(BaseModel):
     latest: tuple[tuple[LiveCounts, LiveCounts], ...] = ()
 
 
-class SplitSums(BaseModel):
+class SplitSums(KeptSums):
     """Live counts of one split from its start up to `next_window`, which is not among them.
 
     usual: failures that units met on the champion in a window, in the two hours before; by hash.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     next_window: int
     champion: LiveCounts = LiveCounts()
     challenger: LiveCounts = LiveCounts()
-    usual: dict[int, float] = {}
+    usual: dict[int, float] = Field(default={})
 
 
 def guard_at(at: datetime) -> int:
@@ -161,7 +148,7 @@ def live_evidence(
     traffic: CurrentTraffic,
     now: datetime,
     *,
-    store: LiveStore,
+    store: SumsStore,
 ) -> LiveEvidence | None:
     """Read the live counts of the challenger and of the champion beside it; None where the split has no such arm.
 
@@ -237,18 +224,16 @@ class _Arms:
 
 
 def _kept_sums(
-    store: LiveStore, model: str, arms: _Arms, counts: Mapping[int, WindowCounts], newest: int
+    store: SumsStore, model: str, arms: _Arms, counts: Mapping[int, WindowCounts], newest: int
 ) -> SplitSums:
     """Find the sums of a split, and keep in them what Redis forgets next; made anew by whoever looks first."""
     key = arms.key(model)
-    kept = store.find(key)
-    if kept is None:
+    sums = SplitSums.find(store, key)
+    if sums is None:
         start = max(arms.since, newest - _READ_WINDOWS + 1)
         sums = SplitSums(next_window=start, usual=arms.usual_failures(counts))
-    else:
-        sums = SplitSums.model_validate_json(kept)
-        if newest - _LATE_WINDOWS - sums.next_window < _KEEP_EVERY:
-            return sums
+    elif newest - _LATE_WINDOWS - sums.next_window < _KEEP_EVERY:
+        return sums
     end = max(newest - _LATE_WINDOWS, sums.next_window)
     champion, challenger = arms.counts(counts, sums.next_window, sums.usual, end)
     sums = sums.model_copy(
@@ -258,5 +243,5 @@ def _kept_sums(
             "challenger": sums.challenger + challenger,
         }
     )
-    store.put(key, sums.model_dump_json().encode())
+    sums.put(store, key)
     return sums

@@ -20,8 +20,8 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from toque.functions.evaluation.realised_loss import Scored
+from toque.functions.monitoring.language.sample import monitors_journal
 from toque.functions.monitoring.language.scores import ScoreTable, rule_of
-from toque.functions.monitoring.language.settings import monitors_journal
 from toque.functions.prediction_log.records import is_sampled
 from toque.functions.rollout.evidence.slots import SlotSums
 from toque.functions.rollout.evidence.sums import MetricSums
@@ -111,15 +111,12 @@ def metric_cohort(
     champion: Scored, challenger: Scored, guardrail: Guardrail, metric: MetricRows | None
 ) -> MetricCohort:
     """Take the metric of one cohort, of the answers that are looked at. champion, challenger: what each arm answered, without shadows."""
-    share = 1.0 if metric is None else metric.share
-    arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
-    theirs, ours = (_by_unit(arm, metric_values(arm, guardrail, metric)) for arm in arms)
     bounds = guardrail.bounds
-    return MetricCohort(
-        champion=theirs,
-        challenger=ours,
-        requests=sum(len(arm) for arm in arms),
-        bounds=None if bounds is None else (max(bounds[0], -LARGEST), min(bounds[1], LARGEST)),
+    return _cohort(
+        (champion, challenger),
+        metric,
+        lambda arm: metric_values(arm, guardrail, metric),
+        None if bounds is None else (max(bounds[0], -LARGEST), min(bounds[1], LARGEST)),
     )
 
 
@@ -132,22 +129,30 @@ def exposure_cohort(
     champion: Scored, challenger: Scored, guardrail: Guardrail, metric: MetricRows | None
 ) -> MetricCohort:
     """Take, as `metric_cohort`, 1 of an answer that has a value of the metric and 0 of one without."""
-    share = 1.0 if metric is None else metric.share
-    arms = [_sampled(arm.first_by_id(), share) for arm in (champion, challenger)]
-    theirs, ours = (
-        _by_unit(arm, np.isfinite(metric_values(arm, guardrail, metric)).astype(np.float64)) for arm in arms
-    )
-    return MetricCohort(
-        champion=theirs, challenger=ours, requests=sum(len(arm) for arm in arms), bounds=(0.0, 1.0)
-    )
+
+    def has_value(arm: Scored) -> Floats:
+        return np.isfinite(metric_values(arm, guardrail, metric)).astype(np.float64)
+
+    return _cohort((champion, challenger), metric, has_value, (0.0, 1.0))
 
 
-def _by_unit(rows: Scored, values: npt.NDArray[np.float64]) -> MetricArm:
-    has_value = np.isfinite(values)
-    values, units = values[has_value], hash_strings(rows.unit[has_value])
-    return MetricArm.of(
-        np.clip(values, -LARGEST, LARGEST), units, too_large=int(np.sum(np.abs(values) > LARGEST))
-    )
+def _cohort(
+    arms: tuple[Scored, Scored],
+    metric: MetricRows | None,
+    values_of: Callable[[Scored], Floats],
+    bounds: tuple[float, float] | None,
+) -> MetricCohort:
+    """Sum the values of each arm by unit, of the answers that are looked at."""
+    sampled = [_sampled(arm.first_by_id(), 1.0 if metric is None else metric.share) for arm in arms]
+    sums = []
+    for arm in sampled:
+        values = values_of(arm)
+        has_value = np.isfinite(values)
+        values, units = values[has_value], hash_strings(arm.unit[has_value])
+        too_large = int(np.sum(np.abs(values) > LARGEST))
+        sums.append(MetricArm.of(np.clip(values, -LARGEST, LARGEST), units, too_large=too_large))
+    champion, challenger = sums
+    return MetricCohort(champion, challenger, requests=sum(map(len, sampled)), bounds=bounds)
 
 
 def _sampled(rows: Scored, share: float) -> Scored:

@@ -1,8 +1,8 @@
-"""Sums by unit over many cohorts, with the units hashed into slots so that they stay small; they pool by `+`."""
+"""Sums that a store keeps, and sums by unit over many cohorts, with the units hashed into slots so that they stay small."""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,38 @@ Hashes = npt.NDArray[np.int64]
 SLOTS = 1 << 17
 
 
+class SumsStore(Protocol):
+    """Object store that keeps sums."""
+
+    def find(self, key: str) -> bytes | None:
+        """Find an object by its key, or return None."""
+        ...
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or overwrite an object under its key."""
+        ...
+
+
+class KeptSums(BaseModel):
+    """Sums up to some time that a store keeps, so that a reader goes on there; they can be made again from what was summed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def find(cls, store: SumsStore, key: str) -> Self | None:
+        """Find the sums that are kept under a key. Raises: ValidationError if they are no sums of this kind."""
+        kept = store.find(key)
+        return None if kept is None else cls.model_validate_json(kept)
+
+    def put(self, store: SumsStore, key: str) -> None:
+        """Keep the sums under a key, in place of those before."""
+        store.put(key, self.model_dump_json().encode())
+
+
 class SlotSums(BaseModel):
     """Sums of one or more columns by slot, a unit's being the last bits of its hash: a unit that comes back meets its own.
 
-    slots: sorted, uint32 little-endian. columns: of each slot, float64 little-endian; without one, a set of units.
+    They pool by `+`. slots: sorted, uint32 little-endian. columns: of each slot, float64 little-endian; without one, a set of units.
     """
 
     model_config = ConfigDict(frozen=True, ser_json_bytes="base64", val_json_bytes="base64")

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict
 
 from toque.functions.rollout.evidence.live import LiveEvidence
 from toque.functions.stats import ClusterSums, SeriesSums
-from toque.functions.stats.comparison.cluster_sums import exact_sum
+from toque.functions.stats.comparison.cluster_sums import Pooled, exact_sum
 
 Floats = npt.NDArray[np.float64]
 _MADE_UP = 2  # units at either end: with one, an equal challenger is promoted more often than alpha where one label in 70 decides
 
 
-class PairedLoss(BaseModel):
+class PairedLoss(Pooled):
     """Paired loss differences, summed by unit within a cohort and by cohort, the cohorts in the order of time.
 
     by_returning_unit: summed by unit over all cohorts, one that comes back being one unit; empty in sums of before.
@@ -29,8 +29,6 @@ class PairedLoss(BaseModel):
     number. champion_loss, challenger_loss: sums over the labelled pairs. possible: the most by which the losses of a pair could
     have differed, whatever its label; 0 where nothing bounds it, and in sums of before.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     by_unit: ClusterSums = ClusterSums()
     by_cohort: SeriesSums = SeriesSums()
@@ -67,8 +65,7 @@ class PairedLoss(BaseModel):
         )
 
     def __add__(self, other: Self) -> Self:
-        sums = {name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        return type(self)(**sums | {"possible": max(self.possible, other.possible)})
+        return self.pooled(other, possible=max(self.possible, other.possible))
 
     @property
     def labels(self) -> int:
@@ -93,13 +90,11 @@ class PairedLoss(BaseModel):
         )
 
 
-class ArmCounts(BaseModel):
+class ArmCounts(Pooled):
     """Requests of one stage by arm. Errors and slow answers are units that met one, each counted once over the split.
 
     champion_unanswered, challenger_unanswered: requests that met an error; 0 in evidence of before they were counted.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     champion: int = 0
     challenger: int = 0
@@ -109,11 +104,6 @@ class ArmCounts(BaseModel):
     challenger_slow: int = 0
     champion_unanswered: int = 0
     challenger_unanswered: int = 0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
 
 
 class UnitCounts(BaseModel):
@@ -125,7 +115,7 @@ class UnitCounts(BaseModel):
     challenger: int = 0
 
 
-class MetricSums(BaseModel):
+class MetricSums(Pooled):
     """Sums of a business metric of both arms of a canary, compared within each cohort: a storm meets both arms alike.
 
     rows: with a value, of both arms. requests: answered, with or without one. difference: by cohort, challenger less
@@ -135,8 +125,6 @@ class MetricSums(BaseModel):
     champion_total, challenger_total, champion_rows: for the means that a person reads. too_large: values beyond `LARGEST`, with
     which nothing is judged.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int = 0
     requests: int = 0
@@ -182,11 +170,6 @@ class MetricSums(BaseModel):
             champion_rows=champion.rows,
         )
 
-    def __add__(self, other: Self) -> Self:
-        return type(self)(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
-
 
 def _variance(champion: ClusterSums, challenger: ClusterSums, bounds: tuple[float, float] | None) -> float:
     """Variance of the difference of two arms' means, where neither arm is taken to vary less than both together do.
@@ -216,25 +199,18 @@ class SloSums(BaseModel):
     without_challenger: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = ()
 
 
-class LateRows(BaseModel):
+class LateRows(Pooled):
     """Answers and labels of closed cohorts that came too late for their sums, as seen one cohort later.
 
     cohorts: that were looked at again. rows, labels: of them, by now; late_rows, late_labels: those among them that are not
     summed.
     """
 
-    model_config = ConfigDict(frozen=True)
-
     cohorts: int = 0
     rows: int = 0
     late_rows: int = 0
     labels: int = 0
     late_labels: int = 0
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(
-            **{name: getattr(self, name) + getattr(other, name) for name in type(self).model_fields}
-        )
 
 
 class Evidence(BaseModel):

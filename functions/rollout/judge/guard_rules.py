@@ -54,7 +54,11 @@ def live_latency(inputs: RuleInput) -> Finding:
         return _not_judged("live_latency")
     alpha = guard_level(inputs, "live_latency") / len(QUANTILES)
     ratio = inputs.policy.slow_ratio
-    found = [_slower_p(live.champion, live.challenger, q, ratio) for q in QUANTILES]
+    slowed, ours = slower(live.champion.bins(), ratio), live.challenger.bins()
+    found = [  # 1 also where an arm has no answer
+        counted_quantile_p(slowed, ours, q=q) if quantile_ms(ours, q) > quantile_ms(slowed, q) else 1.0
+        for q in QUANTILES
+    ]
     text = (
         f"latency of the last minutes: {_latencies(live.challenger)} against {_latencies(live.champion)}, "
         f"slower by {ratio:g}: p = {', '.join(f'{p:.3g}' for p in found)}"
@@ -209,13 +213,6 @@ def _is_plain(failed: int, requests: int) -> bool:
     return failed >= max(_PLAIN_REQUESTS, _PLAIN_SHARE * requests)
 
 
-def _slower_p(champion: LiveCounts, challenger: LiveCounts, q: float, ratio: float) -> float:
-    slowed, ours = slower(champion.bins(), ratio), challenger.bins()
-    if not quantile_ms(ours, q) > quantile_ms(slowed, q):  # also where an arm has no answer
-        return 1.0
-    return counted_quantile_p(slowed, ours, q=q)
-
-
 def _latencies(counts: LiveCounts) -> str:
     found = [quantile_ms(counts.bins(), q) for q in QUANTILES]
     if any(map(math.isnan, found)):
@@ -244,7 +241,9 @@ def guardrails(inputs: RuleInput) -> Finding:
         return Finding(rule="guardrails", fired=False, text="no business metric is judged here")
     alpha = inputs.policy.guard_alpha / len(chosen)
     found = [_guardrail_finding(inputs, guardrail, alpha) for guardrail in chosen]
-    return next((finding for finding in found if finding.fired), _joined_findings(found))
+    text = "; ".join(finding.text for finding in found)
+    none_fired = Finding(rule="guardrails", fired=False, text=text)
+    return next((finding for finding in found if finding.fired), none_fired)
 
 
 def mismatch(inputs: RuleInput) -> Finding:
@@ -349,10 +348,6 @@ def _guardrail_finding(inputs: RuleInput, guardrail: Guardrail, alpha: float) ->
         statistic=change.upper,
         threshold=-guardrail.margin,
     )
-
-
-def _joined_findings(found: list[Finding]) -> Finding:
-    return Finding(rule="guardrails", fired=False, text="; ".join(finding.text for finding in found))
 
 
 def _sample_sizes(sums: MetricSums) -> str:

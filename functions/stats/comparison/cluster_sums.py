@@ -20,14 +20,28 @@ _MOST_ALIKE = 0.95  # autocorrelation above which a series of clusters is taken 
 _LIMIT = 1.2816  # standard errors of the upper 90 % limit
 
 
-class ClusterSums(BaseModel):
+class Pooled(BaseModel):
+    """Figures of some rows; those of other rows are added to them by `+`, field by field."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def __add__(self, other: Self) -> Self:
+        return self.pooled(other)
+
+    def pooled(self, other: Self, **otherwise: Any) -> Self:
+        """Add the figures of other rows. otherwise: fields that are not sums, as they come out."""
+        summed = (name for name in type(self).model_fields if name not in otherwise)
+        return type(self)(
+            **{name: getattr(self, name) + getattr(other, name) for name in summed}, **otherwise
+        )
+
+
+class ClusterSums(Pooled):
     """Sums from which the mean of a value and its cluster-robust variance follow.
 
     rows, clusters: how many. total: Σ s over clusters, s the cluster's sum of values and n its rows;
     square: Σ s²; cross: Σ s·n; size_square: Σ n².
     """
-
-    model_config = ConfigDict(frozen=True)
 
     rows: int = 0
     clusters: int = 0
@@ -61,16 +75,6 @@ class ClusterSums(BaseModel):
             square=exact_sum(sums * sums),
             cross=exact_sum(sums * sizes),
             size_square=exact_sum(sizes * sizes),
-        )
-
-    def __add__(self, other: Self) -> Self:
-        return type(self)(
-            rows=self.rows + other.rows,
-            clusters=self.clusters + other.clusters,
-            total=self.total + other.total,
-            square=self.square + other.square,
-            cross=self.cross + other.cross,
-            size_square=self.size_square + other.size_square,
         )
 
     @property
@@ -128,16 +132,14 @@ class SeriesSums(ClusterSums):
     def __add__(self, other: Self) -> Self:
         if not self.rows:  # nothing has begun yet
             return other
-        pooled = super().__add__(other)
         (s, n), (t, m) = self.last, other.first
-        ends = {"span": self.span + other.span, "first": self.first, "last": other.last if m else self.last}
-        return pooled.model_copy(
-            update=ends
-            | {
-                "next_square": self.next_square + other.next_square + s * t * (m > 0),
-                "next_cross": self.next_cross + other.next_cross + (s * m + t * n) * (m > 0),
-                "next_size": self.next_size + other.next_size + n * m,
-            }
+        return self.pooled(
+            other,
+            next_square=self.next_square + other.next_square + s * t * (m > 0),
+            next_cross=self.next_cross + other.next_cross + (s * m + t * n) * (m > 0),
+            next_size=self.next_size + other.next_size + n * m,
+            first=self.first,
+            last=other.last if m else self.last,
         )
 
     def long_run(self) -> tuple[float, float]:
