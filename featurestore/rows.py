@@ -17,7 +17,7 @@ from toque.featurestore.definitions.casting import (
 )
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
-from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidRows
 
@@ -71,6 +71,17 @@ def offline_schema(view: FeatureView) -> pa.Schema:
     return pa.schema([*fields, pa.field(EVENT_TIMESTAMP, TIMESTAMP), pa.field(CREATED_TIMESTAMP, TIMESTAMP)])
 
 
+def shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give stored rows the columns of a schema, with nulls in those that were declared after they were stored."""
+    columns = [
+        rows.column(each.name).cast(each.type)
+        if each.name in rows.column_names
+        else pa.nulls(rows.num_rows, each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
     """Cast rows to exactly the columns of `offline_schema`; a missing created time is now.
 
@@ -85,7 +96,7 @@ def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
         )
     schema = offline_schema(view)
     _check_names(where, table.column_names, schema.names)
-    columns = [_typed(where, table, f) for f in (*view.join_keys, *view.schema)]
+    columns = [cast_column(where, f, table.column(f.name)) for f in (*view.join_keys, *view.schema)]
     for f in (*view.join_keys, *(f for f in view.schema if not f.nullable)):
         refuse_nulls(where, table, f.name)
     times = [time_column(where, table, name) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
@@ -114,10 +125,6 @@ def _check_names(where: str, got: Sequence[str], expected: Sequence[str]) -> Non
         raise InvalidRows(
             f"{where}: column {unknown[0]!r} is not in its schema; drop it or add a Field and apply"
         )
-
-
-def _typed(where: str, table: pa.Table, field: Field) -> pa.ChunkedArray:
-    return cast_column(where, field, table.column(field.name))
 
 
 def time_column(where: str, table: pa.Table, name: str) -> pa.ChunkedArray:

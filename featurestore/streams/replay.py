@@ -189,7 +189,9 @@ def view_rows(view: FeatureView, table: StreamTable, folder: Path, *, clock: Clo
     for number, part in enumerate(_Divided.of(events, keys, folder / "keys", parts).parts()):
         rows = own_rows(view, part) if view.source is None else computed_rows(view, part, part, places)
         files.append(folder / f"{number}.arrow")
-        _write(files[-1], conform(view, rows, clock=clock).sort_by(EVENT_TIMESTAMP))
+        made = conform(view, rows, clock=clock).sort_by(EVENT_TIMESTAMP)
+        with pa.ipc.new_file(files[-1], made.schema) as writer:
+            writer.write_table(made.combine_chunks())
     return ViewRows(view, tuple(files), until)
 
 
@@ -251,11 +253,6 @@ def _numbered(rows: pa.Table) -> pa.Table:
     """Give times as microseconds, which need no calendar to become text."""
     columns = [each.cast(pa.int64()) if pa.types.is_timestamp(each.type) else each for each in rows.columns]
     return pa.table(columns, names=rows.column_names) if columns else rows
-
-
-def _write(path: Path, rows: pa.Table) -> None:
-    with pa.ipc.new_file(path, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
 
 
 def _mapped(path: Path) -> pa.Table:

@@ -50,6 +50,8 @@ _CONFIGURATION_OF_STREAMS = _CONFIGURATION | {
 _ROW_GROUP_BYTES, _FEWEST_ROWS = 16 << 20, 8_192
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 _MOST_BYTES = (1 << 31) - 1
+KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE", "SET TBLPROPERTIES"})
+"""Operations of commits that leave every row of the version before in a table, and add none."""
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
 
@@ -334,7 +336,8 @@ def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:
     Its files come by partition, and in a partition as the log has them: delta-rs names the partitions of one append in the order
     of a hash with a random seed, so the same appends would give another order of rows each time.
     """
-    found = pyarrow_dataset(opened, _files_of(opened, table))
+    sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
+    found = pyarrow_dataset(opened, file_system(table.store, table.name, sizes))
     if not opened.metadata().partition_columns:
         return found
     files = sorted(found.get_fragments(), key=lambda file: str(file.path).rpartition("/")[0])
@@ -362,11 +365,6 @@ def pyarrow_dataset(opened: DeltaTable, filesystem: fs.FileSystem | None = None)
     found = opened.to_pyarrow_dataset(filesystem=filesystem)
     files = [bounded(file) for file in found.get_fragments()]
     return type(found)(files, found.schema, found.format, found.filesystem)
-
-
-def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:
-    sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
-    return file_system(table.store, table.name, sizes)
 
 
 def _in_one_batch(data: pa.Table) -> pa.Table:
