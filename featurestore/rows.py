@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeAlias
 
 import polars as pl
@@ -18,8 +19,9 @@ from toque.featurestore.definitions.casting import (
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
-from toque.featurestore.definitions.views import FeatureView
-from toque.featurestore.errors import InvalidRows
+from toque.featurestore.definitions.views import FeatureView, FromEvents
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
+from toque.registry.times import as_utc
 
 Clock = Callable[[], datetime]
 # An Arrow table, a pandas or polars frame, or a sequence of mappings; the first two come without types.
@@ -147,3 +149,17 @@ def refuse_nulls(where: str, table: pa.Table, name: str) -> None:
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise InvalidRows(f"{where}: column {name!r} is null in {column.null_count} rows, first in row {row}")
+
+
+def computing(view: FeatureView, since: datetime | None) -> Callable[[pa.Table], pa.Table]:
+    """Give the computation of a view's rows from raw events.
+
+    since: an earlier run had all events up to then; only rows that it could not settle are computed.
+    Raises: UnknownDefinition if the view's source does not compute from events.
+    """
+    if not isinstance(view.source, FromEvents):
+        raise UnknownDefinition(
+            f"feature view {view.name!r} has no source that computes from events; write its rows with write_offline"
+        )
+    start = None if since is None else as_utc(since, name="since")
+    return partial(view.source.compute, keys=[key.name for key in view.join_keys], since=start)

@@ -105,9 +105,7 @@ def known_of_keys(events: pa.Table, keys: Sequence[str], places: Mapping[int, Pl
 
 def new_rows(view: FeatureView, table: StreamTable, after: Mapping[int, int]) -> NewRows | None:
     """Make the rows that follow from the events at or after some positions; None if there are none."""
-    places = {
-        each: place for each, place in table.places(table.known_partitions()).items() if place is not None
-    }
+    places = table.known_places()
     until = {each: place.position for each, place in places.items()}
     between = {each: (after.get(each, 0), end) for each, end in until.items() if end > after.get(each, 0)}
     read = table.events(partitions=between)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from toque.featurestore.definitions.encoding import microseconds
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import PARTITION, POSITION, Connection, Messages
 from toque.featurestore.definitions.views import FeatureView
@@ -161,7 +162,7 @@ class ViewRows:
     def by_time(self) -> Iterator[pa.Table]:
         """Iterate over the rows in about `PIECE_ROWS` at a time, whole days one after the other."""
         tables = list(self.by_key())
-        times = [_microseconds(each) for each in tables]
+        times = [microseconds(each.column(EVENT_TIMESTAMP)) for each in tables]
         for begin, end in pairwise(_cuts(times)):
             found = [
                 table.slice(first, last - first)
@@ -175,9 +176,7 @@ class ViewRows:
 
 def view_rows(view: FeatureView, table: StreamTable, folder: Path, *, clock: Clock) -> ViewRows:
     """Make the rows of a view that follow from all stored events; writes files to the folder."""
-    places = {
-        each: place for each, place in table.places(table.known_partitions()).items() if place is not None
-    }
+    places = table.known_places()
     until = {each: place.position for each, place in places.items()}
     keys, unique = [key.name for key in view.join_keys], table.source.event_name
     parts = min(_MOST_FILES, -(-table.count() // EVENTS_AT_ONCE)) or 1
@@ -257,10 +256,3 @@ def _numbered(rows: pa.Table) -> pa.Table:
 
 def _mapped(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _microseconds(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    column = rows.column(EVENT_TIMESTAMP)
-    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    found: np.ndarray[Any, np.dtype[np.int64]] = chunk.cast(pa.int64()).to_numpy()
-    return found

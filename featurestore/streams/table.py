@@ -92,10 +92,14 @@ class StreamTable:
         count = opened.transaction_version(_PARTITIONS) or 0
         return [each for each in range(count) if _place(opened, each) is not None]
 
+    def known_places(self) -> dict[int, Place]:
+        """Read how far each partition was read of which something was committed."""
+        found = self.places(self.known_partitions())
+        return {each: place for each, place in found.items() if place is not None}
+
     def positions(self) -> dict[int, int]:
         """Read up to which position each partition was read."""
-        found = self.places(self.known_partitions())
-        return {each: place.position for each, place in found.items() if place is not None}
+        return {each: place.position for each, place in self.known_places().items()}
 
     def commit(
         self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move], *, rewritten: int | None = None

@@ -240,7 +240,21 @@ class Table:
         partition_by: Sequence[str] = (),
         bounds: Sequence[str] = (),
     ) -> T:
-        """Run `change` on the newest version, and again while other writers conflict; what it wrote is on the disk then.
+        """Run `change` as `commit_unsettled` does; what it wrote is on the disk then, and readers are told."""
+        result = self.commit_unsettled(change, schema=schema, partition_by=partition_by, bounds=bounds)
+        settle(self.store)
+        self.store.announce(f"tables/{self.name}")
+        return result
+
+    def commit_unsettled(
+        self,
+        change: Callable[[DeltaTable], T],
+        *,
+        schema: pa.Schema | None = None,
+        partition_by: Sequence[str] = (),
+        bounds: Sequence[str] = (),
+    ) -> T:
+        """Run `change` on the newest version, and again while other writers conflict; who changes many tables settles them at once.
 
         schema, partition_by, bounds: of the table, which is created where there is none; without a schema there must be one.
         Returns: what `change` returns.
@@ -257,7 +271,7 @@ class Table:
                         if schema is None
                         else self._opened_or_created(schema, partition_by, bounds)
                     )
-                    result = change(table)
+                    return change(table)
             except CommitFailedError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"table {self.name}: no commit in {_PATIENCE_S} s: {error}") from error
@@ -265,10 +279,6 @@ class Table:
                 attempt += 1
             except SchemaMismatchError as error:
                 raise InvalidInput(f"table {self.name}: columns do not fit: {error}") from error
-            else:
-                settle(self.store)
-                self.store.announce(f"tables/{self.name}")
-                return result
 
     def create(self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()) -> None:
         """Create the table without rows unless it exists, with whatever columns; see `append`. Raises: as `commit`."""
