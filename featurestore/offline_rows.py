@@ -16,7 +16,6 @@ from toque.featurestore.definitions.views import (
     FeatureLike,
     FeatureService,
     FeatureView,
-    FromEvents,
     OnDemandFeatureView,
     Projection,
     ViewOrName,
@@ -34,7 +33,7 @@ from toque.featurestore.offline.retrieval import (
 )
 from toque.featurestore.offline.retrieval_job import RetrievalJob
 from toque.featurestore.offline.tables import OfflineStore
-from toque.featurestore.rows import Clock, Tabular, check_rows, conform, to_table
+from toque.featurestore.rows import Clock, Tabular, check_rows, computing, conform, to_table
 from toque.featurestore.sources import BatchSource, SourceLineage, SourceTable
 from toque.featurestore.sources.refresh import Refreshed, keep_aside, new_rows
 from toque.featurestore.streams import StreamSource, StreamTable
@@ -42,7 +41,6 @@ from toque.featurestore.streams.refresh import new_rows as new_stream_rows
 from toque.featurestore.vectors import FOLLOWERS
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, TableSnapshot
-from toque.registry.times import as_utc
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +139,7 @@ class OfflineRows(Definitions):
         Raises: InvalidRows, UnknownDefinition (also if the view has no source).
         """
         found = self._applied(view)
-        if not isinstance(found.source, FromEvents):
-            raise UnknownDefinition(
-                f"feature view {found.name!r} has no source that computes from events; write its rows with write_offline"
-            )
-        keys = [key.name for key in found.join_keys]
-        start = None if since is None else as_utc(since, name="since")
-        rows = found.source.compute(to_table(events), keys=keys, since=start)
+        rows = computing(found, since)(to_table(events))
         return self._write(found, self._expected(found, rows))
 
     def source_table(self, source: BatchSource | str) -> SourceTable:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeAlias
 
 import polars as pl
@@ -17,9 +18,10 @@ from toque.featurestore.definitions.casting import (
 )
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
-from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, Field
-from toque.featurestore.definitions.views import FeatureView
-from toque.featurestore.errors import InvalidRows
+from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP
+from toque.featurestore.definitions.views import FeatureView, FromEvents
+from toque.featurestore.errors import InvalidRows, UnknownDefinition
+from toque.registry.times import as_utc
 
 Clock = Callable[[], datetime]
 # An Arrow table, a pandas or polars frame, or a sequence of mappings; the first two come without types.
@@ -71,6 +73,17 @@ def offline_schema(view: FeatureView) -> pa.Schema:
     return pa.schema([*fields, pa.field(EVENT_TIMESTAMP, TIMESTAMP), pa.field(CREATED_TIMESTAMP, TIMESTAMP)])
 
 
+def shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Give stored rows the columns of a schema, with nulls in those that were declared after they were stored."""
+    columns = [
+        rows.column(each.name).cast(each.type)
+        if each.name in rows.column_names
+        else pa.nulls(rows.num_rows, each.type)
+        for each in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
     """Cast rows to exactly the columns of `offline_schema`; a missing created time is now.
 
@@ -85,7 +98,7 @@ def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:
         )
     schema = offline_schema(view)
     _check_names(where, table.column_names, schema.names)
-    columns = [_typed(where, table, f) for f in (*view.join_keys, *view.schema)]
+    columns = [cast_column(where, f, table.column(f.name)) for f in (*view.join_keys, *view.schema)]
     for f in (*view.join_keys, *(f for f in view.schema if not f.nullable)):
         refuse_nulls(where, table, f.name)
     times = [time_column(where, table, name) for name in (EVENT_TIMESTAMP, CREATED_TIMESTAMP)]
@@ -116,10 +129,6 @@ def _check_names(where: str, got: Sequence[str], expected: Sequence[str]) -> Non
         )
 
 
-def _typed(where: str, table: pa.Table, field: Field) -> pa.ChunkedArray:
-    return cast_column(where, field, table.column(field.name))
-
-
 def time_column(where: str, table: pa.Table, name: str) -> pa.ChunkedArray:
     """Cast a time column to timestamp[us, UTC] without nulls.
 
@@ -140,3 +149,17 @@ def refuse_nulls(where: str, table: pa.Table, name: str) -> None:
     if column.null_count:
         row = pc.index(column.is_null(), True).as_py()
         raise InvalidRows(f"{where}: column {name!r} is null in {column.null_count} rows, first in row {row}")
+
+
+def computing(view: FeatureView, since: datetime | None) -> Callable[[pa.Table], pa.Table]:
+    """Give the computation of a view's rows from raw events.
+
+    since: an earlier run had all events up to then; only rows that it could not settle are computed.
+    Raises: UnknownDefinition if the view's source does not compute from events.
+    """
+    if not isinstance(view.source, FromEvents):
+        raise UnknownDefinition(
+            f"feature view {view.name!r} has no source that computes from events; write its rows with write_offline"
+        )
+    start = None if since is None else as_utc(since, name="since")
+    return partial(view.source.compute, keys=[key.name for key in view.join_keys], since=start)

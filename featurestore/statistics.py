@@ -23,7 +23,7 @@ from toque.featurestore.online.materialize import Materializer
 from toque.featurestore.online.serving import Status
 from toque.featurestore.store import FeatureStore
 from toque.featurestore.windows.distinct import DistinctSketch
-from toque.registry.times import from_epoch_us
+from toque.registry.times import MICROSECOND, from_epoch_us
 
 DAY = timedelta(days=1)
 _ROWS_AT_ONCE = 200_000
@@ -247,7 +247,7 @@ def view_course(
     taken = [_Rows(found) for _ in range(parts)]
     for batch in recent_rows(fs, found, version, span=span, now=fs.now()):
         ages = pc.subtract(pa.scalar(newest), batch.column(EVENT_TIMESTAMP)).cast(pa.int64())
-        places = pc.min_element_wise(pc.divide(ages, width // timedelta(microseconds=1)), parts - 1)
+        places = pc.min_element_wise(pc.divide(ages, width // MICROSECOND), parts - 1)
         for place in pc.unique(places).to_pylist():
             taken[place].add(batch.filter(pc.equal(places, place)))
     return [

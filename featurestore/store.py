@@ -11,7 +11,7 @@ from toque.featurestore.definitions.encoding import RowLayout
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.views import FeatureView, ViewOrName
 from toque.featurestore.errors import InvalidRows, OnlineStoreUnavailable, UnreadableRow
-from toque.featurestore.offline.retrieval import Features, Retrieval
+from toque.featurestore.offline.retrieval import Features
 from toque.featurestore.offline_rows import OfflineRows
 from toque.featurestore.online.materialize import Materialized, Materializer, Progress, Spread
 from toque.featurestore.online.redis_store import OnlineStore, RecentKeys
@@ -175,7 +175,7 @@ class FeatureStore(OfflineRows):
         now: datetime | None,
     ) -> OnlineFeatures:
         """Decode packed rows; retry an unknown layout with definitions that another process may just have applied."""
-        as_of = self._as_of(now)
+        as_of = self._clock() if now is None else as_utc(now, name="now")
         # Only what this host calls now may be behind; a time that was asked for is exact.
         ahead = CLOCK_SKEW if now is None else timedelta(0)
         try:
@@ -186,9 +186,6 @@ class FeatureStore(OfflineRows):
             if self._catalog.next == known:
                 raise
             return self._request(features).answer(entity_rows, values, now=as_of, ahead=ahead)
-
-    def _as_of(self, now: datetime | None) -> datetime:
-        return self._clock() if now is None else as_utc(now, name="now")
 
     def _request(self, features: Features) -> Request:
         """Plan the read of some features; cached, because a server repeats the same reads."""
@@ -201,14 +198,12 @@ class FeatureStore(OfflineRows):
         ):
             return cached[2]
         retrieval = self.plan_features(features)
-        request = Request(retrieval, lookups_of(self.project, retrieval, self._layouts(retrieval)))
+        self._catalog.refresh()
+        layouts = {lookup.view.name: self.layouts(lookup.view.name) for lookup in retrieval.lookups}
+        request = Request(retrieval, lookups_of(self.project, retrieval, layouts))
         if not isinstance(features, list):  # a list may be changed by its owner
             self._requests[key] = (features, self._catalog.next, request)
         return request
-
-    def _layouts(self, retrieval: Retrieval) -> dict[str, list[RowLayout]]:
-        self._catalog.refresh()
-        return {lookup.view.name: self.layouts(lookup.view.name) for lookup in retrieval.lookups}
 
     def layouts(self, view: str) -> list[RowLayout]:
         """Layouts of the packed rows of all versions of a view, as last read."""

@@ -5,9 +5,7 @@ leaves only files that no version names. Older versions stay readable, and with 
 `erase` deletes their files.
 """
 
-from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
 
 from deltalake import DeltaTable
 from pydantic import BaseModel, ConfigDict
@@ -16,9 +14,8 @@ from toque.featurestore.definitions.fields import EVENT_DAY
 from toque.featurestore.definitions.views import FeatureView, ViewOrName
 from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.store import FeatureStore
-from toque.registry.errors import NotFound
+from toque.registry.store.tables.upkeep import FILE_BYTES, compact_table, vacuum_table
 
-FILE_BYTES = 128 * 2**20
 LEAST_GRACE = timedelta(days=1)  # a slower append than this could lose files that it has not committed yet
 
 
@@ -43,18 +40,11 @@ def compact(fs: FeatureStore, view: ViewOrName, *, file_bytes: int = FILE_BYTES)
     Raises: UnknownDefinition; Unavailable if other maintenance keeps interfering.
     """
     found = fs.get_feature_view(view if isinstance(view, str) else view.name)
-
-    def optimize(table: DeltaTable) -> dict[str, Any]:
-        done: dict[str, Any] = table.optimize.compact(target_size=file_bytes)
-        return done
-
-    version, done = _commit(fs, found, optimize)
-    return Upkeep(
-        view=found.name,
-        table_version=version,
-        added=done.get("numFilesAdded", 0),
-        removed=done.get("numFilesRemoved", 0),
-    )
+    table = fs.offline.table(found)
+    if not table.exists():
+        return Upkeep(view=found.name)
+    removed, added = compact_table(table, file_bytes=file_bytes)
+    return Upkeep(view=found.name, table_version=table.version(), added=added, removed=removed)
 
 
 def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
@@ -77,20 +67,25 @@ def expire(fs: FeatureStore, view: ViewOrName, *, keep: timedelta) -> Upkeep:
             f"feature view {found.name!r} uses rows for {found.ttl}; keep them at least as long, not {keep}"
         )
     first_kept = (fs.now() - keep).date().isoformat()
-    return _sum([_expired(fs, each, first_kept) for each in _generations(fs, found)])
+    done = [_expired(fs, each, first_kept) for each in _generations(fs, found)]
+    removed, rows = sum(each.removed for each in done), sum(each.rows for each in done)
+    return done[-1].model_copy(update={"removed": removed, "rows": rows})
 
 
 def _expired(fs: FeatureStore, view: FeatureView, first_kept: str) -> Upkeep:
     """Remove the event days before one from the table of one generation."""
-    old = f"{EVENT_DAY} < '{first_kept}'"
-    rows = _rows_before(fs, view, first_kept)
+    version = fs.offline.version(view)
+    if version is None:
+        return Upkeep(view=view.name)
+    rows = sum(file.rows for file in version.files if file.day < first_kept)
     if not rows:  # an empty delete would still be a commit
-        version = fs.offline.version(view)
-        return Upkeep(view=view.name, table_version=None if version is None else version.number)
-    version_number, done = _commit(fs, view, lambda table: dict(table.delete(old)))
-    return Upkeep(
-        view=view.name, table_version=version_number, removed=done.get("num_removed_files", 0), rows=rows
-    )
+        return Upkeep(view=view.name, table_version=version.number)
+
+    def delete(opened: DeltaTable) -> Upkeep:
+        removed = opened.delete(f"{EVENT_DAY} < '{first_kept}'").get("num_removed_files", 0)
+        return Upkeep(view=view.name, table_version=opened.version(), removed=removed, rows=rows)
+
+    return fs.offline.table(view).commit(delete)
 
 
 def _generations(fs: FeatureStore, view: FeatureView) -> list[FeatureView]:
@@ -105,21 +100,6 @@ def _generations(fs: FeatureStore, view: FeatureView) -> list[FeatureView]:
     ]
 
 
-def _sum(done: list[Upkeep]) -> Upkeep:
-    """Sum what was done to the tables of all generations of a view, whose last one is the one in force."""
-    return done[-1].model_copy(
-        update={
-            "removed": sum(each.removed for each in done),
-            "rows": sum(each.rows for each in done),
-        }
-    )
-
-
-def _rows_before(fs: FeatureStore, view: FeatureView, day: str) -> int:
-    version = fs.offline.version(view)
-    return sum(f.rows for f in version.files if f.day < day) if version else 0
-
-
 def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
     """Delete files that the table of no generation has named for `grace`; versions that need them become unreadable.
 
@@ -131,27 +111,7 @@ def erase(fs: FeatureStore, view: ViewOrName, *, grace: timedelta) -> Upkeep:
         raise InvalidDefinition(
             f"feature view {found.name!r}: files must have been unused for at least {LEAST_GRACE}, got {grace}"
         )
-    hours = int(grace / timedelta(hours=1))
-
-    def vacuum(table: DeltaTable) -> dict[str, Any]:
-        gone = table.vacuum(hours, dry_run=False, enforce_retention_duration=False, full=True)
-        return {"removed": len(gone)}
-
-    done = [_commit(fs, each, vacuum) for each in _generations(fs, found)]
-    removed = sum(result.get("removed", 0) for _, result in done)
-    return Upkeep(view=found.name, table_version=done[-1][0], removed=removed)
-
-
-def _commit(
-    fs: FeatureStore, view: FeatureView, change: Callable[[DeltaTable], dict[str, Any]]
-) -> tuple[int | None, dict[str, Any]]:
-    """Run `change` on the newest version and retry on conflicts; returns the version and the result of `change`."""
-
-    def changed(opened: DeltaTable) -> tuple[int, dict[str, Any]]:
-        result = change(opened)
-        return opened.version(), result
-
-    try:
-        return fs.offline.table(view).commit(changed)
-    except NotFound:
-        return None, {}
+    tables = [fs.offline.table(each) for each in _generations(fs, found)]
+    removed = sum(vacuum_table(table, grace=grace) for table in tables if table.exists())
+    newest = tables[-1].version() if tables[-1].exists() else None
+    return Upkeep(view=found.name, table_version=newest, removed=removed)

@@ -13,6 +13,8 @@ CHANCE = SystemRandom()
 
 Clock = Callable[[], datetime]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+"""Resolution of stored times; `span // MICROSECOND` is a span as they are counted."""
 FIRST_TIME, LAST_TIME = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
 """Range of the times that the platform takes. Arrow and Polars hold others, which nothing could read back as a `datetime`."""
 _FIRST_BACKOFF_S = 0.01
@@ -54,7 +56,7 @@ def epoch_us(at: datetime) -> int:
     """Convert a time to microseconds since 1970, exactly. Raises: ValueError if it is naive."""
     if at.tzinfo is None:
         raise ValueError(f"a time needs its zone, got {at.isoformat()}; use datetime.now(UTC)")
-    return (at - EPOCH) // timedelta(microseconds=1)
+    return (at - EPOCH) // MICROSECOND
 
 
 def from_epoch_us(microseconds: int) -> datetime:

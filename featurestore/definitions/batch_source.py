@@ -30,6 +30,16 @@ UNMARKED = "has no value, so that the row is beyond no watermark"
 _ZONES_DIFFER = timedelta(days=1)  # no zone is that far from UTC
 
 
+def secrets_in(*settings: str) -> list[str]:
+    """List the names of the secrets that settings take, each as `$NAME`."""
+    return [setting[1:] for setting in settings if setting.startswith("$")]
+
+
+def revealed(setting: str, secrets: Secrets) -> str:
+    """Give the value of a setting: of `$NAME` that of the secret."""
+    return secrets(setting[1:]) if str(setting).startswith("$") else setting  # a number may stand unquoted
+
+
 @dataclass(frozen=True, slots=True)
 class TimeRange:
     """Range of event times `start <= time < end`, of a backfill; column: their name at the source."""

@@ -60,9 +60,10 @@ Array = np.ndarray[Any, Any]
 
 def microseconds(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Convert a timestamp column without nulls to (rows,) int64 microseconds."""
-    chunks = column.cast(pa.int64())
-    flat = chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks
-    values: np.ndarray[Any, np.dtype[np.int64]] = flat.to_numpy(zero_copy_only=False)
+    whole = column.cast(pa.int64())
+    if isinstance(whole, pa.ChunkedArray):  # one chunk is not copied
+        whole = whole.chunk(0) if whole.num_chunks == 1 else whole.combine_chunks()
+    values: np.ndarray[Any, np.dtype[np.int64]] = whole.to_numpy(zero_copy_only=False)
     return values
 
 

@@ -16,8 +16,7 @@ import pyarrow.compute as pc
 
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field
 from toque.featurestore.errors import InvalidDefinition, UnexpectedRows
-
-_MICROSECOND = timedelta(microseconds=1)
+from toque.registry.times import MICROSECOND
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +147,7 @@ class Freshness:
 
     def describe(self) -> dict[str, Any]:
         """Describe the expectation as JSON."""
-        return {"type": "freshness", "most_us": self.most // _MICROSECOND}
+        return {"type": "freshness", "most_us": self.most // MICROSECOND}
 
     def check(self, where: str, rows: pa.Table, *, newest: datetime | None, now: datetime) -> None:
         """Check the age of the newest row. newest: time of the newest stored row. Raises: UnexpectedRows if it is too old."""

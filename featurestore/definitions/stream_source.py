@@ -12,10 +12,17 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
-from toque.featurestore.definitions.batch_source import KNOWN_AT, Secrets, check_columns, check_timezone
+from toque.featurestore.definitions.batch_source import (
+    KNOWN_AT,
+    Secrets,
+    check_columns,
+    check_timezone,
+    secrets_in,
+)
 from toque.featurestore.definitions.expectations import Expectation, InRange, refuse_unknown
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP, Field, check_name
 from toque.featurestore.errors import InvalidDefinition
+from toque.registry.times import MICROSECOND
 
 PARTITION, POSITION = "stream_partition", "stream_position"
 """Columns of stored events: where the event stands in the log."""
@@ -24,7 +31,6 @@ ASIDE_REASON, ASIDE_ROW = "stream_reason", "stream_row"
 CLOCK_TOLERANCE = timedelta(minutes=5)
 """How far a clock of a producer may be ahead before its events are kept aside."""
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Unread(bytes):
@@ -209,9 +215,9 @@ class StreamSource:
             "columns": dict(self.columns),
             "unique": list(self.unique),
             "partitioned_by": list(self.partitioned_by),
-            "allowed_lateness_us": None if late is None else late // _MICROSECOND,
+            "allowed_lateness_us": None if late is None else late // MICROSECOND,
             "expectations": [each.describe() for each in self.expectations],
-            "commit_every_us": self.commit_every // _MICROSECOND,
+            "commit_every_us": self.commit_every // MICROSECOND,
             **({} if self.schemas is None else {"schemas": self.schemas.describe()}),
         }
 
@@ -251,4 +257,4 @@ class SchemaRegistry:
     @property
     def secret_names(self) -> tuple[str, ...]:
         """Names of the secrets that a request needs."""
-        return tuple(each[1:] for each in (self.url, self.login) if each.startswith("$"))
+        return tuple(secrets_in(self.url, self.login))

@@ -33,6 +33,7 @@ from toque.featurestore.definitions.fields import (
 from toque.featurestore.definitions.stream_source import StreamSource
 from toque.featurestore.errors import InvalidDefinition, UnknownDefinition
 from toque.registry.code_digest import reference
+from toque.registry.times import MICROSECOND
 
 
 class Transformation(Protocol):
@@ -223,7 +224,7 @@ class FeatureView:
                 {"name": e.name, "join_keys": [k.describe() for k in e.keys]} for e in self.entities
             ],
             "schema": [f.describe() for f in self.schema],
-            "ttl_us": None if self.ttl is None else self.ttl // timedelta(microseconds=1),
+            "ttl_us": None if self.ttl is None else self.ttl // MICROSECOND,
             "source": None if self.source is None else self.source.describe(),
             **({} if self.events is None else {"events": self.events.semantics()}),
         }

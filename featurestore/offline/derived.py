@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
@@ -28,9 +28,9 @@ from toque.featurestore.offline.retrieval import stored_view
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.offline.versions import File, Version, scan
 from toque.featurestore.rows import offline_schema
+from toque.registry.times import MICROSECOND
 
 _EVENT, _CREATED, _KEY, _AT, _NEW, _UNTIL = "__event", "__created", "__key", "__at", "__new", "__until"
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,8 @@ def derive(
     keyed, keys = _keyed(view, inputs)
     moments = [
         each
-        for _, rows in _by_key(keyed)
-        for each in _moments(rows, [_ttl_us(given.projection) for given in inputs])
+        for _, rows in groupby(keyed.iter_rows(), key=lambda row: row[0])
+        for each in _moments(list(rows), [_ttl_us(given.projection) for given in inputs])
     ]
     if not moments:
         return offline_schema(view).empty_table()
@@ -114,7 +114,7 @@ def derive(
 
 def _ttl_us(of: Projection) -> int | None:
     ttl = stored_view(of).ttl
-    return None if ttl is None else ttl // _MICROSECOND
+    return None if ttl is None else ttl // MICROSECOND
 
 
 def _taken(given: InputRows, rows: Sequence[int | None]) -> pl.DataFrame:
@@ -159,11 +159,6 @@ def _one_of_each(given: InputRows, rows: pl.DataFrame, names: list[str]) -> pl.D
     content = pl.Series("content", [bytes(each[HEADER_BYTES:]) for each in packed])
     best = some.with_columns(content).sort("content").unique(names, keep="last").drop("content")
     return pl.concat([rows.filter(~double), best])
-
-
-def _by_key(rows: pl.DataFrame) -> Iterator[tuple[int, list[tuple[int, ...]]]]:
-    for key, found in groupby(rows.iter_rows(), key=lambda row: row[0]):
-        yield key, list(found)
 
 
 def _moments(rows: list[tuple[int, ...]], ttls: list[int | None]) -> list[_Moment]:
@@ -243,7 +238,7 @@ def _standing(
         .join(there.select(*moment, pl.col(CREATED_TIMESTAMP).alias(_CREATED)), on=moment, nulls_equal=True)
         .filter(pl.col(_CREATED).is_between(CREATED_TIMESTAMP, stands, closed="left"))
         .group_by(_AT)
-        .agg(pl.col(_CREATED).max() + _MICROSECOND)
+        .agg(pl.col(_CREATED).max() + MICROSECOND)
     )
     rows = rows.join(replaced, on=_AT, how="left", maintain_order="left")
     after = pl.max_horizontal(_CREATED, pl.lit(now, pl.Datetime("us", "UTC")))

@@ -21,7 +21,7 @@ from ray.data.context import ShuffleStrategy
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.expectations import Freshness
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP
-from toque.featurestore.definitions.views import FeatureView, FromEvents, Projection, ViewOrName
+from toque.featurestore.definitions.views import FeatureView, Projection, ViewOrName
 from toque.featurestore.errors import InvalidRows, UnknownDefinition
 from toque.featurestore.offline.partitioning import ENTITIES, PART, ROWS, key_hashes, pack, unpack
 from toque.featurestore.offline.prefilter import (
@@ -44,10 +44,9 @@ from toque.featurestore.offline.retrieval import (
 )
 from toque.featurestore.offline.tables import OfflineStore, storable
 from toque.featurestore.offline.versions import File, Version, scan
-from toque.featurestore.rows import check_rows, conform, offline_schema
+from toque.featurestore.rows import check_rows, computing, conform, offline_schema
 from toque.registry.store import ObjectStore, TableSnapshot
 from toque.registry.store.tables.files import file_system
-from toque.registry.times import as_utc
 
 ROW = "toque_row"  # number of an entity row, to give rows back in order
 
@@ -318,15 +317,8 @@ def compute_offline(
     Raises: InvalidRows, UnknownDefinition (also if the view has no source).
     """
     found = store.get_feature_view(view if isinstance(view, str) else view.name)
-    if not isinstance(found.source, FromEvents):
-        raise UnknownDefinition(
-            f"feature view {found.name!r} has no source that computes from events; write its rows with write_offline"
-        )
     keys = [key.name for key in found.join_keys]
-    start = None if since is None else as_utc(since, name="since")
-    rows = by_key(
-        events, partial(found.source.compute, keys=keys, since=start), keys=keys, partitions=partitions
-    )
+    rows = by_key(events, computing(found, since), keys=keys, partitions=partitions)
     return write_offline(store, found, rows, partitions=partitions)
 
 

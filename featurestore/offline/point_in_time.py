@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 
 from toque.featurestore.definitions.encoding import HEADER_BYTES, RowLayout, microseconds
 from toque.featurestore.definitions.fields import CREATED_TIMESTAMP, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
+from toque.registry.times import MICROSECOND
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -102,7 +103,7 @@ def search(
         found = last >= 0
     at = order[np.where(found, last, 0)]
     if ttl is not None:
-        found &= times - events[at] <= ttl // timedelta(microseconds=1)
+        found &= times - events[at] <= ttl // MICROSECOND
     return Match(np.where(found, kept[at], -1), ties)
 
 

@@ -31,6 +31,7 @@ from toque.featurestore.offline.retrieval import (
     typed_keys,
 )
 from toque.featurestore.rows import offline_schema
+from toque.registry.times import MICROSECOND
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -96,7 +97,7 @@ class Prefilter:
         order = np.argsort(since)
         needed, first = self._first(since[order])
         if ttl is not None:
-            lasting = events[order] + min(ttl // timedelta(microseconds=1), _LONGEST_US)
+            lasting = events[order] + min(ttl // MICROSECOND, _LONGEST_US)
             needed &= first <= self._moment(hashes[order], lasting)
         kept, first = order[needed], first[needed]
         within = np.lexsort((created[kept], events[kept], hashes[kept]))

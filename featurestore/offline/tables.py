@@ -26,7 +26,7 @@ from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.offline.versions import File, Version, open_version, scan, split
 from toque.featurestore.rows import offline_schema
 from toque.registry.store import ObjectStore, Part, Table, TableSnapshot, replace_with_parts, write_part
-from toque.registry.store.tables.table import commit_properties
+from toque.registry.store.tables.table import KEEPING, commit_properties
 
 _FEW_FILES = 31  # partitions of one write that are not too many, however small
 _CREATED = "created_timestamp"  # application id of a commit which notes that rows come with it
@@ -274,7 +274,7 @@ def _only_adds(commit: Mapping[str, Any]) -> bool:
     """Whether a commit of the log leaves every row of the version before in the table."""
     operation, parameters = commit.get("operation"), commit.get("operationParameters") or {}
     appends = operation == "WRITE" and parameters.get("mode") == "Append"
-    return appends or operation in {"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"}
+    return appends or operation in KEEPING
 
 
 def _consumer(source: str) -> str:

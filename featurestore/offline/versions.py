@@ -13,6 +13,7 @@ from deltalake import DeltaTable
 
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
+from toque.featurestore.rows import shaped
 from toque.registry.store import Table
 from toque.registry.store.tables.table import dataset_of
 from toque.registry.times import LAST_TIME
@@ -124,17 +125,13 @@ def split(
 
 
 def _shaped(rows: pa.Table, schema: pa.Schema, known_else: str | None) -> pa.Table:
-    columns = [
-        rows.column(f.name).cast(f.type) if f.name in rows.column_names else pa.nulls(rows.num_rows, f.type)
-        for f in schema
-    ]
-    shaped = pa.table(columns, schema=schema)
+    found = shaped(rows, schema)
     if known_else is None:
-        return shaped
-    known = shaped.column(known_else)
+        return found
+    known = found.column(known_else)
     if KNOWN_TIMESTAMP in rows.column_names:
         known = pc.coalesce(rows.column(KNOWN_TIMESTAMP).cast(TIMESTAMP), known)
-    return shaped.append_column(KNOWN_TIMESTAMP, known)
+    return found.append_column(KNOWN_TIMESTAMP, known)
 
 
 def open_version(table: DeltaTable, of: Table) -> Version:

@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,11 +21,10 @@ from toque.featurestore.errors import InvalidRows, UnknownDefinition
 from toque.featurestore.offline.tables import OfflineStore
 from toque.featurestore.offline.versions import File, Version
 from toque.featurestore.online.redis_store import OnlineStore
-from toque.registry.times import epoch_us, from_epoch_us
+from toque.registry.times import MICROSECOND, epoch_us, from_epoch_us
 
 ROWS_AT_ONCE = 200_000
 SPREAD_ROWS = 1_000_000  # from which a run is worth starting tasks on other nodes
-_MICROSECOND = timedelta(microseconds=1)
 
 Progress = Callable[[str, int, int], None]
 
@@ -274,7 +273,7 @@ class Materializer:
             return [([f for f in version.files if f.may_hold(start, end)], run.start_us)]
         known = self._offline.known_since(view, run.before.version, version.number)
         new = [f for f in version.files if f.path not in known and f.may_hold(None, end)]
-        since = from_epoch_us(run.before.end_us) + _MICROSECOND
+        since = from_epoch_us(run.before.end_us) + MICROSECOND
         due = [f for f in version.files if f.path in known and f.may_hold(since, end)]
         return (
             [(new, None), (due, run.before.end_us + 1)]

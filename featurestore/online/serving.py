@@ -24,7 +24,7 @@ from toque.featurestore.definitions.views import FeatureView, Projection
 from toque.featurestore.errors import InvalidRows, UnreadableRow
 from toque.featurestore.offline.retrieval import Retrieval, stored_view
 from toque.featurestore.online.keys import RequestKeys
-from toque.registry.times import FIRST_TIME, LAST_TIME, epoch_us, from_epoch_us
+from toque.registry.times import FIRST_TIME, LAST_TIME, MICROSECOND, epoch_us, from_epoch_us
 
 CLOCK_SKEW = timedelta(seconds=5)
 """How much later than its reader's clock a row's event time may be by its writer's: hosts' clocks differ by less."""
@@ -128,7 +128,7 @@ class Lookup:
         view = stored_view(lookup)
         self.view = view
         self.keys = RequestKeys(project, view, lookup.key_columns)
-        self._ttl_us = None if view.ttl is None else view.ttl // timedelta(microseconds=1)
+        self._ttl_us = None if view.ttl is None else view.ttl // MICROSECOND
         current = RowLayout(view.schema)
         self._fingerprint = current.fingerprint
         self._layouts = {layout.fingerprint: layout for layout in (*layouts, current)}

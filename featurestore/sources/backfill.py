@@ -6,7 +6,7 @@ that a killed backfill goes on there. How far the source was read for the loads 
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -18,11 +18,10 @@ from toque.featurestore.errors import InvalidDefinition, InvalidRows
 from toque.featurestore.sources.load_log import BACKFILL, SHOWN, SourceLoad
 from toque.featurestore.sources.loading import SourceTable
 from toque.featurestore.sources.rows import Checked, check
-from toque.registry.times import as_utc, from_text, to_text
+from toque.registry.times import MICROSECOND, as_utc, from_text, to_text
 
 STEP_ROWS = 4 << 20
 """Rows of a range that are held at once; a range with more of them is halved."""
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def load_range(table: SourceTable, secrets: Secrets, *, start: datetime, end: datetime) -> SourceLoad:
@@ -52,7 +51,7 @@ def load_range(table: SourceTable, secrets: Secrets, *, start: datetime, end: da
         load = table.begin(within)
         found = _rows_within(table, secrets, within, loaded_at=load.at, names=load.read)
         if found is None:
-            step = max((within.end - at) / 2, _MICROSECOND)
+            step = max((within.end - at) / 2, MICROSECOND)
             continue
         load.add(_last_of_each(table, found.rows))
         aside = table.not_aside(found.rejected)
@@ -90,7 +89,7 @@ def _rows_within(
             checked = check(table.source, batch, loaded_at=loaded_at, within=within)
             rows.append(checked.rows)
             rejected.append(checked.rejected)
-            if sum(each.num_rows for each in rows) > STEP_ROWS and within.end - within.start > _MICROSECOND:
+            if sum(each.num_rows for each in rows) > STEP_ROWS and within.end - within.start > MICROSECOND:
                 return None
         names.append(piece.name)
     empty = check(table.source, _no_rows(table), loaded_at=loaded_at)

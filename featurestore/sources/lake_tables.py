@@ -22,11 +22,17 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import (
+    Piece,
+    Position,
+    Secrets,
+    TimeRange,
+    revealed,
+    secrets_in,
+)
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
-from toque.registry.store.tables.table import pyarrow_dataset
+from toque.registry.store.tables.table import KEEPING, pyarrow_dataset
 
-_KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE"})
 _Files = Callable[[], Iterator[tuple[Any, Any]]]
 """Plans to read some files; yields scans, each with a file of it."""
 _PASSWORDS = ("password", "secret", "token", "credential")
@@ -87,7 +93,7 @@ class DeltaRows:
             before, gone = self._files(versions[0] - 1), RemovedRows()
             for version in versions:
                 after = self._files(version)
-                if operations.get(version) not in _KEEPING:
+                if operations.get(version) not in KEEPING:
                     for rows in _rows_in(before, after, schema, columns):
                         gone.add(rows)
                     for rows in _rows_in(after, before, schema, columns):
@@ -153,7 +159,7 @@ class IcebergRows:
     @property
     def secret_names(self) -> list[str]:
         """Names of the secrets that the catalog's properties take."""
-        return [value[1:] for value in self.catalog.values() if value.startswith("$")]
+        return secrets_in(*self.catalog.values())
 
     def describe(self) -> dict[str, Any]:
         """Describe the reader as JSON."""
@@ -189,10 +195,7 @@ class IcebergRows:
             from pyiceberg.exceptions import NoSuchTableError
         except ImportError as error:
             raise UnreadableSource("an Iceberg source needs a package: pip install pyiceberg") from error
-        given = {
-            name: secrets(value[1:]) if value.startswith("$") else value
-            for name, value in self.catalog.items()
-        }
+        given = {name: revealed(value, secrets) for name, value in self.catalog.items()}
         try:
             return load_catalog(given.pop("name", "default"), **given).load_table(self.table)
         except NoSuchTableError as error:

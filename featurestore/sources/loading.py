@@ -32,6 +32,7 @@ from toque.featurestore.definitions.batch_source import (
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
+from toque.featurestore.rows import shaped
 from toque.featurestore.sources.load_log import (
     LOAD,
     LOAD_PART,
@@ -47,7 +48,7 @@ from toque.featurestore.sources.rows import ROW, row_schema
 from toque.registry.journal import Journal
 from toque.registry.store import ObjectStore, Table, append_with_parts, read_part, write_part
 from toque.registry.store.tables.parts import Part
-from toque.registry.times import Clock
+from toque.registry.times import MICROSECOND, Clock
 
 SMALL_FILES, SMALL_BYTES = 32, 32 << 20
 """A table with so many files below that size is compacted after a load."""
@@ -189,7 +190,7 @@ class SourceTable:
         """Tell the time, after that of the load before, so that of corrections the last counts though another clock is behind."""
         now = self._clock()
         before = state.loads[-1].at if state.loads else now
-        return before + timedelta(microseconds=1) if now < before < now + _SKEW else now
+        return before + MICROSECOND if now < before < now + _SKEW else now
 
     def lineage(self, load: int) -> SourceLineage:
         """Describe all loads up to the one of this number. Raises: UnreadableSource if there is no such load."""
@@ -264,13 +265,7 @@ class SourceTable:
             if names is None
             else self._scan(columns, where, names)
         )
-        values = [
-            found.column(each.name)
-            if each.name in found.column_names
-            else pa.nulls(found.num_rows, each.type)
-            for each in schema
-        ]
-        return pa.table(values, schema=schema)
+        return shaped(found, schema)
 
     def _scan(self, columns: list[str], where: pc.Expression, names: pl.DataFrame) -> pa.Table:
         """Read rows of these names piece by piece, so that others are held no longer than that."""

@@ -22,8 +22,7 @@ from toque.featurestore.sources.loading import SourceTable
 from toque.featurestore.sources.rows import REASON, REJECTED
 from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
-
-_MICROSECOND = timedelta(microseconds=1)
+from toque.registry.times import MICROSECOND
 
 
 class Refreshed(BaseModel):
@@ -129,7 +128,7 @@ def _computed(
     first = pc.min(changed.column(source.known_at)).as_py()
     if first is None:  # nothing of it is known yet
         return None
-    since = first - _MICROSECOND + (source.watermark or timedelta(0))
+    since = first - MICROSECOND + (source.watermark or timedelta(0))
     # An event that became known late has a row of its own, in whose windows it may not be.
     bounds = {
         source.known_at: first,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -226,19 +226,31 @@ def _typed(source: Declared, there: str, dtype: FeatureType, raw: pl.Series) -> 
 def _composites(dtype: FeatureType, raw: pl.Series) -> pl.Series:
     """Cast vectors, lists, maps or decimals, at once if all fit and else one by one."""
     where, field, given = "batch source", Field("value", dtype), raw.to_arrow()
+
+    def cast(values: pa.Array) -> pa.ChunkedArray:
+        return cast_column(where, field, pa.chunked_array([values]))
+
     try:
-        cast = cast_column(where, field, pa.chunked_array([given]))
+        return pl.Series(raw.name, cast(given))
     except InvalidRows:
-        values: list[Any] = []
-        for at in range(len(given)):
-            try:
-                one = cast_column(where, field, pa.chunked_array([given.slice(at, 1)]))
-            except InvalidRows:
-                values.append(None)
-            else:
-                values.append(one[0].as_py())
-        cast = pa.chunked_array([pa.array(values, dtype.arrow)])
-    return pl.Series(raw.name, cast)
+        singles = [given.slice(at, 1) for at in range(len(given))]
+        found, _ = one_by_one(singles, dtype.arrow, lambda value: cast(value)[0].as_py())
+        return pl.Series(raw.name, found)
+
+
+def one_by_one(
+    values: Sequence[Any], kind: pa.DataType, convert: Callable[[Any], Any]
+) -> tuple[pa.Array, list[int]]:
+    """Convert values to a column, with nulls for those that do not fit, and their rows."""
+    found: list[Any] = []
+    bad: list[int] = []
+    for row, value in enumerate(values):
+        try:
+            found.append(None if value is None else convert(value))
+        except (pa.ArrowException, ValueError, OverflowError):
+            found.append(None)
+            bad.append(row)
+    return pa.array(found, type=kind), bad
 
 
 def _truths(raw: pl.Series) -> pl.Series:
@@ -268,18 +280,14 @@ def _unbounded_times(source: Declared, there: str, raw: pl.Series, repeated: _Re
     if raw.dtype == pl.Date:
         return _zoned(source, there, raw.cast(pl.Datetime("us")), repeated)
     if raw.dtype == pl.String:
-        return _times_of_texts(source, there, raw, repeated)
+        plain = _plain_times(raw)
+        return _times_of_any_texts(source, there, raw, repeated) if plain is None else plain
     if raw.dtype == pl.Null:
         return raw.cast(pl.Datetime("us", "UTC"))
     raise UnreadableSource(
         f"batch source {source.name!r}: column {there!r} has {raw.dtype} such as {raw.drop_nulls()[0]!r} where times are "
         "declared; give times, or texts like 2024-05-01T10:00:00Z"
     )
-
-
-def _times_of_texts(source: Declared, there: str, raw: pl.Series, repeated: _Repeated) -> pl.Series:
-    plain = _plain_times(raw)
-    return _times_of_any_texts(source, there, raw, repeated) if plain is None else plain
 
 
 def _plain_times(raw: pl.Series) -> pl.Series | None:

@@ -12,7 +12,7 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
@@ -23,7 +23,15 @@ from urllib.parse import quote
 
 import pyarrow as pa
 
-from toque.featurestore.definitions.batch_source import UNMARKED, Piece, Position, Secrets, TimeRange
+from toque.featurestore.definitions.batch_source import (
+    UNMARKED,
+    Piece,
+    Position,
+    Secrets,
+    TimeRange,
+    revealed,
+    secrets_in,
+)
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
 
 _DRIVERS = {
@@ -68,7 +76,7 @@ class SqlTable:
     @property
     def secret_names(self) -> list[str]:
         """Names of the secrets that the uri takes: itself, or none."""
-        return [self.uri[1:]] if self.uri.startswith("$") else []
+        return secrets_in(self.uri)
 
     def describe(self) -> dict[str, Any]:
         """Describe the reader as JSON."""
@@ -78,7 +86,7 @@ class SqlTable:
         self, after: Position, columns: Sequence[str], secrets: Secrets, within: TimeRange | None = None
     ) -> Iterator[Piece]:
         """Find the rows beyond the watermark, up to its greatest value now. Raises: UnreadableSource."""
-        uri = secrets(self.uri[1:]) if self.secret_names else self.uri
+        uri = revealed(self.uri, secrets)
         known = after.get("watermark")
         newest, unmarked = self._one(
             uri,
@@ -153,28 +161,29 @@ class SqlTable:
         """Read rows within limits by the watermark, so that of corrected rows the last comes last."""
         mark = _PARAMETER.get(_scheme(uri), "?")
         names = ", ".join(f'"{each}"' for each in columns)
-        try:
-            with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                if within is not None and _scheme(uri) != "sqlite":
-                    cursor.execute(f'SELECT "{within.column}" FROM {self._rows} WHERE 1 = 0')  # noqa: S608  # as above
-                    limits = [*limits, *_of_times(within, cursor.fetch_record_batch().schema.field(0).type)]
-                where = " AND ".join(
-                    f'"{column}" IS NULL' if value is None else f'"{column}" {sign} {mark.format(number)}'
-                    for number, (sign, column, value) in enumerate(limits, start=1)
-                )
-                query = f'SELECT {names} FROM {self._rows} WHERE {where} ORDER BY "{self.watermark}"'  # noqa: S608
-                cursor.execute(query, [value for _, _, value in limits if value is not None])
-                yield from _blocks(cursor, columns) if _scheme(uri) == "sqlite" else _batches(cursor)
-        except UnreadableSource:
-            raise
-        except Exception as error:
-            raise UnreadableSource(f"{self.table} cannot be read: {error}") from error
+        with self._cursor(uri) as cursor:
+            if within is not None and _scheme(uri) != "sqlite":
+                cursor.execute(f'SELECT "{within.column}" FROM {self._rows} WHERE 1 = 0')  # noqa: S608  # as above
+                limits = [*limits, *_of_times(within, cursor.fetch_record_batch().schema.field(0).type)]
+            where = " AND ".join(
+                f'"{column}" IS NULL' if value is None else f'"{column}" {sign} {mark.format(number)}'
+                for number, (sign, column, value) in enumerate(limits, start=1)
+            )
+            query = f'SELECT {names} FROM {self._rows} WHERE {where} ORDER BY "{self.watermark}"'  # noqa: S608
+            cursor.execute(query, [value for _, _, value in limits if value is not None])
+            yield from _blocks(cursor, columns) if _scheme(uri) == "sqlite" else _batches(cursor)
 
     def _one(self, uri: str, query: str, parameters: Sequence[Any] = ()) -> tuple[Any, ...]:
+        with self._cursor(uri) as cursor:
+            cursor.execute(query, list(parameters))
+            return tuple(cursor.fetchone())
+
+    @contextmanager
+    def _cursor(self, uri: str) -> Iterator[Any]:
+        """Connect to the database, and translate what its driver raises. Raises: UnreadableSource."""
         try:
             with closing(_connected(uri)) as connection, closing(connection.cursor()) as cursor:
-                cursor.execute(query, list(parameters))
-                return tuple(cursor.fetchone())
+                yield cursor
         except UnreadableSource:
             raise
         except Exception as error:

@@ -6,7 +6,7 @@ when and by whose clock. So whoever reads it again comes to the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import compress
@@ -29,10 +29,10 @@ from toque.featurestore.definitions.stream_source import (
     Unread,
 )
 from toque.featurestore.errors import InvalidRows, UnreadableSource
-from toque.featurestore.sources.rows import REASON, REJECTED, ROW, judge, row_schema
-from toque.registry.times import FIRST_TIME, LAST_TIME, epoch_us, from_epoch_us
+from toque.featurestore.sources.rows import REASON, REJECTED, ROW, judge, one_by_one, row_schema
+from toque.registry.times import FIRST_TIME, LAST_TIME, MICROSECOND, epoch_us, from_epoch_us
 
-_TOLERANCE_US = int(CLOCK_TOLERANCE.total_seconds() * 1e6)
+_TOLERANCE_US = CLOCK_TOLERANCE // MICROSECOND
 _KEPT_BYTES = 65_536  # of a message that is kept aside
 _FIRST_US, _LAST_US = epoch_us(FIRST_TIME), epoch_us(LAST_TIME)
 _KINDS: dict[DType, frozenset[type]] = {
@@ -165,7 +165,7 @@ def _late(
         after[each] = replace(place, watermark_us=int(marks[-1]))
         if allowed is None:
             continue
-        behind = at[events_us[at] < marks[:-1] - int(allowed.total_seconds() * 1e6)]
+        behind = at[events_us[at] < marks[:-1] - allowed // MICROSECOND]
         for row in behind:
             reasons[row] = f"column {source.timestamp!r} is more than {allowed} behind the watermark"
         late += len(behind)
@@ -252,7 +252,7 @@ def _typed(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
         else:
             if dtype is not DType.FLOAT32 or not np.isinf(found.to_numpy(zero_copy_only=False)).any():
                 return found, []
-    return _one_by_one(values, dtype.arrow, lambda value: _one(dtype, value))
+    return one_by_one(values, dtype.arrow, lambda value: _one(dtype, value))
 
 
 def _composites(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[int]]:
@@ -266,7 +266,7 @@ def _composites(dtype: FeatureType, values: list[Any]) -> tuple[pa.Array, list[i
     try:
         return cast(values), []
     except (InvalidRows, pa.ArrowException, OverflowError):
-        return _one_by_one(values, dtype.arrow, lambda value: cast([value])[0].as_py())
+        return one_by_one(values, dtype.arrow, lambda value: cast([value])[0].as_py())
 
 
 def _one(dtype: DType, value: Any) -> Any:
@@ -281,26 +281,12 @@ def _one(dtype: DType, value: Any) -> Any:
     return found
 
 
-def _one_by_one(
-    values: Sequence[Any], kind: pa.DataType, convert: Callable[[Any], Any]
-) -> tuple[pa.Array, list[int]]:
-    found: list[Any] = []
-    bad: list[int] = []
-    for row, value in enumerate(values):
-        try:
-            found.append(None if value is None else convert(value))
-        except (pa.ArrowException, ValueError, OverflowError):
-            found.append(None)
-            bad.append(row)
-    return pa.array(found, type=kind), bad
-
-
 def _times(values: list[Any], unit_us: int) -> tuple[pa.Array, list[int]]:
     """Read times: numbers at once, texts as they are, for `judge` to read; nulls for what is neither."""
     kinds = set(map(type, values)) - {type(None)}
     if kinds == {str}:
         return pa.array(values, pa.string()), []
-    numbers, bad = _one_by_one(values, TIMESTAMP, lambda value: _time(value, unit_us))
+    numbers, bad = one_by_one(values, TIMESTAMP, lambda value: _time(value, unit_us))
     if str not in kinds:
         return numbers, bad
     texts = [

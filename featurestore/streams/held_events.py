@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from itertools import repeat
 from typing import Any, TypeAlias
 
@@ -33,7 +33,7 @@ from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import FeatureStoreError, OnlineStoreUnavailable, StreamRewritten
 from toque.featurestore.streams.refresh import events_of, windows_of
 from toque.featurestore.windows.windowing import REPLACED_AT, Ints
-from toque.registry.times import epoch_us
+from toque.registry.times import MICROSECOND, epoch_us
 
 Key: TypeAlias = tuple[Any, ...]
 SEGMENT_BITS = 16
@@ -79,9 +79,11 @@ class HeldEvents:
         self._columns = list(dict.fromkeys([*self._keys, *sorted(used), EVENT_TIMESTAMP, KNOWN_AT]))
         window = max(a.time_window for a in self._windows.aggregations)
         step = self._windows.every
-        self._window_us = to_us(window)
+        self._window_us = window // MICROSECOND
         # Rows of the last minutes may not have been written: a log's clock may be ahead, and its events wait for their time.
-        self._reach_us = self._window_us + (0 if step is None else to_us(step)) + to_us(CLOCK_TOLERANCE)
+        self._reach_us = (
+            self._window_us + (0 if step is None else step // MICROSECOND) + CLOCK_TOLERANCE // MICROSECOND
+        )
         self._segments: dict[int, _Segment] = {}
         self._first = self._next = self._drops = 0
         self._of_key: dict[Key, bytearray] = {}  # of int64: a list would hold an object for each event
@@ -162,7 +164,7 @@ class HeldEvents:
         first: int = (number << SEGMENT_BITS) + segment.events.num_rows
         segment.events = pa.concat_tables([segment.events, kept]).combine_chunks()
         # An event is held until its own row is written, also if it is too old to be in that row's windows.
-        entered = microseconds(events.column(KNOWN_AT)) - (self._reach_us - to_us(CLOCK_TOLERANCE))
+        entered = microseconds(events.column(KNOWN_AT)) - (self._reach_us - CLOCK_TOLERANCE // MICROSECOND)
         times = np.maximum(microseconds(events.column(EVENT_TIMESTAMP)), entered)
         partitions = events.column(PARTITION).to_numpy()
         for each in np.unique(partitions).tolist():
@@ -296,11 +298,6 @@ def _values(column: pa.ChunkedArray) -> Iterable[Any]:
     if pa.types.is_timestamp(column.type):  # as integers, which compare faster
         column = pc.cast(column, pa.int64())
     return column.to_pylist()  # type: ignore[no-any-return]
-
-
-def to_us(length: timedelta) -> int:
-    """Convert a duration to microseconds."""
-    return round(length.total_seconds() * 1e6)
 
 
 class ViewFaults:

@@ -21,7 +21,7 @@ import numpy as np
 from redis.exceptions import RedisError, ResponseError
 
 from toque.clusters.redis_clients import RedisAddress, open_redis
-from toque.featurestore.definitions.batch_source import Secrets
+from toque.featurestore.definitions.batch_source import Secrets, revealed, secrets_in
 from toque.featurestore.definitions.stream_source import Connection, Messages, StreamReader
 from toque.featurestore.errors import InvalidDefinition, MessagesLost, UnreadableSource
 from toque.registry.times import epoch_us
@@ -75,7 +75,7 @@ class RedisStream:
     @property
     def secret_names(self) -> tuple[str, ...]:
         """Names of the secrets that a connection needs."""
-        return (self.url[1:],) if self.url.startswith("$") else ()
+        return tuple(secrets_in(self.url))
 
     def key_of(self, partition: int) -> str:
         """Name of the stream that is a partition."""
@@ -83,7 +83,7 @@ class RedisStream:
 
     def connect(self, secrets: Secrets) -> Connection:
         """Connect to Redis at the first read."""
-        return _RedisConnection(self, secrets(self.url[1:]) if self.url.startswith("$") else self.url)
+        return _RedisConnection(self, revealed(self.url, secrets))
 
 
 class _RedisConnection:
@@ -332,22 +332,17 @@ class KafkaTopic:
     @property
     def secret_names(self) -> tuple[str, ...]:
         """Names of the secrets that a connection needs."""
-        given = [self.servers, *self.settings.values()]
-        return tuple(value[1:] for value in map(str, given) if value.startswith("$"))
+        return tuple(secrets_in(self.servers, *map(str, self.settings.values())))
 
     def connect(self, secrets: Secrets) -> Connection:
         """Connect to the cluster by its client. Raises: UnreadableSource if the client is not installed or refuses the settings."""
-
-        def value(given: str) -> str:
-            return secrets(given[1:]) if str(given).startswith("$") else given
-
-        settings = {name: value(each) for name, each in self.settings.items()}
+        settings = {name: revealed(each, secrets) for name, each in self.settings.items()}
         return _KafkaConnection(
             self.topic,
             _FETCH_BOUNDS
             | settings
             | _KEPT_SETTINGS
-            | {"bootstrap.servers": value(self.servers), "group.id": "toque"},
+            | {"bootstrap.servers": revealed(self.servers, secrets), "group.id": "toque"},
             producer_time=self.producer_time,
         )
 

@@ -22,12 +22,11 @@ from toque.featurestore.streams.decode import Place
 from toque.featurestore.streams.table import StreamTable
 from toque.featurestore.windows.aggregations import Windows
 from toque.featurestore.windows.windowing import REPLACED_AT
-from toque.registry.times import from_epoch_us
+from toque.registry.times import MICROSECOND, from_epoch_us
 
 if TYPE_CHECKING:
     from toque.featurestore.definitions.views import FeatureView
 
-_MICROSECOND = timedelta(microseconds=1)
 _PARTITION_KNOWN = "partition_known"
 
 
@@ -85,7 +84,8 @@ def with_created(rows: pa.Table, keys: Sequence[str], known: pl.DataFrame) -> pa
     )
     created = pl.min_horizontal(EVENT_TIMESTAMP, _PARTITION_KNOWN).alias(CREATED_TIMESTAMP)
     return rows.append_column(
-        CREATED_TIMESTAMP, joined.select(created).to_series().to_arrow().cast(_type_of_times(rows))
+        CREATED_TIMESTAMP,
+        joined.select(created).to_series().to_arrow().cast(rows.schema.field(EVENT_TIMESTAMP).type),
     )
 
 
@@ -105,9 +105,7 @@ def known_of_keys(events: pa.Table, keys: Sequence[str], places: Mapping[int, Pl
 
 def new_rows(view: FeatureView, table: StreamTable, after: Mapping[int, int]) -> NewRows | None:
     """Make the rows that follow from the events at or after some positions; None if there are none."""
-    places = {
-        each: place for each, place in table.places(table.known_partitions()).items() if place is not None
-    }
+    places = table.known_places()
     until = {each: place.position for each, place in places.items()}
     between = {each: (after.get(each, 0), end) for each, end in until.items() if end > after.get(each, 0)}
     read = table.events(partitions=between)
@@ -121,7 +119,7 @@ def new_rows(view: FeatureView, table: StreamTable, after: Mapping[int, int]) ->
 def _computed(view: FeatureView, table: StreamTable, new: pa.Table, places: Mapping[int, Place]) -> pa.Table:
     """Compute the windows of the keys of new events, from the first moment that those change."""
     source = windows_of(view)
-    earliest = pl.DataFrame(new).select(pl.col(KNOWN_AT).min()).item() - _MICROSECOND
+    earliest = pl.DataFrame(new).select(pl.col(KNOWN_AT).min()).item() - MICROSECOND
     reached = events_of(
         view,
         table.events(
@@ -144,7 +142,7 @@ def computed_rows(
     first = pl.col(KNOWN_AT).min().alias("first")
     fresh = pl.DataFrame(new)
     earliest = fresh.select(first).item()
-    since = earliest - _MICROSECOND + (source.watermark or timedelta(0))
+    since = earliest - MICROSECOND + (source.watermark or timedelta(0))
     touched = _touched(fresh, pl.DataFrame(reached), keys, earliest) if keys else fresh.select(first)
     if keys:
         frame = pl.DataFrame(reached).join(touched, on=keys, how="semi", maintain_order="left")
@@ -165,7 +163,3 @@ def _touched(
         replaced = reached.filter(pl.col(REPLACED_AT) >= earliest)
         changes.append(replaced.select([*keys, pl.col(REPLACED_AT).alias("first")]))
     return pl.concat(changes).group_by(list(keys)).agg(pl.col("first").min())
-
-
-def _type_of_times(rows: pa.Table) -> pa.DataType:
-    return rows.schema.field(EVENT_TIMESTAMP).type

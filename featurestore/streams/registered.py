@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import httpx
 import orjson
 
-from toque.featurestore.definitions.batch_source import Secrets
+from toque.featurestore.definitions.batch_source import Secrets, revealed
 from toque.featurestore.definitions.stream_source import Connection, Messages, SchemaRegistry, Unread
 from toque.featurestore.errors import UnreadableSource
 from toque.featurestore.streams.table import StreamTable
@@ -55,12 +55,9 @@ class Schemas:
     @classmethod
     def of(cls, declared: SchemaRegistry, store: ObjectStore, secrets: Secrets) -> Schemas:
         """Open a registry that was declared; nothing is asked yet."""
-
-        def value(given: str) -> str:
-            return secrets(given[1:]) if given.startswith("$") else given
-
-        user, _, password = value(declared.login).partition(":")
-        return cls(value(declared.url).rstrip("/"), (user, password) if user else None, store)
+        user, _, password = revealed(declared.login, secrets).partition(":")
+        url = revealed(declared.url, secrets).rstrip("/")
+        return cls(url, (user, password) if user else None, store)
 
     def json_of(self, value: bytes | None) -> bytes | None:
         """Make JSON of a message, or say why not. Raises: UnreadableSource while the registry does not answer."""

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from toque.featurestore.definitions.encoding import microseconds
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.definitions.stream_source import PARTITION, POSITION, Connection, Messages
 from toque.featurestore.definitions.views import FeatureView
@@ -161,7 +162,7 @@ class ViewRows:
     def by_time(self) -> Iterator[pa.Table]:
         """Iterate over the rows in about `PIECE_ROWS` at a time, whole days one after the other."""
         tables = list(self.by_key())
-        times = [_microseconds(each) for each in tables]
+        times = [microseconds(each.column(EVENT_TIMESTAMP)) for each in tables]
         for begin, end in pairwise(_cuts(times)):
             found = [
                 table.slice(first, last - first)
@@ -175,9 +176,7 @@ class ViewRows:
 
 def view_rows(view: FeatureView, table: StreamTable, folder: Path, *, clock: Clock) -> ViewRows:
     """Make the rows of a view that follow from all stored events; writes files to the folder."""
-    places = {
-        each: place for each, place in table.places(table.known_partitions()).items() if place is not None
-    }
+    places = table.known_places()
     until = {each: place.position for each, place in places.items()}
     keys, unique = [key.name for key in view.join_keys], table.source.event_name
     parts = min(_MOST_FILES, -(-table.count() // EVENTS_AT_ONCE)) or 1
@@ -189,7 +188,9 @@ def view_rows(view: FeatureView, table: StreamTable, folder: Path, *, clock: Clo
     for number, part in enumerate(_Divided.of(events, keys, folder / "keys", parts).parts()):
         rows = own_rows(view, part) if view.source is None else computed_rows(view, part, part, places)
         files.append(folder / f"{number}.arrow")
-        _write(files[-1], conform(view, rows, clock=clock).sort_by(EVENT_TIMESTAMP))
+        made = conform(view, rows, clock=clock).sort_by(EVENT_TIMESTAMP)
+        with pa.ipc.new_file(files[-1], made.schema) as writer:
+            writer.write_table(made.combine_chunks())
     return ViewRows(view, tuple(files), until)
 
 
@@ -253,17 +254,5 @@ def _numbered(rows: pa.Table) -> pa.Table:
     return pa.table(columns, names=rows.column_names) if columns else rows
 
 
-def _write(path: Path, rows: pa.Table) -> None:
-    with pa.ipc.new_file(path, rows.schema) as writer:
-        writer.write_table(rows.combine_chunks())
-
-
 def _mapped(path: Path) -> pa.Table:
     return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def _microseconds(rows: pa.Table) -> np.ndarray[Any, np.dtype[np.int64]]:
-    column = rows.column(EVENT_TIMESTAMP)
-    chunk = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    found: np.ndarray[Any, np.dtype[np.int64]] = chunk.cast(pa.int64()).to_numpy()
-    return found

@@ -39,6 +39,7 @@ from toque.featurestore.definitions.stream_source import (
 )
 from toque.featurestore.errors import ConsumerFenced
 from toque.featurestore.online.redis_store import OnlineStore
+from toque.featurestore.rows import shaped
 from toque.featurestore.sources.rows import REASON, ROW
 from toque.featurestore.streams.decode import Decoded, Place, event_schema, rejected_schema
 from toque.registry.store import ObjectStore, Table, add_parts, write_part
@@ -91,10 +92,14 @@ class StreamTable:
         count = opened.transaction_version(_PARTITIONS) or 0
         return [each for each in range(count) if _place(opened, each) is not None]
 
+    def known_places(self) -> dict[int, Place]:
+        """Read how far each partition was read of which something was committed."""
+        found = self.places(self.known_partitions())
+        return {each: place for each, place in found.items() if place is not None}
+
     def positions(self) -> dict[int, int]:
         """Read up to which position each partition was read."""
-        found = self.places(self.known_partitions())
-        return {each: place.position for each, place in found.items() if place is not None}
+        return {each: place.position for each, place in self.known_places().items()}
 
     def commit(
         self, events: pa.Table, rejected: pa.Table, moves: Mapping[int, Move], *, rewritten: int | None = None
@@ -221,7 +226,7 @@ class StreamTable:
         names = [name for name in schema.names if name in dataset.schema.names]
         order = [name for name in (PARTITION, POSITION) if name not in names]
         found = dataset.to_table(columns=[*names, *order], filter=where)
-        return _shaped(found.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")]), schema)
+        return shaped(found.sort_by([(PARTITION, "ascending"), (POSITION, "ascending")]), schema)
 
     def batches(self, until: Mapping[int, int]) -> Iterator[pa.Table]:
         """Iterate over the stored events of partitions up to before a position of each, in pieces of bounded size and in no order."""
@@ -232,7 +237,7 @@ class StreamTable:
         before = [(pc.field(PARTITION) == each) & (pc.field(POSITION) < end) for each, end in until.items()]
         names = [name for name in schema.names if name in stored.names]
         for rows in _scanned(self.table, names, reduce(and_, [reduce(or_, before), *_none_aside(stored)])):
-            yield _shaped(rows, schema)
+            yield shaped(rows, schema)
 
     def count(self) -> int:
         """Number of stored events and messages kept aside, by the table's log."""
@@ -265,17 +270,6 @@ def _scanned(table: Table, names: list[str], where: pc.Expression) -> Iterator[p
     for batch in dataset.to_batches(columns=names, filter=where, batch_readahead=1, fragment_readahead=1):
         if batch.num_rows:
             yield pa.Table.from_batches([batch])
-
-
-def _shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give rows the columns of a schema, with nulls in those that were declared after they were stored."""
-    columns = [
-        rows.column(each.name).cast(each.type)
-        if each.name in rows.column_names
-        else pa.nulls(rows.num_rows, each.type)
-        for each in schema
-    ]
-    return pa.table(columns, schema=schema)
 
 
 def _next_rewrite(opened: DeltaTable) -> dict[str, int]:

@@ -28,6 +28,7 @@ from toque.featurestore.definitions.views import FeatureView
 from toque.featurestore.errors import InvalidDefinition
 from toque.featurestore.offline.partitioning import key_hashes
 from toque.featurestore.rows import offline_schema
+from toque.registry.times import MICROSECOND
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
@@ -38,7 +39,6 @@ PRESENT = "present"
 ROWS_AT_ONCE = 65_536
 NEVER = np.iinfo(np.int64).max
 """End of a span that has none."""
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,5 +333,5 @@ def spans(codes: Ints, event: Ints, created: Ints, *, ttl: timedelta | None) -> 
         followed = group[1:] == group[:-1]
         until[:-1] = np.where(followed, moments[earliest[1:] % len(moments)], NEVER)
     if ttl is not None:
-        until = np.minimum(until, event + (ttl // _MICROSECOND + 1))
+        until = np.minimum(until, event + (ttl // MICROSECOND + 1))
     return since, until

@@ -32,11 +32,9 @@ from toque.featurestore.windows.windowing import (
     is_number,
     order_events,
 )
-from toque.registry.times import LAST_TIME, epoch_us
+from toque.registry.times import LAST_TIME, MICROSECOND, epoch_us
 
 KNOWN_AT = "known_at"
-
-_MICROSECOND = timedelta(microseconds=1)
 
 
 class Function(StrEnum):
@@ -102,7 +100,7 @@ class Aggregation:
         described = {
             "function": self.function.value,
             "column": self.column,
-            "window_us": self.time_window // _MICROSECOND,
+            "window_us": self.time_window // MICROSECOND,
             "name": self.name,
         }
         return described | ({"k": self.k} if self.function is Function.LAST else {})
@@ -141,7 +139,7 @@ def _duration(window: timedelta) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         if seconds and seconds % size == 0 and window == timedelta(seconds=seconds):
             return f"{seconds // size}{unit}"
-    return f"{window // timedelta(microseconds=1)}us"
+    return f"{window // MICROSECOND}us"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +205,11 @@ class Windows:
         described = {
             "type": "windows",
             "aggregations": [a.describe() for a in self.aggregations],
-            "every_us": None if self.every is None else self.every // timedelta(microseconds=1),
+            "every_us": None if self.every is None else self.every // MICROSECOND,
             "event_time": self.event_time,
             "known_at": self.known_at,
         }
-        late = {} if self.watermark is None else {"watermark_us": self.watermark // _MICROSECOND}
+        late = {} if self.watermark is None else {"watermark_us": self.watermark // MICROSECOND}
         return described | late
 
     def compute(self, events: pa.Table, *, keys: Sequence[str], since: datetime | None = None) -> pa.Table:
@@ -248,9 +246,9 @@ class Windows:
             known_at=self.known_at,
             numbers=_columns(self.aggregations, distinct=False),
             distinct_columns=_columns(self.aggregations, distinct=True),
-            watermark=None if self.watermark is None else self.watermark // _MICROSECOND,
+            watermark=None if self.watermark is None else self.watermark // MICROSECOND,
         )
-        step = None if self.every is None else self.every // _MICROSECOND
+        step = None if self.every is None else self.every // MICROSECOND
         at = epoch_us(by)
         found = [
             _newest(each, aggregations=self.aggregations, every=step, by=at) for each in ordered.pieces()
@@ -275,7 +273,7 @@ def aggregate_windows(
     """
     if not len(aggregations):
         raise InvalidDefinition("aggregate_windows needs at least one aggregation")
-    late = None if watermark is None else watermark // _MICROSECOND
+    late = None if watermark is None else watermark // MICROSECOND
     ordered = order_events(
         events,
         keys=keys,
@@ -285,7 +283,7 @@ def aggregate_windows(
         distinct_columns=_columns(aggregations, distinct=True),
         watermark=late,
     )
-    step = None if every is None else every // _MICROSECOND
+    step = None if every is None else every // MICROSECOND
     compute = partial(_aggregated, aggregations=aggregations, every=step)
     with ThreadPoolExecutor(pa.cpu_count()) as pool:
         return pa.concat_tables(pool.map(compute, ordered.pieces()))
@@ -334,7 +332,7 @@ def _lengths(aggregations: Sequence[Aggregation]) -> list[int]:
 
 
 def _length(aggregation: Aggregation) -> int:
-    return aggregation.time_window // _MICROSECOND
+    return aggregation.time_window // MICROSECOND
 
 
 class _Computation:

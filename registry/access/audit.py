@@ -68,7 +68,7 @@ def newest_first(
         found.append(_access_changes(store, since))
     if kind in (None, "model"):
         found += [each for name in workspaces for each in _model_changes(store, name, since)]
-    return _in_order(_merged(found))
+    return _in_order(heapq.merge(*found, key=itemgetter(0), reverse=True))
 
 
 def _refusals(store: ObjectStore, since: datetime) -> Iterator[_Found]:
@@ -108,10 +108,6 @@ def _model_changes(store: ObjectStore, workspace: str, since: datetime) -> list[
 def _entries(journal: Journal, since: datetime) -> Iterator[Entry]:
     recent = takewhile(lambda entry: entry.at + _SKEW >= since, journal.newest_first())
     return (entry for entry in recent if entry.at >= since)
-
-
-def _merged(found: Iterable[Iterator[_Found]]) -> Iterator[_Found]:
-    return heapq.merge(*found, key=itemgetter(0), reverse=True)
 
 
 def _in_order(found: Iterable[_Found]) -> Iterator[AuditEntry]:

@@ -57,12 +57,9 @@ class Heads:
 
     def to_bytes(self, keys: AuditKeys, kind: str, path: str = "") -> bytes:
         """Write the heads as JSON with a MAC, which says what `kind` they are and at which `path` they lie."""
-        content = self._content()
-        return json.dumps({**content, "mac": keys.mac(kind, path, _digest(content))}, indent=0).encode()
-
-    def _content(self) -> dict[str, Any]:
         journals = {path: [head.count, head.digest] for path, head in sorted(self.journals.items())}
-        return {"at": to_text(self.at), "journals": journals}
+        content = {"at": to_text(self.at), "journals": journals}
+        return json.dumps({**content, "mac": keys.mac(kind, path, _digest(content))}, indent=0).encode()
 
 
 def parse_heads(data: bytes, keys: AuditKeys, kind: str, path: str = "", *, where: str) -> Heads:

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from toque.registry.errors import GivenUp, Refused, RegistryError
-from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.journal import Entry, Fold
 from toque.registry.models import decisions
 from toque.registry.models.model_journals import ModelJournals
 from toque.registry.models.state import ModelState
 from toque.registry.models.traffic import BUCKETS, LayerPart, LayerShare, Ranges, allocate, size, to_buckets
 from toque.registry.names import check_name
-from toque.registry.times import Clock, utc_now
 
 _ATTEMPTS = 8
 _logger = logging.getLogger(__name__)
@@ -46,10 +45,6 @@ Claims = Mapping[str, Claim]  # by model
 class Layers(ModelJournals):
     """The part of the registry that claims, grows and releases models' parts of layers."""
 
-    def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
-        super().__init__(store, actor=actor, clock=clock)
-        self._layers: dict[str, Fold[Claims]] = {}
-
     def layer(self, name: str) -> Claims:
         """Claims in a layer by model, empty for an unused layer; 1 read when warm. Raises: InvalidInput."""
         return self.follow_layer(name).refresh()
@@ -57,13 +52,12 @@ class Layers(ModelJournals):
     def follow_layer(self, layer: str) -> Fold[Claims]:
         """Follow a layer's claims: `.refresh()` is one read. Raises: InvalidInput for a malformed name."""
         check_name(layer, what="layer")
-        with self._models_lock:
-            if layer not in self._layers:
-                journal = Journal(self.store, f"layers/{layer}/journal", actor=self.actor, clock=self.clock)
-                self._layers[layer] = Fold(
-                    journal, {}, _step, encode=_encode, decode=_decode, carry=True, guarded=True
-                )
-            return self._layers[layer]
+        return self._follow(
+            f"layers/{layer}/journal",
+            lambda journal: Fold(
+                journal, {}, _step, encode=_encode, decode=_decode, carry=True, guarded=True
+            ),
+        )
 
     def list_layers(self) -> list[str]:
         """Names of all layers that were ever claimed, sorted."""

@@ -6,7 +6,7 @@ import threading
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from toque.registry.errors import InvalidInput, RegistryError
 from toque.registry.journal import Entry, Fold, Journal
@@ -39,8 +39,8 @@ class ModelJournals:
         self.actor = actor
         self.clock = clock
         self._origin: ModelJournals | None = None
-        self._models: dict[str, Fold[ModelState]] = {}
-        self._models_lock = threading.Lock()
+        self._folds: dict[str, Fold[Any]] = {}
+        self._folds_lock = threading.Lock()
 
     def follow(self, model: str) -> Fold[ModelState]:
         """Follow the model's state: `.refresh()` is one read and gives `.versions`, `.aliases` and `.traffic`.
@@ -48,24 +48,33 @@ class ModelJournals:
         Raises: InvalidInput for a malformed name.
         """
         check_name(model, what="model")
-        found = self._models.get(model)
-        if found is not None:
-            return found
-        made = self._open(model) if self._origin is None else going_on(self._origin.follow(model), self.actor)
-        with self._models_lock:
-            return self._models.setdefault(model, made)
-
-    def _open(self, model: str) -> Fold[ModelState]:
-        return Fold(
-            Journal(self.store, f"models/{model}/journal", actor=self.actor, clock=self.clock),
-            ModelState(name=model),
-            model_state.step,
-            encode=model_state.encode,
-            decode=partial(model_state.decode, model),
-            schema=model_state.SCHEMA,
-            carry=True,
-            guarded=True,
+        return self._follow(
+            f"models/{model}/journal",
+            lambda journal: Fold(
+                journal,
+                ModelState(name=model),
+                model_state.step,
+                encode=model_state.encode,
+                decode=partial(model_state.decode, model),
+                schema=model_state.SCHEMA,
+                carry=True,
+                guarded=True,
+            ),
         )
+
+    def _follow(self, path: str, fold_of: Callable[[Journal], Fold[S]]) -> Fold[S]:
+        """Follow the journal at a path, by a fold that is made once; one of another actor goes on from that of all actors."""
+        if (found := self._folds.get(path)) is not None:
+            return found
+        if self._origin is None:
+            made = fold_of(Journal(self.store, path, actor=self.actor, clock=self.clock))
+        else:
+            shared = self._origin._follow(path, fold_of)  # noqa: SLF001  # of this class
+            with suppress(RegistryError):  # the new one meets the same when it is read
+                shared.refresh()
+            made = shared.as_actor(self.actor)
+        with self._folds_lock:
+            return self._folds.setdefault(path, made)
 
     def list_models(self, *, after: str = "", limit: int | None = None) -> list[str]:
         """Names of the models that come after `after`, sorted; at most `limit` of them, which reads no more models."""
@@ -81,10 +90,3 @@ class ModelJournals:
         fold = self.follow(model)
         entry = fold.transact(decide, patience_s=patience_s)
         return entry, fold.state
-
-
-def going_on(fold: Fold[S], actor: str) -> Fold[S]:
-    """Return a fold of another actor that goes on from one that all actors share, which is read once for them."""
-    with suppress(RegistryError):  # the new one meets the same when it is read
-        fold.refresh()
-    return fold.as_actor(actor)

@@ -21,6 +21,7 @@ from toque.registry.models.versions import (
     Override,
     SignatureMark,
     jsonable,
+    merged_tags,
 )
 from toque.registry.store import Blob
 from toque.registry.times import from_text, to_text
@@ -184,7 +185,7 @@ def _model_deleted(state: ModelState, entry: Entry) -> ModelState:
 def _model_changed(state: ModelState, entry: Entry) -> ModelState:
     return replace(
         state,
-        tags=_merged(state.tags, entry.body["tags"]),
+        tags=merged_tags(state.tags, entry.body["tags"]),
         description=entry.body.get("description", state.description),
     )
 
@@ -202,13 +203,8 @@ def _version_created(state: ModelState, entry: Entry) -> ModelState:
 
 def _version_changed(state: ModelState, entry: Entry) -> ModelState:
     version = state.versions[entry.body["version"]]
-    tags = _merged(version.tags, entry.body["tags"])
+    tags = merged_tags(version.tags, entry.body["tags"])
     return _with_version(state, version.model_copy(update={"tags": tags}))
-
-
-def _merged(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    """Merge changes into tags; a value of None removes the tag."""
-    return {name: value for name, value in {**tags, **changes}.items() if value is not None}
 
 
 def _reviewed(state: ModelState, entry: Entry) -> ModelState:

@@ -414,7 +414,7 @@ def moves(now: Traffic, arms: Mapping[str, tuple[int, float]]) -> tuple[Move, ..
     spans = allocate({arm.name: arm.buckets for arm in now.arms[1:]}, wanted)
     before = _owners({arm.name: arm.buckets for arm in now.arms[1:]})
     after = _owners(spans)
-    versions_now = _versions(now.arms)
+    versions_now = {arm.name: arm.version for arm in now.arms}
     versions_then = {CHAMPION: now.champion.version} | {name: version for name, (version, _) in arms.items()}
     counted = Counter(zip(before, after, strict=True))
     found = (
@@ -438,7 +438,3 @@ def _owners(spans: Mapping[str, Ranges]) -> list[str]:
         for start, stop in ranges:
             owners[start:stop] = [name] * (stop - start)
     return owners
-
-
-def _versions(arms: tuple[Arm, ...]) -> dict[str, int]:
-    return {arm.name: arm.version for arm in arms}

@@ -371,6 +371,11 @@ def jsonable(model: BaseModel) -> dict[str, Any]:
     return values
 
 
+def merged_tags(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
+    """Merge changes into tags; a value of None removes the tag."""
+    return {name: value for name, value in {**tags, **changes}.items() if value is not None}
+
+
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     """Replace NaN and infinities by text in nested `values`, since JSON cannot express them."""
     return {str(name): _finite(value) for name, value in values.items()}

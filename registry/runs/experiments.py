@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from toque.registry.errors import AlreadyExists, NotFound
 from toque.registry.journal import Entry, Fold, Journal
+from toque.registry.models.versions import merged_tags
 from toque.registry.names import check_name
 from toque.registry.runs.record import Point, RunRecord, RunStore, new_run_id, with_segments
 from toque.registry.runs.run import Run, environment
@@ -218,7 +219,7 @@ class Experiments(Runs):
             wanted = replace(
                 note,
                 title=note.title if title is None else title,
-                tags=_merged(note.tags, tags or {}),
+                tags=merged_tags(note.tags, tags or {}),
                 deleted=note.deleted if deleted is None else deleted,
             )
             other = None if wanted.deleted else _titled(notes, wanted.title)
@@ -240,10 +241,6 @@ class Experiments(Runs):
 def _titled(notes: Notes, title: str) -> Experiment | None:
     active = (note for note in notes.values() if not note.deleted)
     return next((note for note in active if note.title == title), None)
-
-
-def _merged(tags: Mapping[str, str], changes: Mapping[str, str | None]) -> dict[str, str]:
-    return {name: value for name, value in {**tags, **changes}.items() if value is not None}
 
 
 def _step(notes: Notes, entry: Entry) -> Notes:

@@ -6,7 +6,6 @@ A record is folded from the index, and from the segments of logged events that a
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,13 @@ from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 from toque.registry.errors import AlreadyExists, Damaged, NotFound, Unavailable
-from toque.registry.journal import Entry, Fold, Journal
-from toque.registry.models.model_journals import ModelJournals, going_on
+from toque.registry.journal import Entry, Fold
+from toque.registry.models.model_journals import ModelJournals
 from toque.registry.models.versions import finite
 from toque.registry.names import check_key, check_name
 from toque.registry.store import Blob, TableSnapshot
 from toque.registry.store.blobs import fetch, sha256_of
-from toque.registry.times import Clock, from_text, to_text, utc_now
+from toque.registry.times import from_text, to_text, utc_now
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED", "LOST"]
 SCHEMA = "1"
@@ -214,33 +213,12 @@ class RunStore(ModelJournals):
     reads. What a run logs in between is stored in segments of its own.
     """
 
-    def __init__(self, store: Any, *, actor: str, clock: Clock = utc_now) -> None:
-        super().__init__(store, actor=actor, clock=clock)
-        self._experiments: dict[str, Fold[Index]] = {}
-        self._experiments_lock = threading.Lock()
-
     def index(self, experiment: str) -> Fold[Index]:
         """Follow the index of an experiment's runs: `.refresh()` is one read. Raises: InvalidInput."""
         check_name(experiment, what="experiment")
-        found = self._experiments.get(experiment)
-        if found is not None:
-            return found
-        shared = self._origin if isinstance(self._origin, RunStore) else None
-        made = (
-            self._open_index(experiment) if shared is None else going_on(shared.index(experiment), self.actor)
-        )
-        with self._experiments_lock:
-            return self._experiments.setdefault(experiment, made)
-
-    def _open_index(self, experiment: str) -> Fold[Index]:
-        return Fold(
-            Journal(self.store, f"experiments/{experiment}/journal", actor=self.actor, clock=self.clock),
-            {},
-            step,
-            encode=encode,
-            decode=decode,
-            schema=SCHEMA,
-            carry=True,
+        return self._follow(
+            f"experiments/{experiment}/journal",
+            lambda journal: Fold(journal, {}, step, encode=encode, decode=decode, schema=SCHEMA, carry=True),
         )
 
     def begin(self, record: RunRecord) -> None:

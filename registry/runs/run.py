@@ -160,7 +160,10 @@ class Run:
             if not file.is_file():
                 raise InvalidInput(f"artifact {str(file)!r} is not a file")
             name = file.relative_to(source).as_posix() if source.is_dir() else file.name
-            self._log_file(file, str(PurePosixPath(to) / name))
+            stored_as = str(PurePosixPath(to) / name)
+            blob = self._runs.store_artifact(self.id, stored_as, file)
+            with self._buffer_lock:
+                self._buffer.artifacts[stored_as] = blob
         self._after_logging()
 
     def flush(self) -> None:
@@ -213,11 +216,6 @@ class Run:
                 self._pending = self._buffer, self._buffer.to_bytes(nonce=uuid4().hex)
                 self._buffer = Segment()
             return self._pending
-
-    def _log_file(self, file: Path, path: str) -> None:
-        blob = self._runs.store_artifact(self.id, path, file)
-        with self._buffer_lock:
-            self._buffer.artifacts[path] = blob
 
     def _after_logging(self) -> None:
         """Ensure that the buffer gets stored: now after a pause, else by the thread."""

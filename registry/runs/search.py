@@ -204,7 +204,7 @@ class _Parser:
         sign = self._take("sign", "an operator such as = or <")
         compare = _ORDERS.get("!=" if sign.text == "<>" else sign.text)
         if compare is None:
-            raise self._error(sign.at, "an operator such as = or <")
+            raise self._error(sign, "an operator such as = or <")
         return _compare(column, compare, self._value(column))
 
     def _null_test(self, column: Comparable) -> Predicate:
@@ -231,7 +231,7 @@ class _Parser:
     def _take(self, kind: str, wanted: str) -> _Token:
         token = self._peek()
         if token is None or token.kind != kind:
-            raise self._error(len(self._text) if token is None else token.at, wanted)
+            raise self._error(token, wanted)
         self._next += 1
         return token
 
@@ -250,15 +250,14 @@ class _Parser:
 
     def _word(self, word: str) -> None:
         if not self._is_word(word):
-            token = self._peek()
-            raise self._error(len(self._text) if token is None else token.at, word)
+            raise self._error(self._peek(), word)
 
     def _sign(self, sign: str) -> None:
         if not self._is_sign(sign):
-            token = self._peek()
-            raise self._error(len(self._text) if token is None else token.at, repr(sign))
+            raise self._error(self._peek(), repr(sign))
 
-    def _error(self, at: int, wanted: str) -> InvalidInput:
+    def _error(self, token: _Token | None, wanted: str) -> InvalidInput:
+        at = len(self._text) if token is None else token.at
         return InvalidInput(f"filter {self._text!r}: at {at} ({self._text[at : at + 20]!r}) want {wanted}")
 
 

@@ -10,7 +10,6 @@ An export is taken before a store is copied. What is drained in between is in bo
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +18,7 @@ from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
-from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError
+from deltalake import DeltaTable, write_deltalake
 from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict
 
@@ -49,11 +47,11 @@ from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.errors import NewerFormat
 from toque.registry.store import ObjectStore, Table
 from toque.registry.store.tables.files import settle
+from toque.registry.store.tables.table import commit_properties
 from toque.registry.times import CHANCE
 
 COMMITS_AT_ONCE = 8
 """Tables to which one drain appends at a time."""
-_PATIENCE_S = 60.0
 _BATCH_BYTES = 64 << 20  # of records that a round holds, however many writers there are
 _WRITER_BYTES = 16 << 20  # of one writer
 Batch = Mapping[str, list[Frame]]
@@ -226,7 +224,7 @@ _MOVES = {"predictions": _move_predictions, "labels": _move_labels}
 def add_records(store: ObjectStore, kind: str, batch: Batch) -> DrainResult:
     """Append records to the tables of a store, those left out that are there, and have them on the disk.
 
-    Raises: PredictionLogError; Unavailable if the disk fails.
+    Raises: Unavailable if others keep it from its commit, or the disk fails.
     """
     added = _MOVES[kind](store, batch)
     settle(store)  # also what another drain committed and did not live to settle
@@ -238,29 +236,21 @@ def _append_new(
 ) -> int:
     """Append the records of `batch` that the table does not have; returns the rows added."""
     times = [field.name for field in schema if pa.types.is_timestamp(field.type)]  # no unit stands in the log
-    table.create(schema, ["day"], times)  # no append: another drain may have added a column by now
-    deadline = time.monotonic() + _PATIENCE_S
-    while True:
-        snapshot = DeltaTable(table.uri, storage_options=table.storage_options or None)
-        fresh, last = _fresh(snapshot, batch)
+
+    def append(opened: DeltaTable) -> int:
+        fresh, last = _fresh(opened, batch)
         rows = build(frame.payload for frame in fresh)
-        if not rows.num_rows:
-            return 0
-        transactions = [Transaction(writer, number) for writer, number in last.items()]
-        try:
+        if rows.num_rows:
             write_deltalake(
-                snapshot,
+                opened,
                 rows,
                 mode="append",
                 schema_mode="merge",  # with the columns of traces, or without them into a table that has them
-                commit_properties=CommitProperties(app_transactions=transactions),
+                commit_properties=commit_properties(last, None),
             )
-        except CommitFailedError as error:
-            if time.monotonic() > deadline:
-                raise PredictionLogError(f"{table.name}: no commit in {_PATIENCE_S} s: {error}") from error
-            time.sleep(CHANCE.uniform(0.01, 0.1))
-        else:
-            return int(rows.num_rows)
+        return int(rows.num_rows)
+
+    return table.commit_unsettled(append, schema=schema, partition_by=["day"], bounds=times)
 
 
 def _fresh(snapshot: DeltaTable, batch: Batch) -> tuple[list[Frame], dict[str, int]]:

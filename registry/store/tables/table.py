@@ -50,6 +50,8 @@ _CONFIGURATION_OF_STREAMS = _CONFIGURATION | {
 _ROW_GROUP_BYTES, _FEWEST_ROWS = 16 << 20, 8_192
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 _MOST_BYTES = (1 << 31) - 1
+KEEPING = frozenset({"OPTIMIZE", "VACUUM START", "VACUUM END", "CREATE TABLE", "SET TBLPROPERTIES"})
+"""Operations of commits that leave every row of the version before in a table, and add none."""
 _METADATA = "toque"  # key of our metadata among a commit's
 _COMMIT = "toque_commit"  # and of a commit's id
 
@@ -238,7 +240,21 @@ class Table:
         partition_by: Sequence[str] = (),
         bounds: Sequence[str] = (),
     ) -> T:
-        """Run `change` on the newest version, and again while other writers conflict; what it wrote is on the disk then.
+        """Run `change` as `commit_unsettled` does; what it wrote is on the disk then, and readers are told."""
+        result = self.commit_unsettled(change, schema=schema, partition_by=partition_by, bounds=bounds)
+        settle(self.store)
+        self.store.announce(f"tables/{self.name}")
+        return result
+
+    def commit_unsettled(
+        self,
+        change: Callable[[DeltaTable], T],
+        *,
+        schema: pa.Schema | None = None,
+        partition_by: Sequence[str] = (),
+        bounds: Sequence[str] = (),
+    ) -> T:
+        """Run `change` on the newest version, and again while other writers conflict; who changes many tables settles them at once.
 
         schema, partition_by, bounds: of the table, which is created where there is none; without a schema there must be one.
         Returns: what `change` returns.
@@ -255,7 +271,7 @@ class Table:
                         if schema is None
                         else self._opened_or_created(schema, partition_by, bounds)
                     )
-                    result = change(table)
+                    return change(table)
             except CommitFailedError as error:
                 if time.monotonic() > deadline:
                     raise Unavailable(f"table {self.name}: no commit in {_PATIENCE_S} s: {error}") from error
@@ -263,10 +279,6 @@ class Table:
                 attempt += 1
             except SchemaMismatchError as error:
                 raise InvalidInput(f"table {self.name}: columns do not fit: {error}") from error
-            else:
-                settle(self.store)
-                self.store.announce(f"tables/{self.name}")
-                return result
 
     def create(self, schema: pa.Schema, partition_by: Sequence[str] = (), bounds: Sequence[str] = ()) -> None:
         """Create the table without rows unless it exists, with whatever columns; see `append`. Raises: as `commit`."""
@@ -334,7 +346,8 @@ def dataset_of(opened: DeltaTable, table: Table) -> ds.FileSystemDataset:
     Its files come by partition, and in a partition as the log has them: delta-rs names the partitions of one append in the order
     of a hash with a random seed, so the same appends would give another order of rows each time.
     """
-    found = pyarrow_dataset(opened, _files_of(opened, table))
+    sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
+    found = pyarrow_dataset(opened, file_system(table.store, table.name, sizes))
     if not opened.metadata().partition_columns:
         return found
     files = sorted(found.get_fragments(), key=lambda file: str(file.path).rpartition("/")[0])
@@ -362,11 +375,6 @@ def pyarrow_dataset(opened: DeltaTable, filesystem: fs.FileSystem | None = None)
     found = opened.to_pyarrow_dataset(filesystem=filesystem)
     files = [bounded(file) for file in found.get_fragments()]
     return type(found)(files, found.schema, found.format, found.filesystem)
-
-
-def _files_of(opened: DeltaTable, table: Table) -> fs.FileSystem:
-    sizes = opened._table.get_add_file_sizes()  # noqa: SLF001 - what deltalake gives to its own handler
-    return file_system(table.store, table.name, sizes)
 
 
 def _in_one_batch(data: pa.Table) -> pa.Table:
