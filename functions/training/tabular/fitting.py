@@ -232,8 +232,8 @@ def fit(
 
 def new_trainer(prepared: Prepared, params: TabularSettings, group: ProcessGroup | None = None) -> Trainer:
     """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
-    params = params.resolved(len(prepared.train))
-    return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
+    settings = params.for_loop(len(prepared.train))
+    return Trainer(new_network(prepared, params), new_task(prepared, params), settings, group)
 
 
 def new_network(prepared: Prepared, params: TabularSettings) -> TabularNet:
