@@ -91,7 +91,7 @@ KeepBest = Annotated[
 
 
 class RecipeParams(BaseModel):
-    """How the network of a user's recipe is trained, and what the loop reads of the settings of any other.
+    """How the network of a user's recipe is trained.
 
     Checkpoints are saved after each epoch, and within it after so many steps or seconds, whichever come first.
     With `nonfinite` "skip" GPUs wait for the norm of each step's gradients.

@@ -13,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
+from toque.functions.model_formats.matrices import text_matrix
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.runtime.context import context
 from toque.functions.training.errors import TrainingDataError, TrainingError
@@ -111,8 +112,11 @@ def train_network(params: TabularSettings, request: TrainingRequest) -> Trained:
 def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Signature:
     """Make the signature of a model: numbers and texts by column in, answers out; the example is `table`'s first rows."""
     rows = table.slice(0, EXAMPLE_ROWS)
-    numbers = [[_number(value) for value in row] for row in _rows(rows, columns.numeric)]
-    texts = [[_text(value) for value in row] for row in _rows(rows, columns.categorical)]
+    numbers = [
+        [float("nan") if row[name] is None else float(row[name]) for name in columns.numeric]
+        for row in rows.to_pylist()
+    ]
+    texts = [[text or "" for text in row] for row in text_matrix(rows, columns.categorical).tolist()]
     return Signature(
         inputs=[
             TensorSpec(
@@ -182,17 +186,3 @@ def _check_read_back(fitted: Fitted, loaded: ScoringModel) -> None:
             raise TrainingError(
                 f"the saved model answers {rows} rows otherwise than the one in memory, by {gap:.3g}: not registered"
             )
-
-
-def _rows(table: pa.Table, columns: Any) -> list[tuple[Any, ...]]:
-    lists = [table.column(name).to_pylist() for name in columns]
-    return list(zip(*lists, strict=True)) if lists else [() for _ in range(table.num_rows)]
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _text(value: Any) -> str:
-    """Text of a category as `category_matrix` has it; a missing one is empty, since an example has no null."""
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
