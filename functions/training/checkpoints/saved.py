@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from torch.distributed.checkpoint.storage import WriteResult
 
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.params import Settings, digest_of
+from toque.functions.training.params import digest_of
 from toque.registry import Journal, ObjectStore
 
 _ACTOR = "training"
@@ -162,11 +162,6 @@ class Checkpoints:
             index = self.find_index(saved)
             if index is not None:
                 yield saved, index
-
-
-def retention_of(params: Settings) -> Retention:
-    """How many checkpoints the settings of a training keep."""
-    return Retention(params.keep_last, params.keep_best)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,20 +18,17 @@ from toque.functions.evaluation.outcome_kinds import kind_for
 from toque.functions.model_formats.matrices import text_matrix
 from toque.functions.model_formats.text_classifier import texts_of
 from toque.functions.runtime.context import context
-from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.llm.job import Tuned, base_folder, learnt_weights
+from toque.functions.training.llm.job import base_folder
 from toque.functions.training.llm.network import Pretrained, classifier_tokenizer, new_classifier
 from toque.functions.training.llm.settings import Tuner
-from toque.functions.training.loop.distributed import run_workers
-from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
-from toque.functions.training.loop.process_group import ProcessGroup, SingleProcess
-from toque.functions.training.loop.training_loop import Trainer, train
-from toque.functions.training.params import weights_depend_on
-from toque.functions.training.request import TrainingRequest, Watch
+from toque.functions.training.loop.distributed import TrainedNetwork, Worker, train_request
+from toque.functions.training.loop.process_group import SingleProcess
+from toque.functions.training.loop.training_loop import Trainer
+from toque.functions.training.request import TrainingRequest
 from toque.functions.training.splits import held_out_rows
-from toque.functions.training.trainer import OnEpoch, Trained
-from toque.registry import Run, Table, TableSnapshot
+from toque.functions.training.trainer import Trained
+from toque.registry import Table, TableSnapshot
 
 _BINARY = ("0", "1")
 
@@ -135,17 +132,14 @@ class ClassifierTask:
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifierLoop:
-    """Training of a classifier as every worker runs it."""
+class ClassifierWork:
+    """Training of a classifier as every worker does it."""
 
-    run: Run
     spec: Tuner
     texts: LabelledTexts
-    checkpoints: Checkpoints
-    watch: Watch | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> Tuned:
-        """Train as one worker of `group`. Raises: TrainingError."""
+    def __call__(self, worker: Worker) -> TrainedNetwork:
+        """Train as one worker. Raises: TrainingError."""
         spec, params, texts = self.spec, self.spec.params, self.texts
         registry = context().registry()
         rows = Table(registry.store, texts.training_set.name).read(version=texts.training_set.version)
@@ -154,10 +148,8 @@ class ClassifierLoop:
                 folder, spec.lora, texts.classes, several=texts.outcome == "multilabel"
             )
             task = classifier_task(spec, folder, texts, rows, head.fields)
-            trainer = Trainer(net, task, params, group, Pretrained(folder, params.seed, head))
-            keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
-            train(trainer, group, on_epoch=on_epoch, keeper=keeper)
-        return Tuned(learnt_weights(trainer, group), trainer.best_epoch, trainer.best_loss, rows.num_rows)
+            trainer = Trainer(net, task, params, worker.group, Pretrained(folder, params.seed, head))
+            return worker.fit(trainer, rows=rows.num_rows, frozen=False)
 
 
 def classifier_task(
@@ -177,22 +169,15 @@ def classifier_task(
 def train_classifier(spec: Tuner, request: TrainingRequest) -> Trained:
     """Train what a request asks for, and write its folder; it is measured as it will be served. Raises: TrainingError."""
     texts = LabelledTexts.of(request)
-    key = {
-        "base": spec.base,
-        "data": [texts.training_set.model_dump(), [*texts.columns], texts.label, texts.outcome, [*texts.classes]],
-        "rows": [spec.length, spec.split, spec.valid_fraction, spec.seed],
-        "lora": spec.lora.model_dump(mode="json") if spec.lora else None,
-        "params": weights_depend_on(spec.params),
-        "code": spec.code,
-    }  # fmt: skip
-    checkpoints = Checkpoints.of(request.registry.store, key, retention_of(spec.params))
-    loop = ClassifierLoop(request.run, spec, texts, checkpoints, request.watch)
-    request.when_registered(checkpoints.drop)
-    done = run_workers(loop, request.workers)
-    request.count_use(done.other_processes)
+    columns, classes = [*texts.columns], [*texts.classes]
+    key = spec.checkpoint_key(
+        data=[texts.training_set.model_dump(), columns, texts.label, texts.outcome, classes],
+        rows=[spec.length, spec.split, spec.valid_fraction, spec.seed],
+    )
+    trained = train_request(request, key, spec.params, ClassifierWork(spec, texts))
     with base_folder(request.registry, spec) as folder:
-        write_classifier(folder, request.folder, spec, texts, done.result.weights)
-    return Trained(best_epoch=done.result.best_epoch)
+        write_classifier(folder, request.folder, spec, texts, trained.weights)
+    return Trained(best_epoch=trained.best_epoch)
 
 
 def write_classifier(

@@ -23,7 +23,6 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from toque.functions.model_formats.matrices import named_column
 from toque.functions.runtime.context import context
-from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.llm.gguf_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from toque.functions.training.llm.network import Pretrained, adapted, new_network
@@ -39,15 +38,13 @@ from toque.functions.training.llm.texts import (
     tokens_of_text,
     within,
 )
-from toque.functions.training.loop.distributed import run_workers
-from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
+from toque.functions.training.loop.distributed import TrainedNetwork, Worker, train_request
 from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.loop.task import CountedRows
-from toque.functions.training.loop.training_loop import Trainer, rows_of_worker, train
-from toque.functions.training.params import weights_depend_on
-from toque.functions.training.request import LOSS, TrainingRequest, Watch
+from toque.functions.training.loop.training_loop import Trainer, rows_of_worker
+from toque.functions.training.request import LOSS, TrainingRequest
 from toque.functions.training.splits import held_out_rows
-from toque.functions.training.trainer import OnEpoch, Trained
+from toque.functions.training.trainer import Trained
 from toque.registry import Registry, Run, Signature, Table, TableSnapshot, TensorSpec
 
 _PARITY_ATOL = 1e-3  # between answers with merged adapters and with separate ones
@@ -61,28 +58,16 @@ Pair = tuple[Tokens, Tokens]
 
 
 @dataclass(frozen=True, slots=True)
-class Tuned:
-    """Weights that were learnt, by name, in the host memory of the first worker; other workers return none."""
-
-    weights: dict[str, Tensor]
-    best_epoch: int
-    best_loss: float
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class FineTuneLoop:
-    """Fine-tuning as every worker runs it."""
+class FineTuneWork:
+    """Fine-tuning as every worker does it."""
 
     run: Run
     spec: FineTuneSettings
     training_set: TableSnapshot
-    checkpoints: Checkpoints
-    watch: Watch | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> Tuned:
-        """Train as one worker of `group`. Raises: TrainingError."""
-        spec, params = self.spec, self.spec.params
+    def __call__(self, worker: Worker) -> TrainedNetwork:
+        """Train as one worker. Raises: TrainingError."""
+        spec, params, group = self.spec, self.spec.params, worker.group
         registry = context().registry()
         with base_folder(registry, spec) as folder:
             rows = Table(registry.store, self.training_set.name).read(version=self.training_set.version)
@@ -99,51 +84,24 @@ class FineTuneLoop:
                     spec.length,
                 )
                 self.run.log_metrics({"answers_beyond_length": float(task.beyond)})
-            keeper = Keeper(group, self.checkpoints, cadence_of(params), notice=notice)
-            train(trainer, group, on_epoch=on_epoch, keeper=keeper)
-        return Tuned(learnt_weights(trainer, group), trainer.best_epoch, trainer.best_loss, rows.num_rows)
-
-
-def learnt_weights(trainer: Trainer, group: ProcessGroup) -> dict[str, Tensor]:
-    """Gather what was learnt in the host memory of the first worker, one weight at a time; every worker has to call it."""
-    weights = {}
-    for name, value in trainer.learnt().items():
-        whole = group.full_tensor(value)
-        if group.rank == 0:
-            weights[name] = whole.cpu()
-    return weights
+            return worker.fit(trainer, rows=rows.num_rows, frozen=False)
 
 
 def train_model(spec: FineTuneSettings, request: TrainingRequest) -> Trained:
     """Fine-tune what a request asks for, and write its files. Raises: TrainingError."""
     if request.training_set is None:
         raise TrainingError("a fine-tune needs a training set")
-    key = {
-        "base": spec.base,
-        "data": [
-            request.training_set.model_dump(),
-            spec.column,
-            spec.length,
-            spec.split,
-            spec.valid_fraction,
-            spec.seed,
-        ],
-        "lora": spec.lora.model_dump(mode="json") if spec.lora else None,
-        "preference": spec.preference.model_dump(mode="json") if spec.preference else None,
-        "params": weights_depend_on(spec.params),
-        "code": spec.code,
-    }
-    checkpoints = Checkpoints.of(request.registry.store, key, retention_of(spec.params))
-    loop = FineTuneLoop(request.run, spec, request.training_set, checkpoints, request.watch)
-    request.when_registered(checkpoints.drop)
-    done = run_workers(loop, request.workers)
-    request.count_use(done.other_processes)
+    rows = [spec.column, spec.length, spec.split, spec.valid_fraction, spec.seed]
+    preference = spec.preference.model_dump(mode="json") if spec.preference else None
+    key = spec.checkpoint_key(data=[request.training_set.model_dump(), *rows], preference=preference)
+    work = FineTuneWork(request.run, spec, request.training_set)
+    trained = train_request(request, key, spec.params, work)
     with base_folder(request.registry, spec) as folder:
-        write_folder(folder, request.folder, spec, done.result.weights)
+        write_folder(folder, request.folder, spec, trained.weights)
     return Trained(
-        metrics={LOSS: done.result.best_loss},
-        best_epoch=done.result.best_epoch,
-        rows=done.result.rows,
+        metrics={LOSS: trained.best_loss},
+        best_epoch=trained.best_epoch,
+        rows=trained.rows,
         signature=SIGNATURE,
     )
 

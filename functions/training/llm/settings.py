@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import RecipeParams
+from toque.functions.training.params import RecipeParams, weights_depend_on
 from toque.functions.training.trainer import SplitBy, Trainer
 
 _BASE = re.compile(r"(.+)@(\d+)")
@@ -77,6 +77,16 @@ class Tuner(Trainer):
         """Name and number of the version to begin with."""
         name, number = self.base.rsplit("@", 1)
         return name, int(number)
+
+    def checkpoint_key(self, **more: Any) -> dict[str, Any]:
+        """Everything that the weights depend on, as JSON. more: of which rows they are learnt, and how."""
+        return {
+            "base": self.base,
+            "lora": self.lora.model_dump(mode="json") if self.lora else None,
+            "params": weights_depend_on(self.params),
+            "code": self.code,
+            **more,
+        }
 
     @property
     def first_rung(self) -> int:

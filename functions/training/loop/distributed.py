@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 import ray.train
@@ -24,6 +24,7 @@ import ray.train.torch
 import torch
 import torch.distributed
 from prometheus_client import Counter, Gauge
+from torch import Tensor
 
 from toque.clusters.telemetry.metrics import Bounded
 from toque.clusters.telemetry.tracing import flush_spans
@@ -36,9 +37,10 @@ from toque.functions.runtime.receipt import charge, holding
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING, away_from, card_selector
 from toque.functions.runtime.run.room import Asked, has_room_apart, room_between
 from toque.functions.runtime.spans import current_position, run_span
+from toque.functions.training.checkpoints.saved import Checkpoints, Retention
 from toque.functions.training.cost import ResourceMeter, ResourceUse
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.keeping import Notice, Resting, interruptible
+from toque.functions.training.loop.keeping import Cadence, Keeper, Notice, Resting, interruptible
 from toque.functions.training.loop.process_group import (
     LayerSplitGroup,
     ProcessGroup,
@@ -46,7 +48,9 @@ from toque.functions.training.loop.process_group import (
     ShardedGroup,
     SingleProcess,
 )
-from toque.functions.training.request import Sharding, Watch, Workers
+from toque.functions.training.loop.training_loop import Trainer, train
+from toque.functions.training.params import RecipeParams
+from toque.functions.training.request import TrainingRequest, Watch, Workers
 from toque.functions.training.trainer import Epoch, OnEpoch
 from toque.registry import Run
 
@@ -57,7 +61,6 @@ _SLOW, _SURE = 2.0, 3  # as long as usual; so often one after the other
 _MAX_LOST_GROUPS = 2
 _LASTING_S = 60.0  # of a group, before it makes way for a larger one
 _logger = logging.getLogger(__name__)
-T_co = TypeVar("T_co", covariant=True)
 T = TypeVar("T")
 _LABELS = ("workspace", "experiment")
 _experiments = Bounded()
@@ -77,19 +80,61 @@ BUSY = Gauge(
 EPOCHS = Counter("toque_training_epochs", "Epochs that were trained.", _LABELS)
 
 
-class WorkerLoop(Protocol[T_co]):
-    """Training that every worker of a group runs, sent to each of them."""
+@dataclass(frozen=True, slots=True)
+class TrainedNetwork:
+    """Weights of a trained network by name, in the host memory of the first worker; other workers return none."""
 
-    @property
-    def run(self) -> Run:
-        """Run in which the first worker logs its epochs."""
+    weights: dict[str, Tensor]
+    best_epoch: int
+    best_loss: float
+    rows: int
 
-    @property
-    def watch(self) -> Watch | None:
-        """Called with each epoch's number and losses, if a sweep follows them."""
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> T_co:
-        """Train as one worker of `group`. Raises: TrainingError."""
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker of a training: its group, what keeps its checkpoints, and, of the first one, what logs each epoch."""
+
+    group: ProcessGroup
+    keeper: Keeper
+    on_epoch: OnEpoch | None
+
+    def fit(self, trainer: Trainer, *, rows: int, frozen: bool) -> TrainedNetwork:
+        """Train up to the best epoch, and gather the weights one at a time; every worker has to call it.
+
+        frozen: whether those that are not learnt are gathered too. Raises: TrainingError.
+        """
+        train(trainer, self.group, on_epoch=self.on_epoch, keeper=self.keeper)
+        weights = {}
+        for name, value in (trainer.net.state_dict() if frozen else trainer.learnt()).items():
+            whole = self.group.full_tensor(value)
+            if self.group.rank == 0:
+                weights[name] = whole.cpu()
+        return TrainedNetwork(weights, trainer.best_epoch, trainer.best_loss, rows)
+
+
+Work = Callable[[Worker], T]
+"""What every worker of a group does, which is sent to each of them. Raises: TrainingError."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoop(Generic[T]):
+    """Training that every worker of a group runs: its work, the run in which the first one logs epochs, and its checkpoints.
+
+    watch: called with each epoch's number and losses, if a sweep follows them.
+    """
+
+    run: Run
+    work: Work[T]
+    checkpoints: Checkpoints
+    cadence: Cadence = Cadence()  # noqa: RUF009 - frozen
+    watch: Watch | None = None
+
+    def train(self, group: ProcessGroup, notice: Notice, *, elastic: bool = False) -> T:
+        """Train as one worker of `group`. elastic: whether the size of the group may change. Raises: TrainingError."""
+        on_epoch = log_epoch(self.run, self.watch, elastic=elastic) if group.rank == 0 else None
+        return self.work(
+            Worker(group, Keeper(group, self.checkpoints, self.cadence, notice=notice), on_epoch)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +143,19 @@ class WorkersResult(Generic[T]):
 
     result: T
     other_processes: ResourceUse
+
+
+def train_request(request: TrainingRequest, key: Mapping[str, Any], params: RecipeParams, work: Work[T]) -> T:
+    """Train on the workers of a request, with checkpoints named by `key` that are dropped once the training has ended well.
+
+    key: everything that the weights depend on, as JSON; params: which checkpoints are written and kept. Raises: as `run_workers`.
+    """
+    checkpoints = Checkpoints.of(request.registry.store, key, Retention(params.keep_last, params.keep_best))
+    request.when_registered(checkpoints.drop)
+    cadence = Cadence(params.checkpoint_steps, params.checkpoint_s)
+    done = run_workers(WorkerLoop(request.run, work, checkpoints, cadence, request.watch), request.workers)
+    request.count_use(done.other_processes)
+    return done.result
 
 
 def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
@@ -115,7 +173,7 @@ def run_workers(loop: WorkerLoop[T], workers: Workers) -> WorkersResult[T]:
         raise TrainingError(f"worker_gpus={workers.gpus_each}: torch finds no GPU here; leave it at 0")
     try:
         with torch_threads(workers.threads):
-            result = loop.train(SingleProcess(workers.device), log_epoch(loop.run, loop.watch), preempted)
+            result = loop.train(SingleProcess(workers.device), preempted)
     except Resting as saved:
         raise Preempted(str(saved)) from saved
     return WorkersResult(result, ResourceUse())
@@ -251,9 +309,13 @@ def _work(config: dict[str, Any]) -> WorkersResult[Any] | TrainingError:
     grows = _notice_of_room(room, config["lasting_s"])
     try:
         with use_context(config["context"]), torch_threads(workers.threads), in_trace:
-            on_epoch = log_epoch(loop.run, loop.watch, elastic=workers.least is not None) if first else None
-            # the slow ones first: every worker has to look
-            result = loop.train(group, on_epoch, lambda: slow.look() or _taken_soon() or asked() or grows())
+            result = loop.train(
+                group,
+                lambda: (
+                    slow.look() or _taken_soon() or asked() or grows()
+                ),  # first what every worker has to ask
+                elastic=workers.least is not None,
+            )
     except Resting as saved:
         saved.left = slow.left
         return saved
@@ -399,15 +461,3 @@ def seconds_of_product(device: str) -> float:
         (one @ one)[0, 0].item()  # which waits for the device
         took.append(time.perf_counter() - began)
     return sorted(took)[_TIMES // 2]
-
-
-__all__ = [
-    "Sharding",
-    "WorkerLoop",
-    "Workers",
-    "WorkersResult",
-    "log_epoch",
-    "run_on_cluster",
-    "run_workers",
-    "show_epoch",
-]

@@ -29,7 +29,6 @@ from toque.functions.training.checkpoints.saved import Checkpoints, Index
 from toque.functions.training.checkpoints.storage import CheckpointDamaged, Pace, StoreReader, StoreWriter
 from toque.functions.training.errors import TrainingError
 from toque.functions.training.loop.process_group import ProcessGroup
-from toque.functions.training.params import Settings
 
 _AGREE_EVERY_S = 1.0  # on what is next
 _MOST_STEPS = 1_000_000  # between two agreements
@@ -101,11 +100,6 @@ class Pulse:
             now,
         )
         return "rest" if rest else "save" if save else "go on"
-
-
-def cadence_of(settings: Settings) -> Cadence:
-    """When the settings of a training want checkpoints within an epoch."""
-    return Cadence(settings.checkpoint_steps, settings.checkpoint_s)
 
 
 class Resting(TrainingError):  # noqa: N818 - says what happens

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed
@@ -45,68 +45,14 @@ Side = Literal["colwise", "rowwise"]
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 
 
-class ProcessGroup(Protocol):
-    """Collective operations that the training loop needs, as one worker of the group sees them."""
+class ProcessGroup:
+    """Workers that train together, as one of them sees them; this one is of a single worker, without any communication.
 
-    @property
-    def rank(self) -> int:
-        """Number of this worker in the group, from 0."""
-
-    @property
-    def size(self) -> int:
-        """Number of workers in the group."""
-
-    @property
-    def device(self) -> str:
-        """Device that this worker computes on, as torch names it."""
-
-    @property
-    def copies(self) -> int:
-        """Number of workers that take the same rows, since they split each layer: neighbours by their numbers."""
-
-    @property
-    def rows_rank(self) -> int:
-        """Number of this worker's rows among the parts of a batch, from 0."""
-
-    @property
-    def rows_size(self) -> int:
-        """Number of parts of a batch, each taken by `copies` workers."""
-
-    @property
-    def host_group(self) -> torch.distributed.ProcessGroup | None:
-        """Group of torch for messages between host memories, apart from the steps' own; None for a single process."""
-
-    def broadcast(self, value: T) -> T:
-        """Give every worker the value of the first one; every worker has to call it."""
-
-    def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
-        """Bring the network to this worker's device, in place, and return it with its gradients averaged over the workers.
-
-        weights: of a network that was built without any; half: compute in bfloat16, in which split weights are gathered, and frozen
-        ones lie in memory if they are `Stored`.
-        """
-
-    def memory(self) -> AbstractContextManager[None]:
-        """Context of a training's steps: what this process does with host memory that they free."""
-
-    def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-        """Context of one micro-batch through what `place` gave; `last`: after it the step is taken."""
-
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Sum `values` over the workers; every worker has to call it."""
-
-    def local_part(self, tensor: Tensor) -> Tensor:
-        """Rows that this worker holds of a weight or its optimiser state; the tensor itself if it is not split."""
-
-    def from_local(self, part: Tensor, like: Tensor) -> Tensor:
-        """Distributed tensor of each worker's `part`, which lies in host memory and stays there; the part if `like` is not split."""
-
-    def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Gather a tensor that may be split; every worker has to call it."""
-
-
-class SingleProcess:
-    """Process group of one worker, without any communication."""
+    rank, size: number of this worker in the group, from 0, and how many there are; device: that it computes on, as torch names it.
+    copies: workers that take the same rows, since they split each layer: neighbours by their numbers.
+    host_group: of torch, for messages between host memories, apart from the steps' own; None for a single process.
+    Every worker has to call `broadcast`, `all_reduce_sum` and `full_tensor`.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.rank, self.size, self.device, self.copies = 0, 1, device, 1
@@ -123,11 +69,15 @@ class SingleProcess:
         return self.size // self.copies
 
     def broadcast(self, value: T) -> T:
-        """Return the value, which is the first worker's."""
+        """Give every worker the value of the first one."""
         return value
 
     def place(self, net: nn.Module, weights: FirstWeights | None, *, half: bool) -> nn.Module:
-        """Bring the network to the device, and return it, since there are no other gradients."""
+        """Bring the network to this worker's device, in place, and return it with its gradients averaged over the workers.
+
+        weights: of a network that was built without any; half: compute in bfloat16, in which split weights are gathered, and frozen
+        ones lie in memory if they are `Stored`.
+        """
         if half:
             hold_frozen_in_bfloat16(net, weights)
         if weights is not None:
@@ -135,35 +85,39 @@ class SingleProcess:
         return net.to(self.device)
 
     def memory(self) -> AbstractContextManager[None]:
-        """Context that keeps what steps on a processor free for the next ones."""
+        """Context of a training's steps, which keeps what steps on a processor free for the next ones."""
         return freed_memory_kept() if self.device == "cpu" else nullcontext()
 
     def micro_step(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:  # noqa: ARG002 - no other worker
-        """Do nothing, since gradients of micro-batches add up by themselves."""
+        """Context of one micro-batch through what `place` gave; `last`: after it the step is taken."""
         return nullcontext()
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Return the values unchanged, since one worker's sum is the sum."""
+        """Sum `values` over the workers."""
         return values
 
     def held(self, tensor: Tensor) -> Held:
-        """Places of a tensor that this worker holds: all of them."""
+        """Places of a weight that this worker holds; all of one that is not split."""
         return tuple(range(size) for size in tensor.shape)
 
     def local_part(self, tensor: Tensor) -> Tensor:
-        """Return the tensor itself, which is not split."""
+        """Rows that this worker holds of a weight or its optimiser state; the tensor itself if it is not split."""
         return tensor
 
     def from_local(self, part: Tensor, like: Tensor) -> Tensor:  # noqa: ARG002 - nothing is split
-        """Return the part itself, which is the whole tensor."""
+        """Distributed tensor of each worker's `part`, which lies in host memory and stays there; the part if `like` is not split."""
         return part
 
     def full_tensor(self, tensor: Tensor) -> Tensor:
-        """Return the tensor itself, which is not split."""
+        """Gather a tensor that may be split."""
         return tensor
 
 
-class ReplicatedGroup(SingleProcess):
+class SingleProcess(ProcessGroup):
+    """Process group of one worker."""
+
+
+class ReplicatedGroup(ProcessGroup):
     """Processes of torch.distributed that each hold the whole model (DDP), seen by one of them."""
 
     def __init__(self, device: str = "cpu") -> None:

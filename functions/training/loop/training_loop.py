@@ -34,7 +34,7 @@ from toque.functions.training.loop.task import (
     uniform_order,
 )
 from toque.functions.training.loop.updates import Updates
-from toque.functions.training.params import Settings
+from toque.functions.training.params import RecipeParams
 from toque.functions.training.trainer import Epoch, OnEpoch, diverged, not_finite
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Trainer:
         self,
         net: nn.Module,
         task: LearningTask,
-        settings: Settings,
+        settings: RecipeParams,
         group: ProcessGroup | None = None,
         weights: FirstWeights | None = None,
     ) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn, optim
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.params import Named, Settings
+from toque.functions.training.params import Named, RecipeParams
 
 _RISE = 0.25  # part of one cycle in which the learning rate rises
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class Updates:
     def __init__(
         self,
         net: nn.Module,
-        settings: Settings,
+        settings: RecipeParams,
         *,
         steps: int,
         whole: Callable[[Tensor], Tensor] = lambda tensor: tensor,

@@ -15,19 +15,14 @@ from torch import Tensor, nn
 
 from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, example_arrays, load
 from toque.functions.model_formats.program import export_program, save_program
-from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingError
-from toque.functions.training.loop.distributed import run_workers
+from toque.functions.training.loop.distributed import TrainedNetwork, Worker, train_request
 from toque.functions.training.loop.first_weights import FirstWeights, without_weights
-from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
-from toque.functions.training.loop.process_group import ProcessGroup
 from toque.functions.training.loop.training_loop import Trainer
-from toque.functions.training.loop.training_loop import train as train_epochs
 from toque.functions.training.params import RecipeParams, weights_depend_on
 from toque.functions.training.recipe.recipe import Recipe
-from toque.functions.training.request import LOSS, Sharding, TrainingRequest, Watch
-from toque.functions.training.trainer import OnEpoch, Trained
-from toque.registry import Run
+from toque.functions.training.request import LOSS, Sharding, TrainingRequest
+from toque.functions.training.trainer import Trained
 from toque.registry.code_digest import digest_of
 
 _PARITY_ATOL = 1e-4
@@ -57,38 +52,18 @@ class RecipeJob:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainedNetwork:
-    """Weights of a trained network by name, gathered on the CPU of the first worker; other workers return no weights."""
+class RecipeWork:
+    """Training of a recipe as every worker does it."""
 
-    weights: dict[str, Tensor]
-    best_epoch: int
-    best_loss: float
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class RecipeWorkerLoop:
-    """Training of a recipe as every worker runs it."""
-
-    run: Run
     recipe: Recipe
     params: RecipeParams
-    checkpoints: Checkpoints
-    watch: Watch | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> TrainedNetwork:
-        """Train as one worker of `group`. Raises: TrainingDiverged."""
+    def __call__(self, worker: Worker) -> TrainedNetwork:
+        """Train as one worker. Raises: TrainingDiverged."""
         task = self.recipe.task()
         net, weights = new_network(self.recipe, self.params.seed)
-        trainer = Trainer(net, task, self.params, group, weights)
-        keeper = Keeper(group, self.checkpoints, cadence_of(self.params), notice=notice)
-        train_epochs(trainer, group, on_epoch=on_epoch, keeper=keeper)
-        found = {}
-        for name, value in trainer.net.state_dict().items():
-            whole = group.full_tensor(value)
-            if group.rank == 0:
-                found[name] = whole.cpu()
-        return TrainedNetwork(found, trainer.best_epoch, trainer.best_loss, task.train_rows + task.valid_rows)
+        trainer = Trainer(net, task, self.params, worker.group, weights)
+        return worker.fit(trainer, rows=task.train_rows + task.valid_rows, frozen=True)
 
 
 def new_network(recipe: Recipe, seed: int) -> tuple[nn.Module, FirstWeights | None]:
@@ -101,14 +76,8 @@ def new_network(recipe: Recipe, seed: int) -> tuple[nn.Module, FirstWeights | No
 
 def train_network(job: RecipeJob, request: TrainingRequest) -> Trained:
     """Train the network that a request asks for, and write its files. Raises: TrainingError."""
-    workers = request.workers
-    key = job.checkpoint_key(workers.sharding)
-    checkpoints = Checkpoints.of(request.registry.store, key, retention_of(job.params))
-    loop = RecipeWorkerLoop(request.run, job.recipe, job.params, checkpoints, request.watch)
-    request.when_registered(checkpoints.drop)
-    done = run_workers(loop, workers)
-    trained = done.result
-    request.count_use(done.other_processes)
+    key = job.checkpoint_key(request.workers.sharding)
+    trained = train_request(request, key, job.params, RecipeWork(job.recipe, job.params))
     request.run.log_metrics({"best_loss": trained.best_loss})
     write_network(request.folder, job, trained)
     return Trained(

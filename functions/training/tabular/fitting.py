@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -177,15 +178,7 @@ def prepare(
     )
     train, valid = data.take(rows_train), data.take(rows_valid)
     target = target_of(params.task, train, valid)
-    if warm_start is not None:
-        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
-    else:
-        preprocessing = fit_preprocessing(
-            train,
-            bins=params.bins,
-            min_category_rows=params.min_category_rows,
-            max_categories=params.max_categories,
-        )
+    target, preprocessing = target_and_preprocessing(target, params, warm_start, lambda: train)
     return Prepared(
         preprocessing,
         target,
@@ -195,6 +188,21 @@ def prepare(
         data.take(torch.arange(min(64, len(data)))),
         warm_start,
     )
+
+
+def target_and_preprocessing(
+    target: Target, params: TabularSettings, warm_start: WarmStart | None, rows: Callable[[], TabularData]
+) -> tuple[Target, Preprocessing]:
+    """Choose those of the warm start, or this target and what is learnt from training rows."""
+    if warm_start is not None:
+        return warm_start.target_for(target), warm_start.preprocessing()
+    learnt = fit_preprocessing(
+        rows(),
+        bins=params.bins,
+        min_category_rows=params.min_category_rows,
+        max_categories=params.max_categories,
+    )
+    return target, learnt
 
 
 def fit(
@@ -232,8 +240,8 @@ def fit(
 
 def new_trainer(prepared: Prepared, params: TabularSettings, group: ProcessGroup | None = None) -> Trainer:
     """Make a trainer of a new network, or of one with the weights of the warm start; equal seeds give equal networks."""
-    params = params.resolved(len(prepared.train))
-    return Trainer(new_network(prepared, params), new_task(prepared, params), params, group)
+    settings = params.for_loop(len(prepared.train))
+    return Trainer(new_network(prepared, params), new_task(prepared, params), settings, group)
 
 
 def new_network(prepared: Prepared, params: TabularSettings) -> TabularNet:

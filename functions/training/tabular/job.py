@@ -13,23 +13,21 @@ import pyarrow as pa
 import torch
 
 from toque.functions.model_formats.load import DESCRIPTION_FILE, PROGRAM_FILE, ScoringModel, load
+from toque.functions.model_formats.matrices import text_matrix
 from toque.functions.model_formats.program import export_program, save_program
 from toque.functions.runtime.context import context
-from toque.functions.training.checkpoints.saved import Checkpoints, retention_of
 from toque.functions.training.errors import TrainingDataError, TrainingError
-from toque.functions.training.loop.distributed import run_workers
-from toque.functions.training.loop.keeping import Keeper, Notice, cadence_of
-from toque.functions.training.loop.process_group import ProcessGroup
-from toque.functions.training.params import weights_depend_on
-from toque.functions.training.request import TrainingRequest, Watch
+from toque.functions.training.loop.distributed import Worker, train_request
+from toque.functions.training.params import RecipeParams, weights_depend_on
+from toque.functions.training.request import TrainingRequest
 from toque.functions.training.tabular.fitting import Fitted, WarmStart, fit, load_warm_start, prepare
 from toque.functions.training.tabular.out_of_core import prepare_on_disk
 from toque.functions.training.tabular.settings import Columns, TabularSettings
 from toque.functions.training.tabular.sharded import ShardedSets, prepare_in_shards
 from toque.functions.training.tabular.target import Target
-from toque.functions.training.trainer import OnEpoch, Trained
+from toque.functions.training.trainer import Trained
 from toque.functions.training_data import ShardCache
-from toque.registry import Registry, Run, Table, TableSnapshot
+from toque.registry import Table, TableSnapshot
 from toque.registry.models import Signature, TensorSpec
 
 EXAMPLE_ROWS = 2
@@ -58,19 +56,16 @@ class TabularJob:
 
 
 @dataclass(frozen=True, slots=True)
-class TabularWorkerLoop:
-    """Training of a job as every worker runs it."""
+class TabularWork:
+    """Training of a job as every worker does it."""
 
-    run: Run
     job: TabularJob
     table: Table
-    checkpoints: Checkpoints
     warm_start: WarmStart | None = None
-    watch: Watch | None = None
     sets: ShardedSets | None = None
 
-    def train(self, group: ProcessGroup, on_epoch: OnEpoch | None, notice: Notice) -> Fitted:
-        """Prepare and fit as one worker of `group`. Raises: TrainingError as `prepare` and `fit` do."""
+    def __call__(self, worker: Worker) -> Fitted:
+        """Prepare and fit as one worker. Raises: TrainingError as `prepare` and `fit` do."""
         job = self.job
         if self.sets is not None:
             prepared = self.sets.opened(
@@ -83,8 +78,7 @@ class TabularWorkerLoop:
         else:
             rows = job.columns.read(self.table, job.training_set)
             prepared = prepare(rows, job.columns, job.params, self.warm_start)
-        keeper = Keeper(group, self.checkpoints, cadence_of(job.params), notice=notice)
-        return fit(prepared, job.params, group=group, on_epoch=on_epoch, keeper=keeper)
+        return fit(prepared, job.params, group=worker.group, on_epoch=worker.on_epoch, keeper=worker.keeper)
 
 
 def train_network(params: TabularSettings, request: TrainingRequest) -> Trained:
@@ -97,16 +91,13 @@ def train_network(params: TabularSettings, request: TrainingRequest) -> Trained:
         raise TrainingDataError(f"model {request.model!r} needs a training set")
     columns = Columns.of(request.numeric, request.categorical, request.label)
     job = TabularJob(request.model, request.training_set, columns, params, request.start_from)
-    store = request.registry.store
-    checkpoints = Checkpoints.of(store, job.checkpoint_key(), retention_of(params))
-    start, sets = _warm_start(request.registry, job), None
+    start, sets = None, None
+    if job.start_from is not None:
+        start = load_warm_start(request.registry, job.model, job.start_from, columns=columns, params=params)
     if params.rows_in == "shards":
         sets = prepare_in_shards(request.table, job.training_set, columns, params, start)
-    loop = TabularWorkerLoop(request.run, job, request.table, checkpoints, start, request.watch, sets)
-    request.when_registered(checkpoints.drop)
-    done = run_workers(loop, request.workers)
-    fitted = done.result
-    request.count_use(done.other_processes)
+    kept = RecipeParams(keep_last=params.keep_last, keep_best=params.keep_best)
+    fitted = train_request(request, job.checkpoint_key(), kept, TabularWork(job, request.table, start, sets))
     rows = request.table.head(EXAMPLE_ROWS, version=job.training_set.version)
     signature = tabular_signature(columns, rows, fitted.scorer.target)
     write_artifact(request.folder, fitted, signature=signature, columns=columns, params=params)
@@ -118,17 +109,14 @@ def train_network(params: TabularSettings, request: TrainingRequest) -> Trained:
     )
 
 
-def _warm_start(registry: Registry, job: TabularJob) -> WarmStart | None:
-    if job.start_from is None:
-        return None
-    return load_warm_start(registry, job.model, job.start_from, columns=job.columns, params=job.params)
-
-
 def tabular_signature(columns: Columns, table: pa.Table, target: Target) -> Signature:
     """Make the signature of a model: numbers and texts by column in, answers out; the example is `table`'s first rows."""
     rows = table.slice(0, EXAMPLE_ROWS)
-    numbers = [[_number(value) for value in row] for row in _rows(rows, columns.numeric)]
-    texts = [[_text(value) for value in row] for row in _rows(rows, columns.categorical)]
+    numbers = [
+        [float("nan") if row[name] is None else float(row[name]) for name in columns.numeric]
+        for row in rows.to_pylist()
+    ]
+    texts = [[text or "" for text in row] for row in text_matrix(rows, columns.categorical).tolist()]
     return Signature(
         inputs=[
             TensorSpec(
@@ -198,17 +186,3 @@ def _check_read_back(fitted: Fitted, loaded: ScoringModel) -> None:
             raise TrainingError(
                 f"the saved model answers {rows} rows otherwise than the one in memory, by {gap:.3g}: not registered"
             )
-
-
-def _rows(table: pa.Table, columns: Any) -> list[tuple[Any, ...]]:
-    lists = [table.column(name).to_pylist() for name in columns]
-    return list(zip(*lists, strict=True)) if lists else [() for _ in range(table.num_rows)]
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _text(value: Any) -> str:
-    """Text of a category as `category_matrix` has it; a missing one is empty, since an example has no null."""
-    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

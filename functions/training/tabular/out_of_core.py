@@ -26,16 +26,14 @@ import torch
 from torch import Tensor
 
 from toque.clusters import file_lock
-from toque.functions.model_formats.matrices import category_matrix, numeric_matrix
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.splits import TIME_COLUMN
-from toque.functions.training.tabular.fitting import Prepared, WarmStart
+from toque.functions.training.tabular.fitting import Prepared, WarmStart, target_and_preprocessing
 from toque.functions.training.tabular.network import LabelledRows
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,
+    StoredRows,
     TabularData,
-    fit_preprocessing,
     labels_of,
     split_rows,
 )
@@ -84,34 +82,28 @@ def prepare_on_disk(
 
     Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
     """
-    if not columns.numeric and not columns.categorical:
-        raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    raw = _RawRows(table, snapshot, columns)
-    known = raw.times_and_labels()
+    raw = StoredRows(table, snapshot, columns)
+    parts = list(raw.labels())
+    if not parts:
+        raise TrainingDataError("the table has no rows: there is nothing to learn from")
+    known = pa.concat_tables(parts)
     classes, label = labels_of(known, columns.label, params.task)
     rows_train, rows_valid = split_rows(
         known, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
     )
     train, valid = (_labels_only(label[rows], classes) for rows in (rows_train, rows_valid))
-    target = target_of(params.task, train, valid)
-    if warm_start is not None:
-        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
-    else:
-        every = -(-len(rows_train) // sample_rows)
-        preprocessing = fit_preprocessing(
-            raw.some(rows_train[::every]),
-            bins=params.bins,
-            min_category_rows=params.min_category_rows,
-            max_categories=params.max_categories,
-        )
-    file = MmapRows.of(_name(raw, preprocessing), lambda: raw.encoded(preprocessing))
+    every = -(-len(rows_train) // sample_rows)
+    target, preprocessing = target_and_preprocessing(
+        target_of(params.task, train, valid), params, warm_start, lambda: _some(raw, rows_train[::every])
+    )
+    file = MmapRows.of(_name(raw, preprocessing), lambda: _encoded(raw, preprocessing))
     return Prepared(
         preprocessing,
         target,
         LabelledRows(DiskRows(file, rows_train), target.code(train.label)),
         LabelledRows(DiskRows(file, rows_valid), target.code(valid.label)),
         valid.label,
-        raw.some(torch.arange(min(_EXAMPLE_ROWS, len(label)))),
+        raw.first(_EXAMPLE_ROWS),
         warm_start,
     )
 
@@ -217,55 +209,23 @@ def _release(folder: Path, lock: int, file: int) -> None:
     os.close(lock)
 
 
-@dataclass(frozen=True, slots=True)
-class _RawRows:
-    """Rows of a snapshot as they are stored, read in batches."""
+def _some(raw: StoredRows, rows: Tensor) -> TabularData:
+    """Read the rows with the ascending numbers `rows`, without labels; stops after the last of them."""
+    wanted, found, begin = rows.numpy(), [], 0
+    for batch in raw.batches(times_and_label=False):
+        part = raw.features(batch)
+        low, high = np.searchsorted(wanted, [begin, begin + len(part)])
+        found.append(part.take(torch.from_numpy(wanted[low:high] - begin)))
+        begin += len(part)
+        if high == len(wanted):
+            break
+    return TabularData.joined(found)
 
-    table: Table
-    snapshot: TableSnapshot
-    columns: Columns
 
-    def times_and_labels(self) -> pa.Table:
-        """Read time and label of all rows."""
-        wanted = [self.columns.label, TIME_COLUMN]
-        parts = list(self.table.batches(version=self.snapshot.version, columns=wanted))
-        if not parts:
-            raise TrainingDataError("the table has no rows: there is nothing to learn from")
-        return pa.concat_tables(parts)
-
-    def some(self, rows: Tensor) -> TabularData:
-        """Read the rows with the ascending numbers `rows`, without labels; stops after the last of them."""
-        wanted, found, begin = rows.numpy(), [], 0
-        for part in self._parts():
-            low, high = np.searchsorted(wanted, [begin, begin + len(part)])
-            found.append(part.take(torch.from_numpy(wanted[low:high] - begin)))
-            begin += len(part)
-            if high == len(wanted):
-                break
-        return TabularData(
-            torch.cat([part.numeric for part in found]),
-            torch.cat([part.categorical for part in found]),
-            torch.cat([part.label for part in found]),
-        )
-
-    def encoded(self, preprocessing: Preprocessing) -> Iterator[Arrays]:
-        """Encode all rows, batch by batch, in narrow types."""
-        for part in self._parts():
-            rows = preprocessing.encode(part)
-            yield {
-                "numeric": rows.numeric.numpy(),
-                "missing": rows.missing.to(torch.uint8).numpy(),
-                "category": rows.category.to(torch.int32).numpy(),
-            }
-
-    def _parts(self) -> Iterator[TabularData]:
-        numeric, categorical = self.columns.numeric, self.columns.categorical
-        for rows in self.table.batches(version=self.snapshot.version, columns=[*numeric, *categorical]):
-            yield TabularData(
-                torch.from_numpy(numeric_matrix(rows, numeric)),
-                torch.from_numpy(category_matrix(rows, categorical)),
-                torch.zeros(rows.num_rows),
-            )
+def _encoded(raw: StoredRows, preprocessing: Preprocessing) -> Iterator[Arrays]:
+    """Encode all rows, batch by batch, in narrow types."""
+    for batch in raw.batches(times_and_label=False):
+        yield preprocessing.encode(raw.features(batch)).narrow()
 
 
 def _labels_only(label: Tensor, classes: tuple[str, ...]) -> TabularData:
@@ -273,7 +233,7 @@ def _labels_only(label: Tensor, classes: tuple[str, ...]) -> TabularData:
     return TabularData(nothing, nothing.long(), label, classes)
 
 
-def _name(raw: _RawRows, preprocessing: Preprocessing) -> str:
+def _name(raw: StoredRows, preprocessing: Preprocessing) -> str:
     """Text of everything that the encoded rows depend on."""
     learnt = [value.numpy().tobytes().hex() for value in preprocessing.state_dict().values()]
     columns = [*raw.columns.numeric, "|", *raw.columns.categorical]

@@ -8,9 +8,9 @@ training share the column's row 0, so that the network learns what "unknown" mea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,10 @@ from toque.functions.model_formats.matrices import (
     numeric_matrix,
 )
 from toque.functions.training.errors import TrainingDataError
-from toque.functions.training.splits import Split, held_out_rows
-from toque.functions.training.tabular.settings import Task
+from toque.functions.training.splits import TIME_COLUMN, Split, held_out_rows
+from toque.functions.training.tabular.settings import Columns, Task
 from toque.kernels.encoder import piecewise_linear
+from toque.registry import Table, TableSnapshot
 
 _PADDING = np.iinfo(np.int64).max  # behind every real hash, so a padded vocabulary stays sorted
 _NORMAL_IQR = 1.349  # the interquartile range of a standard normal
@@ -57,6 +58,14 @@ class EncodedRows:
 
     def prefetch(self, rows: Tensor) -> None:
         """Do nothing, since the rows are in memory already."""
+
+    def narrow(self) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by name in the narrow types in which rows are stored."""
+        return {
+            "numeric": self.numeric.numpy(),
+            "missing": self.missing.to(torch.uint8).numpy(),
+            "category": self.category.to(torch.int32).numpy(),
+        }
 
 
 class Preprocessing(nn.Module):
@@ -166,6 +175,48 @@ class TabularData:
     def take(self, rows: Tensor) -> TabularData:
         """Select the given rows, in the given order."""
         return TabularData(self.numeric[rows], self.categorical[rows], self.label[rows], self.classes)
+
+    @classmethod
+    def joined(cls, parts: Sequence[TabularData]) -> Self:
+        """Join parts of a data set without labels, in their order."""
+        numeric, categorical = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("numeric", "categorical")
+        )
+        return cls(numeric, categorical, torch.zeros(len(numeric)))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRows:
+    """Rows of a snapshot as they are stored, read in batches as often as asked. Raises: TrainingDataError without feature columns."""
+
+    table: Table
+    snapshot: TableSnapshot
+    columns: Columns
+
+    def __post_init__(self) -> None:
+        if not self.columns.numeric and not self.columns.categorical:
+            raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
+
+    def batches(self, *, times_and_label: bool = True, features: bool = True) -> Iterator[pa.Table]:
+        """Read batches of all rows: their times and label, their features, or both."""
+        columns = self.columns
+        wanted = [TIME_COLUMN, columns.label] if times_and_label else []
+        wanted += [*columns.numeric, *columns.categorical] if features else []
+        return self.table.batches(version=self.snapshot.version, columns=wanted)
+
+    def labels(self) -> Iterator[pa.Table]:
+        """Read times and labels of all rows."""
+        return self.batches(features=False)
+
+    def first(self, count: int) -> TabularData:
+        """Read the features of the first rows."""
+        return self.features(self.table.head(count, version=self.snapshot.version))
+
+    def features(self, rows: pa.Table) -> TabularData:
+        """Convert the features of some rows, without labels."""
+        numeric = torch.from_numpy(numeric_matrix(rows, self.columns.numeric))
+        categorical = torch.from_numpy(category_matrix(rows, self.columns.categorical))
+        return TabularData(numeric, categorical, torch.zeros(rows.num_rows))
 
 
 def require_both_classes(label: Tensor, where: str) -> None:

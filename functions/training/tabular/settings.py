@@ -12,8 +12,6 @@ from pydantic import Field
 from toque.functions.evaluation.meanings import Outcome
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.params import (
-    ADAMW,
-    CHECKPOINT_S,
     Accumulate,
     Arithmetic,
     Clip,
@@ -21,8 +19,7 @@ from toque.functions.training.params import (
     KeepBest,
     KeepLast,
     LearningRate,
-    Named,
-    Nonfinite,
+    RecipeParams,
     WeightDecay,
 )
 from toque.functions.training.splits import TIME_COLUMN
@@ -45,12 +42,6 @@ class TabularSettings(Trainer):
     data_settings: ClassVar[frozenset[str]] = Trainer.data_settings | {
         "task", "bins", "min_category_rows", "max_categories", "rows_in"
     }  # fmt: skip
-    optimizer: ClassVar[Named] = ADAMW
-    schedule: ClassVar[Named | None] = None
-    recompute: ClassVar[bool] = False
-    nonfinite: ClassVar[Nonfinite] = "stop"
-    checkpoint_steps: ClassVar[int | None] = None
-    checkpoint_s: ClassVar[float | None] = CHECKPOINT_S
 
     task: Task = Field(
         default="binary",
@@ -157,6 +148,11 @@ class TabularSettings(Trainer):
         epochs = self.epochs or max(_FEWEST_EPOCHS, -(-_MIN_TOTAL_STEPS // steps))
         patience = self.patience or max(_LEAST_PATIENCE, epochs // 3)
         return self.model_copy(update={"epochs": epochs, "patience": patience})
+
+    def for_loop(self, rows: int) -> RecipeParams:
+        """Settings of the loop over `rows` training rows; those that a table's network has no choice of are the defaults."""
+        known = self.resolved(rows).model_dump(include={*RecipeParams.model_fields})
+        return RecipeParams.model_validate({**known, "batch_size": self.batch_rows(rows)})
 
     @property
     def epochs_and_patience(self) -> tuple[int, int]:

@@ -21,21 +21,19 @@ from torch import Tensor
 
 from toque.functions.model_formats.matrices import (
     binary_labels,
-    category_matrix,
     class_labels,
     named_column,
     number_labels,
-    numeric_matrix,
 )
 from toque.functions.training.errors import TrainingDataError
 from toque.functions.training.loop.task import Batch, Order, SampleReader
-from toque.functions.training.splits import TIME_COLUMN, HeldOut, streamed_split
-from toque.functions.training.tabular.fitting import Prepared, WarmStart
+from toque.functions.training.splits import HeldOut, streamed_split
+from toque.functions.training.tabular.fitting import Prepared, WarmStart, target_and_preprocessing
 from toque.functions.training.tabular.preprocessing import (
     EncodedRows,
     Preprocessing,
+    StoredRows,
     TabularData,
-    fit_preprocessing,
 )
 from toque.functions.training.tabular.settings import Columns, TabularSettings, Task
 from toque.functions.training.tabular.target import Regression, Target, target_of
@@ -141,18 +139,16 @@ def prepare_in_shards(
 
     Raises: TrainingDataError if the table cannot be learnt from; OSError if the disk is full.
     """
-    if not columns.numeric and not columns.categorical:
-        raise TrainingDataError("no feature columns were named: name some as numeric or categorical")
-    raw = _Streamed(table, snapshot, columns)
+    raw = StoredRows(table, snapshot, columns)
     held_out = streamed_split(
         raw.labels, valid_fraction=params.valid_fraction, by=params.split, seed=params.seed
     )
     labels = LabelSummary.of(raw.labels(), held_out, label=columns.label, task=params.task)
-    target = labels.target()
-    if warm_start is not None:
-        target, preprocessing = warm_start.target_for(target), warm_start.preprocessing()
-    else:
-        preprocessing = _learnt(raw, held_out, params, every=-(-labels.rows_train // SAMPLE_ROWS))
+    every = -(-labels.rows_train // SAMPLE_ROWS)
+    sample = _chosen(raw.batches(), held_out, valid=False, every=every)
+    target, preprocessing = target_and_preprocessing(
+        labels.target(), params, warm_start, lambda: TabularData.joined([*map(raw.features, sample)])
+    )
     name = f"training/{_digest(raw, preprocessing, params)}"
     encoded = _Encoded(raw, held_out, preprocessing, labels)
     return ShardedSets(
@@ -282,37 +278,6 @@ class LabelSummary:
         return pa.table({self.label: pc.unique(pa.concat_arrays(found))})
 
 
-@dataclass(frozen=True, slots=True)
-class _Streamed:
-    """Rows of a snapshot, read in batches as often as asked."""
-
-    table: Table
-    snapshot: TableSnapshot
-    columns: Columns
-
-    def labels(self) -> Iterator[pa.Table]:
-        """Read times and labels of all rows."""
-        return self._batches([TIME_COLUMN, self.columns.label])
-
-    def all(self) -> Iterator[pa.Table]:
-        """Read times, labels and features."""
-        columns = self.columns
-        return self._batches([TIME_COLUMN, columns.label, *columns.numeric, *columns.categorical])
-
-    def first(self, count: int) -> TabularData:
-        """Read the features of the first rows."""
-        return self.features(self.table.head(count, version=self.snapshot.version))
-
-    def features(self, rows: pa.Table) -> TabularData:
-        """Convert the features of some rows, without labels."""
-        numeric = torch.from_numpy(numeric_matrix(rows, self.columns.numeric))
-        categorical = torch.from_numpy(category_matrix(rows, self.columns.categorical))
-        return TabularData(numeric, categorical, torch.zeros(rows.num_rows))
-
-    def _batches(self, columns: list[str]) -> Iterator[pa.Table]:
-        return self.table.batches(version=self.snapshot.version, columns=columns)
-
-
 def _chosen(parts: Iterator[pa.Table], held_out: HeldOut, *, valid: bool, every: int) -> Iterator[pa.Table]:
     """Select every `every`-th of the rows that are held out, or of the others."""
     first = count = 0
@@ -324,27 +289,11 @@ def _chosen(parts: Iterator[pa.Table], held_out: HeldOut, *, valid: bool, every:
         yield rows.filter(pa.array(mask & (numbers % every == 0)))
 
 
-def _learnt(raw: _Streamed, held_out: HeldOut, params: TabularSettings, *, every: int) -> Preprocessing:
-    """Learn the preprocessing from a sample of the training rows."""
-    found = [raw.features(rows) for rows in _chosen(raw.all(), held_out, valid=False, every=every)]
-    sample = TabularData(
-        torch.cat([part.numeric for part in found]),
-        torch.cat([part.categorical for part in found]),
-        torch.cat([part.label for part in found]),
-    )
-    return fit_preprocessing(
-        sample,
-        bins=params.bins,
-        min_category_rows=params.min_category_rows,
-        max_categories=params.max_categories,
-    )
-
-
 @dataclass(frozen=True, slots=True)
 class _Encoded:
     """Encoding of the rows of a snapshot."""
 
-    raw: _Streamed
+    raw: StoredRows
     held_out: HeldOut
     preprocessing: Preprocessing
     labels: LabelSummary
@@ -356,7 +305,7 @@ class _Encoded:
         if found:
             return SetRef(name=name, version=found[-1])
         origin = {"table": str(self.raw.snapshot)}
-        chosen = _chosen(self.raw.all(), self.held_out, valid=valid, every=every)
+        chosen = _chosen(self.raw.batches(), self.held_out, valid=valid, every=every)
         samples = (self._samples(rows) for rows in chosen)
         return write_samples(store, name, samples, shard_bytes=_SHARD_BYTES, origin=origin)
 
@@ -364,9 +313,7 @@ class _Encoded:
         encoded = self.preprocessing.encode(self.raw.features(rows))
         return pa.table(
             {
-                "numeric": _matrix(encoded.numeric.numpy()),
-                "missing": _matrix(encoded.missing.to(torch.uint8).numpy()),
-                "category": _matrix(encoded.category.to(torch.int32).numpy()),
+                **{name: _matrix(values) for name, values in encoded.narrow().items()},
                 "label": self.labels.values(rows),
             }
         )
@@ -376,7 +323,7 @@ def _matrix(values: npt.NDArray[np.generic]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).ravel()), values.shape[1])
 
 
-def _digest(raw: _Streamed, preprocessing: Preprocessing, params: TabularSettings) -> str:
+def _digest(raw: StoredRows, preprocessing: Preprocessing, params: TabularSettings) -> str:
     """Digest of everything that the encoded rows depend on."""
     learnt = [value.numpy().tobytes().hex() for value in preprocessing.state_dict().values()]
     columns = [*raw.columns.numeric, "|", *raw.columns.categorical, "|", raw.columns.label]

@@ -10,7 +10,6 @@ log loss).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -26,35 +25,6 @@ from toque.registry.models import TensorSpec
 _STEPS = 50  # of Newton's method at most, to the factor of a calibration
 _TOLERANCE = 1e-8
 _RIDGE = 10.0  # pulls that factor towards 1 as some tens of rows would: few validation rows prove little
-
-
-class Target(Protocol):
-    """Meaning of the network's outputs (rows, outputs): loss, calibration, answer and metrics."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def outputs(self) -> int:
-        """Number of outputs that the network needs."""
-
-    @property
-    def spec(self) -> TensorSpec:
-        """Tensor of the answer, as callers see it."""
-
-    def code(self, label: Tensor) -> Tensor:
-        """Convert labels (rows,) of the table to what `loss` takes."""
-
-    def loss(self, outputs: Tensor, coded: Tensor, *, reduction: str = "mean") -> Tensor:
-        """Loss that training lowers, the mean over rows or their "sum"."""
-
-    def calibrate(self, outputs: Tensor, coded: Tensor) -> float:
-        """Find the factor on outputs that lowers the loss of validation rows most."""
-
-    def answer(self, outputs: Tensor) -> Tensor:
-        """Convert calibrated outputs to the answer that is served."""
-
-    def metrics(self, answer: Tensor, label: Tensor) -> dict[str, float]:
-        """Measure answers against labels (rows,) of the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +132,10 @@ class Regression:
         """Measure root mean squared and mean absolute error, in the label's unit, and the share of variance explained."""
         found = answer.squeeze(1).numpy()
         return {name: metric(label.numpy(), found) for name, metric in NUMBER_METRICS.items()}
+
+
+Target = Binary | Multiclass | Regression
+"""Meaning of the network's outputs (rows, outputs): how labels are coded, the loss, the calibration, the answer that is served, metrics."""
 
 
 def target_of(task: Task, train: TabularData, valid: TabularData) -> Target:

@@ -10,9 +10,10 @@ from tests.functions.training.tabular_setup import COLUMNS, FAST, examples
 from toque.functions.training import TrainingDiverged, TrainingError
 from toque.functions.training.checkpoints.saved import Checkpoints
 from toque.functions.training.loop import distributed
-from toque.functions.training.loop.distributed import Workers, run_on_cluster
+from toque.functions.training.loop.distributed import WorkerLoop, run_on_cluster
+from toque.functions.training.request import Workers
 from toque.functions.training.tabular.fitting import fit, prepare
-from toque.functions.training.tabular.job import TabularJob, TabularWorkerLoop
+from toque.functions.training.tabular.job import TabularJob, TabularWork
 from toque.registry import Table
 
 
@@ -28,9 +29,8 @@ def group(tmp_path, monkeypatch):
 def worker_loop(context, snapshot, params):
     run = context.registry().start_run("late")
     checkpoints = Checkpoints.of(context.store, {})
-    return TabularWorkerLoop(
-        run, TabularJob("late", snapshot, COLUMNS, params), Table(context.store, snapshot.name), checkpoints
-    )
+    job = TabularJob("late", snapshot, COLUMNS, params)
+    return WorkerLoop(run, TabularWork(job, Table(context.store, snapshot.name)), checkpoints)
 
 
 def run_worker(loop, context):
