@@ -64,7 +64,7 @@ DECLARED_IN = (
     "toque.clusters.telemetry.metrics.exposition",
     "toque.clusters.telemetry.tracing.active",
     "toque.functions.prediction_log.writing.series",
-    "toque.functions.runtime.series",
+    "toque.functions.runtime.telemetry",
     "toque.functions.training.loop.distributed",
     "toque.ray_apps.admission.admission",
     "toque.ray_apps.exporter",

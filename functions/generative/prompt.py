@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from toque.functions.generative.guardrails import Guardrails
 from toque.functions.generative.template_arguments import TEMPLATE_ARGUMENTS, check_template_arguments
-from toque.functions.runtime.spans import span
+from toque.functions.runtime.telemetry import span
 
 _PLACE: Final = re.compile(r"\{\{\s*([A-Za-z_][A-Za-z0-9_]*)\s*\}\}")
 _PARAMETERS: Final = frozenset(

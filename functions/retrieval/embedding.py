@@ -22,7 +22,7 @@ from toque.functions.generative.engines import (
     scratch_folder,
 )
 from toque.functions.runtime.context import context
-from toque.functions.runtime.spans import span
+from toque.functions.runtime.telemetry import span
 from toque.functions.stats.text import text_vectors
 from toque.registry import InvalidInput
 

@@ -29,7 +29,7 @@ from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Resources, Retries
 from toque.functions.runtime.function import function
 from toque.functions.runtime.run.log import report_progress
-from toque.functions.runtime.spans import span
+from toque.functions.runtime.telemetry import span
 from toque.registry import InvalidInput, ObjectStore, Table, TableSnapshot
 
 _RESAMPLES, _TAIL = 2_000, 2.5  # of the bootstrap; per cent beyond each end

@@ -82,11 +82,9 @@ def find(name: str) -> DeclaredFunction | None:
     return find_declared(name) or (_resolve_declared(name) if ":" in name else None)
 
 
-def _any(_: DeclaredFunction) -> bool:
-    return True
-
-
-def find_declared(name: str, *, where: Callable[[DeclaredFunction], bool] = _any) -> DeclaredFunction | None:
+def find_declared(
+    name: str, *, where: Callable[[DeclaredFunction], bool] = lambda _: True
+) -> DeclaredFunction | None:
     """Find the function called `name` or `module:qualname` among those declared so far; None if it is not there.
 
     where: whether a function is looked at; the others are as if they were not declared.
@@ -105,10 +103,7 @@ def find_declared(name: str, *, where: Callable[[DeclaredFunction], bool] = _any
 
 def get(name: str) -> DeclaredFunction:
     """Return the function called `name`. Raises: UnknownFunction, with the name that is closest."""
-    return _required(name, find(name))
-
-
-def _required(name: str, function: DeclaredFunction | None) -> DeclaredFunction:
+    function = find(name)
     if function is None:
         raise UnknownFunction(
             f"there is no function {name!r}; {did_you_mean(name, sorted(_declared))}`toque functions` lists those of the platform, "

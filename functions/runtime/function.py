@@ -42,9 +42,8 @@ from toque.functions.runtime.run.forkserver import LocalRun
 from toque.functions.runtime.run.interruption import with_deadline
 from toque.functions.runtime.run.room import refuse_impossible
 from toque.functions.runtime.secret import in_current_context, refuse_secrets, use_secrets
-from toque.functions.runtime.series import count_retries
 from toque.functions.runtime.signature import Signature
-from toque.functions.runtime.spans import current_position, failed_span, run_span
+from toque.functions.runtime.telemetry import count_retries, current_position, failed_span, run_span
 from toque.registry.access import Role
 from toque.registry.code_digest import digests_of, reference
 
@@ -268,28 +267,9 @@ class Function(Generic[P, R]):
             return in_current_context(result) if inspect.isgenerator(result) else result
 
     def _options(self) -> dict[str, Any]:
-        names = (
-            "resources",
-            "timeout_s",
-            "retries",
-            "max_concurrency",
-            "cache",
-            "secrets",
-            "warm",
-            "in_thread",
-            "durable",
-            "demand",
-            "schedule",
-            "on",
-            "http",
-            "role",
-            "command",
-            "view",
-            "route",
-            "admin_for",
-        )
+        names = [*inspect.signature(Function.__init__).parameters][2:]  # after itself and its body
         own = {"signature": self.signature, "named": self.reference, "digest": self.digest}
-        return {name: getattr(self, name) for name in names} | own
+        return {name: getattr(self, name, None) for name in names} | own
 
     def __repr__(self) -> str:
         return f"<function {self.reference}>"

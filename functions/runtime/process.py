@@ -11,7 +11,6 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, date, datetime
@@ -25,7 +24,7 @@ from toque.clusters.redis_clients import open_redis
 from toque.clusters.telemetry import metrics, set_up
 from toque.functions.runtime.context import Context, set_up_worker
 from toque.functions.runtime.declaration import NICENESS
-from toque.functions.runtime.receipt import Total
+from toque.functions.runtime.receipt import Total, summed
 from toque.functions.runtime.secret import redact
 from toque.registry.errors import Forbidden
 from toque.registry.store import private_folder, temporary_folder
@@ -187,19 +186,14 @@ def platform_totals(redis_url: str) -> list[Total]:
 
     Raises: RedisError.
     """
-    sums: dict[tuple[str, str], Counter[str]] = {}
-    for each in read_reports(redis_url):
-        kind = "writes" if each.operation in WRITES else "reads"
-        if each.operation != "delete":
-            sums.setdefault((each.role, each.day), Counter())[kind] += each.requests
     nothing = {"invocations": 0, "attempts": 0, "queue_s": 0.0, "run_s": 0.0, "cpu_s": 0.0, "gpu_s": 0.0}
-    return [
-        Total(
-            function=f"({role})", day=day, caller="platform",
-            store_reads=count["reads"], store_writes=count["writes"], **nothing,
+    return summed(
+        Total(function=f"({each.role})", day=each.day, caller="platform", **nothing).model_copy(
+            update={"store_writes" if each.operation in WRITES else "store_reads": each.requests}
         )
-        for (role, day), count in sorted(sums.items())
-    ]  # fmt: skip
+        for each in read_reports(redis_url)
+        if each.operation != "delete"
+    )
 
 
 @cache

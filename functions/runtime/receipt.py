@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import Self, TypeVar
 
 from pydantic import BaseModel, Field
 
@@ -20,6 +21,9 @@ from toque.registry.store.requests import REQUESTS
 
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _STATUS = Path("/proc/self/status")
+_GROUPED = ("function", "day", "caller", "model")
+_SUMMED = {"invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes"}
+Row = TypeVar("Row", bound="Total")
 
 
 class Usage(BaseModel, frozen=True):
@@ -129,28 +133,32 @@ class Total(BaseModel, frozen=True):
     store_reads: int = 0
     store_writes: int = 0
 
-
-def totals(receipts: Iterable[Receipt]) -> list[Total]:
-    """Sum receipts by function, day and caller, sorted in that order."""
-    groups: dict[tuple[str, str, str], list[Receipt]] = {}
-    for each in receipts:
-        groups.setdefault((each.function, each.finished_at.date().isoformat(), each.caller), []).append(each)
-    return [
-        Total(
-            function=function,
-            day=day,
-            caller=caller,
-            invocations=len(group),
-            attempts=sum(each.attempts for each in group),
-            queue_s=math.fsum(each.queue_s for each in group),
-            run_s=math.fsum(each.run_s for each in group),
-            cpu_s=math.fsum(each.cpu_s for each in group),
-            gpu_s=math.fsum(each.gpu_s for each in group),
-            store_reads=sum(each.store_reads for each in group),
-            store_writes=sum(each.store_writes for each in group),
+    @classmethod
+    def of(cls, receipt: Receipt, **also: str) -> Self:
+        """Make the row of one receipt. also: fields that only a subclass has."""
+        return cls(
+            function=receipt.function,
+            day=receipt.finished_at.date().isoformat(),
+            caller=receipt.caller,
+            invocations=1,
+            **receipt.model_dump(include=_SUMMED),
+            **also,
         )
-        for (function, day, caller), group in sorted(groups.items())
+
+
+def summed(rows: Iterable[Row]) -> list[Row]:
+    """Add rows up that have the same function, day, caller and model, sorted in that order."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(getattr(row, name, "") for name in _GROUPED), []).append(row)
+    return [
+        group[0].model_copy(update={name: _sum([getattr(row, name) for row in group]) for name in _SUMMED})
+        for _, group in sorted(groups.items())
     ]
+
+
+def _sum(values: list[float]) -> float:
+    return sum(values) if isinstance(values[0], int) else math.fsum(values)
 
 
 class _Held:

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import Context, ContextVar, copy_context
+from contextvars import ContextVar, copy_context
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote
@@ -40,8 +40,10 @@ def use_secrets(function: str, names: Sequence[str], find: Callable[[str], str |
 
     find: looks a secret up. Raises: MissingSecret naming the secret and where to put it.
     """
+    global _disclosed  # noqa: PLW0603  # one set in each process is meant
     values = {name: _validated(function, name, find(name)) for name in names}
-    _disclose(values)
+    if not _disclosed.issuperset(values.values()):
+        _disclosed = _disclosed.union(values.values())
     token = _available.set(values)
     try:
         yield
@@ -63,16 +65,8 @@ def secret_value(name: str) -> str:
 
 def in_current_context(stream: Generator[Any, Any, Any]) -> Iterator[Any]:
     """Iterate over a stream in the present context, so that it keeps its secrets after `use_secrets` ends."""
-    return _iterate_in(stream, copy_context())
-
-
-def _iterate_in(stream: Generator[Any, Any, Any], within: Context) -> Iterator[Any]:
-    while True:
-        try:
-            item = within.run(next, stream)
-        except StopIteration:
-            return
-        yield item
+    within, end = copy_context(), object()
+    return iter(lambda: within.run(next, stream, end), end)
 
 
 def redact(text: str) -> str:
@@ -110,21 +104,10 @@ def _validated(function: str, name: str, value: str | None) -> str:
     return value
 
 
-def _disclose(values: Mapping[str, str]) -> None:
-    global _disclosed  # noqa: PLW0603  # one set in each process is meant
-    if not _disclosed.issuperset(values.values()):
-        _disclosed = _disclosed.union(values.values())
-
-
 @lru_cache(maxsize=64)
 def _pattern(values: frozenset[str]) -> re.Pattern[str]:
-    spelled = {form for value in values for form in _spellings(value)}
+    spelled = {form for value in values for text in (value, *_passwords(value)) for form in _encoded(text)}
     return re.compile("|".join(re.escape(each) for each in sorted(spelled, key=len, reverse=True)))
-
-
-def _spellings(value: str) -> Iterator[str]:
-    for text in (value, *_passwords(value)):
-        yield from _encoded(text)
 
 
 def _passwords(value: str) -> Iterator[str]:

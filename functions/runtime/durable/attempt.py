@@ -22,12 +22,12 @@ from typing import Any, Literal, Self
 from toque.clusters.telemetry.tracing import flush_spans
 from toque.functions.runtime.cards import share_of
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.declaration import Demand
+from toque.functions.runtime.declaration import ONCE, Demand, Retries
 from toque.functions.runtime.durable.concurrency import ConcurrencySlots
 from toque.functions.runtime.durable.heartbeat import repeated, write_heartbeat
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from toque.functions.runtime.durable.record import Record
-from toque.functions.runtime.durable.slots import QuotaSlots, demand_of
+from toque.functions.runtime.durable.slots import QuotaSlots, demand_of, refused_entry
 from toque.functions.runtime.durable.store_requests import with_patience
 from toque.functions.runtime.durable.values import put_value
 from toque.functions.runtime.durable.workflow import Preempted, Run, Suspended, Unrecorded, use_run
@@ -37,8 +37,7 @@ from toque.functions.runtime.run import cluster
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.execution import ErrorRecord, Outcome, run_to_end
 from toque.functions.runtime.run.interruption import Interruptible, waited_s, with_deadline
-from toque.functions.runtime.series import DEAD_LETTERS, QUEUE_SECONDS, RETRIES
-from toque.functions.runtime.spans import failed_span, run_span
+from toque.functions.runtime.telemetry import DEAD_LETTERS, QUEUE_SECONDS, RETRIES, failed_span, run_span
 from toque.registry.errors import RegistryError, Unavailable
 from toque.registry.times import CHANCE
 
@@ -229,12 +228,17 @@ def _final_entry(function: DeclaredFunction, run: Run, outcome: Outcome) -> dict
 
 def _failed_entry(function: DeclaredFunction, run: Run, error: ErrorRecord) -> dict[str, Any]:
     failure = {"type": error.type, "message": error.message, "traceback": error.traceback}
-    ended = {"failure": failure} | ({} if run.unfinished is None else {"unfinished": run.unfinished})
-    attempt = run.followed.record.attempts + 1
-    if not error.retryable or attempt >= function.retries.max_attempts:
-        return {"kind": "dead"} | ended
-    wait_s = function.retries.backoff(attempt, draw=CHANCE.random())
-    return {"kind": "failed", "due": due_after(run.ledger.clock(), wait_s)} | ended
+    retries = function.retries if error.retryable else ONCE
+    entry = failed_entry(retries, run.followed.record.attempts + 1, failure, run.ledger.clock())
+    return entry if run.unfinished is None else entry | {"unfinished": run.unfinished}
+
+
+def failed_entry(retries: Retries, attempt: int, failure: dict[str, Any], now: datetime) -> dict[str, Any]:
+    """Make the entry of a failed attempt, of that number from 1: the last one ends the invocation, another runs again later."""
+    if attempt >= retries.max_attempts:
+        return {"kind": "dead", "failure": failure}
+    due = due_after(now, retries.backoff(attempt, draw=CHANCE.random()))
+    return {"kind": "failed", "failure": failure, "due": due}
 
 
 def _heartbeats(run: Run) -> AbstractContextManager[None]:
@@ -271,8 +275,7 @@ def code_changed_entry(record: Record, digest: str) -> dict[str, Any] | None:
         f"{record.function} has {len(record.steps)} recorded steps of code {record.started_digest}, and no executor "
         f"has that code; here it is {digest}. Run the old code, or redrive it to go on with this one"
     )
-    failure = {"type": type(changed).__name__, "message": str(changed)}
-    return {"kind": "dead", "lost": True, "failure": failure}
+    return refused_entry(changed)
 
 
 def bound_to_other_code(record: Record, digest: str) -> bool:

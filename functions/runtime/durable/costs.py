@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Final
 
@@ -21,7 +20,7 @@ from pydantic import BaseModel
 from toque.functions.runtime.admission.occupancy import Spent
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.record import Record
-from toque.functions.runtime.receipt import Total, Usage
+from toque.functions.runtime.receipt import Total, Usage, summed
 from toque.registry.journal.entry import Entry
 from toque.registry.journal.fold import Fold
 from toque.registry.journal.journal import Journal
@@ -30,7 +29,6 @@ from toque.registry.store.object_store import ObjectStore
 _DAY: Final = timedelta(days=1)
 _SETTLED: Final = timedelta(minutes=10)  # for notes of invocations, and clocks that differ
 _KEEP_EVERY: Final = 200  # records, of two or more requests each
-_SUMMED: Final = ("invocations", "attempts", "queue_s", "run_s", "cpu_s", "gpu_s", "store_reads", "store_writes")  # fmt: skip
 _Span = tuple[datetime, datetime]  # from a time on, up to before another
 JOURNAL = "spending"
 _MONTHS = 13  # that are kept
@@ -129,7 +127,8 @@ def known_costs(
     never: list[date] = []
     today = now.astimezone(UTC).date()
     for day in (today - number * _DAY for number in range((today - first).days + 1)):
-        kept = _find(ledger.store, day) if _key(day) in there else None
+        data = ledger.store.find(_key(day)) if _key(day) in there else None
+        kept = None if data is None else _Kept.model_validate_json(data)
         if kept is None and walk.is_over:
             continue
         try:
@@ -146,18 +145,7 @@ def known_costs(
 
 def costs_of(records: Iterable[Record]) -> list[CostRow]:
     """Sum the receipts of invocations, of those that have one."""
-    return summed(_row(each) for each in records if each.receipt)
-
-
-def summed(rows: Iterable[CostRow]) -> list[CostRow]:
-    """Add rows up that have the same function, day, caller and model, sorted in that order."""
-    groups: dict[tuple[str, str, str, str], list[CostRow]] = {}
-    for each in rows:
-        groups.setdefault((each.function, each.day, each.caller, each.model), []).append(each)
-    return [
-        group[0].model_copy(update={name: _sum(group, name) for name in _SUMMED})
-        for _, group in sorted(groups.items())
-    ]
+    return summed(CostRow.of(each.receipt, model=_model(each.arguments)) for each in records if each.receipt)
 
 
 class _Walk:
@@ -278,31 +266,12 @@ def _while(may_read: Callable[[], bool], records: Iterable[Record]) -> Iterator[
     raise _Late
 
 
-def _find(store: ObjectStore, day: date) -> _Kept | None:
-    data = store.find(_key(day))
-    return None if data is None else _Kept.model_validate_json(data)
-
-
 def _start(day: date) -> datetime:
     return datetime(day.year, day.month, day.day, tzinfo=UTC)
 
 
 def _key(day: date) -> str:
     return f"costs/{day.isoformat()}.json"
-
-
-def _row(record: Record) -> CostRow:
-    receipt = record.receipt
-    if receipt is None:
-        raise ValueError(f"invocation {record.id} has no receipt; it is {record.status}")
-    return CostRow(
-        function=receipt.function,
-        day=receipt.finished_at.date().isoformat(),
-        caller=receipt.caller,
-        invocations=1,
-        model=_model(record.arguments),
-        **receipt.model_dump(include=set(_SUMMED)),
-    )
 
 
 def _model(arguments: Mapping[str, Any]) -> str:
@@ -312,16 +281,10 @@ def _model(arguments: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _sum(rows: list[CostRow], name: str) -> float | int:
-    values = [getattr(each, name) for each in rows]
-    return sum(values) if isinstance(values[0], int) else math.fsum(values)
+class _State(BaseModel, frozen=True):
+    """months: CPU and GPU seconds by month and team; recent: workers of the attempts that were counted last."""
 
-
-@dataclass(frozen=True, slots=True)
-class _State:
-    """months: spent by month and team; recent: workers of the attempts that were counted last."""
-
-    months: Mapping[str, Mapping[str, Spent]] = field(default_factory=dict)
+    months: dict[str, dict[str, tuple[float, float]]] = {}
     recent: tuple[str, ...] = ()
 
 
@@ -330,7 +293,8 @@ class Spending:
 
     def __init__(self, store: ObjectStore, *, actor: str) -> None:
         journal = Journal(store, JOURNAL, actor=actor)
-        self.fold = Fold(journal, _State(), _fold_entry, encode=_encode, decode=_decode)
+        decode = _State.model_validate
+        self.fold = Fold(journal, _State(), _fold_entry, encode=_State.model_dump, decode=decode)
 
     def add(self, worker: str, team: str, usage: Usage) -> None:
         """Count what an attempt used; one that is counted already is left alone. One read and one write."""
@@ -339,7 +303,8 @@ class Spending:
 
     def of_month(self, now: datetime) -> Mapping[str, Spent]:
         """What each team has spent in the month of `now`; one read."""
-        return self.fold.refresh().months.get(_month(now), {})
+        month = self.fold.refresh().months.get(_month(now), {})
+        return {team: Spent(*seconds) for team, seconds in month.items()}
 
 
 def _month(at: datetime) -> str:
@@ -349,22 +314,7 @@ def _month(at: datetime) -> str:
 def _fold_entry(state: _State, entry: Entry) -> _State:
     body, month = entry.body, _month(entry.at)
     teams = dict(state.months.get(month, {}))
-    teams[body["team"]] = teams.get(body["team"], Spent()) + Spent(body["cpu_s"], body["gpu_s"])
+    cpu_s, gpu_s = teams.get(body["team"], (0.0, 0.0))
+    teams[body["team"]] = cpu_s + body["cpu_s"], gpu_s + body["gpu_s"]
     months = dict(sorted({**state.months, month: teams}.items())[-_MONTHS:])
-    return _State(months, (*state.recent, body["worker"])[-_RECENT:])
-
-
-def _encode(state: _State) -> dict[str, Any]:
-    months = {
-        month: {team: [spent.cpu_s, spent.gpu_s] for team, spent in teams.items()}
-        for month, teams in state.months.items()
-    }
-    return {"months": months, "recent": list(state.recent)}
-
-
-def _decode(stored: dict[str, Any]) -> _State:
-    months = {
-        month: {team: Spent(*spent) for team, spent in teams.items()}
-        for month, teams in stored["months"].items()
-    }
-    return _State(months, tuple(stored["recent"]))
+    return _State(months=months, recent=(*state.recent, body["worker"])[-_RECENT:])

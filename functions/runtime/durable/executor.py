@@ -27,8 +27,8 @@ from toque.functions.runtime.durable.attempt import (
 from toque.functions.runtime.durable.concurrency import ConcurrencySlots
 from toque.functions.runtime.durable.experiments import Experiments
 from toque.functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
-from toque.functions.runtime.durable.intake import Announced, Intake
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.queue import Announced, Intake
 from toque.functions.runtime.durable.record import ENDED, Record
 from toque.functions.runtime.durable.slots import refused_entry
 from toque.functions.runtime.durable.store_requests import at_once
@@ -36,7 +36,6 @@ from toque.functions.runtime.durable.workers import (
     THREADS,
     Dispatch,
     Launcher,
-    record_handover,
     record_loss,
     run_in_worker,
 )
@@ -44,7 +43,7 @@ from toque.functions.runtime.errors import EnvironmentFailed, NoRoom, UnknownFun
 from toque.functions.runtime.run import cluster
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.node_watch import Nodes, NodeWatch, node_watch
-from toque.functions.runtime.series import WAITING, WORKERS
+from toque.functions.runtime.telemetry import WAITING, WORKERS
 from toque.registry.errors import Unavailable
 
 ROUND_S = 5.0  # for how long one round starts what is due; the next goes on with the rest
@@ -94,7 +93,8 @@ class Executor:
 
     def __post_init__(self) -> None:
         self._experiments = Experiments(self.context, self.ledger)
-        self._intake = Intake(self.context, self.ledger)
+        ledger = self.ledger
+        self._intake = Intake(ledger.store, ledger.actor, ledger.clock, redis_url=self.context.redis_url)
         self._launcher = Launcher(self.context, self.ledger, self.code_patience_s)
 
     def poll(self, *, ends_unknown: bool = False) -> int:
@@ -214,11 +214,9 @@ class Executor:
             return  # a thread of this process, which nobody can kill: it goes on to its end
         followed = self.ledger.follow(invocation)
         worker = followed.record.worker
-        record_handover(followed, dispatch.names, ledger=self.ledger)
-        slots = self._slots_of(dispatch.function)
-        for holder in (slots, self._experiments if dispatch.function.demand else None):
-            if holder and worker and worker in dispatch.names:
-                holder.release(worker)
+        self.ledger.hand_over(followed, dispatch.names)
+        if worker in dispatch.names:
+            self._release(dispatch.function, worker)
 
     def _evict_idle(self) -> None:
         self._launcher.evict_idle({each.record.reference for each in self._backlog.values()})
@@ -408,9 +406,9 @@ class Executor:
             self._guarded(each, partial(self._experiments.preempt, each, why))
 
     def _refuse(self, followed: FollowedRecord, refused: dict[str, Any]) -> None:
-        record = followed.record
-        followed.append(partial(_entry_if_unchanged, refused, record.length))
-        self._settle(record.id, followed.record.status, followed.record.due)
+        length = followed.record.length
+        followed.append(lambda record: refused if record.runnable and record.length == length else None)
+        self._settle(followed.record.id, followed.record.status, followed.record.due)
 
     def _start_experiment(self, followed: FollowedRecord, *, backfilled: bool) -> None:
         record = followed.record
@@ -490,16 +488,16 @@ class Executor:
         """Record that a worker died, and release its slots."""
         worker, workspace = followed.record.worker, self.context.workspace
         record_loss(followed, function, reason, ledger=self.ledger, workspace=workspace)
-        slots = self._slots_of(function) if function else None
-        for held in (slots, self._experiments if function and function.demand else None):
-            if worker and held:
-                held.release(worker)
+        if function is not None:
+            self._release(function, worker)
         self._settle(followed.record.id, followed.record.status, followed.record.due)
 
-
-def _entry_if_unchanged(body: dict[str, Any], length: int, record: Record) -> dict[str, Any] | None:
-    """Return an entry for a record that has not changed since it was read; else None."""
-    return body if record.runnable and record.length == length else None
+    def _release(self, function: DeclaredFunction, worker: str | None) -> None:
+        """Release the slots of a worker that has ended."""
+        slots = self._slots_of(function)
+        for holder in (slots, self._experiments if function.demand else None):
+            if holder and worker:
+                holder.release(worker)
 
 
 _run_attempt = run_in_worker

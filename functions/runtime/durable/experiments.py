@@ -7,19 +7,15 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Any
 
 from toque.functions.runtime.admission.request import YIELD_S
 from toque.functions.runtime.cards import Node
 from toque.functions.runtime.context import Context
-from toque.functions.runtime.durable.heartbeat import last_beat
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
-from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.durable.slots import Admissions, QuotaSlots, allotment_in, board_of
 from toque.functions.runtime.durable.workflow import ask_to_yield
 from toque.functions.runtime.run import cluster, room
-from toque.functions.runtime.series import PREEMPTIONS
+from toque.functions.runtime.telemetry import PREEMPTIONS
 from toque.registry.errors import Unavailable
 
 CARDS_EVERY_S = 2.0
@@ -111,20 +107,12 @@ class Experiments:
 
     def record_preempted(self, followed: FollowedRecord) -> None:
         """Record that a run which did not yield was killed; it takes up after what it saved."""
-        record = followed.record
-        self._yielding.pop(record.id, None)
-        beat = last_beat(self.ledger.store, record.id)
-        usage = beat.usage if beat is not None and beat.worker == record.worker else None
-        body = {"kind": "preempted"} | ({} if usage is None else {"usage": usage.model_dump()})
-        followed.append(partial(_entry_of_yielding, record.worker, body))
-        if record.worker:
-            self._quota.release(record.worker, usage)
+        worker = followed.record.worker
+        self._yielding.pop(followed.record.id, None)
+        if worker:
+            self.ledger.hand_over(followed, {worker})
+            self._quota.release(worker)
 
     def release(self, worker: str) -> None:
         """Release what a lost worker held of its team's quota."""
         self._quota.release(worker)
-
-
-def _entry_of_yielding(worker: str | None, body: dict[str, Any], record: Record) -> dict[str, Any] | None:
-    """Return an entry for a run that is still this worker's and still asked to yield; else None."""
-    return body if record.worker == worker and record.preempting else None

@@ -95,6 +95,16 @@ def last_beat(store: ObjectStore, invocation: str) -> Sign | None:
     return Sign(found.age_s, content.get("node"), content["worker"], content.get("waited_s", 0.0), usage)
 
 
+def usage_of(beat: Sign | None, worker: str | None) -> Usage | None:
+    """What a worker's run had used by its last heartbeat; None if it did not say, or another worker has written since."""
+    return beat.usage if beat is not None and beat.worker == worker else None
+
+
+def with_usage(body: dict[str, Any], usage: Usage | None) -> dict[str, Any]:
+    """Add what a run has used, if that is known, to the entry that ends it."""
+    return body if usage is None else body | {"usage": usage.model_dump()}
+
+
 def last_sign(store: ObjectStore, record: Record) -> Sign | None:
     """Find the last sign of life of a running invocation's worker: its heartbeat, or its claim before the first.
 

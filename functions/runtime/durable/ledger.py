@@ -10,7 +10,7 @@ import hashlib
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.heartbeat import last_beat, usage_of, with_usage
 from toque.functions.runtime.durable.queue import (
     ANNOUNCED_S,
     Note,
@@ -31,7 +31,7 @@ from toque.functions.runtime.durable.record import ENDED, Record, Status, fold_e
 from toque.functions.runtime.durable.store_requests import all_at_once
 from toque.functions.runtime.durable.values import get_value, put_value
 from toque.functions.runtime.errors import KeyConflict, NotDead, UnknownInvocation
-from toque.functions.runtime.receipt import Total, totals
+from toque.functions.runtime.receipt import Total, summed
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.registry.journal import Conflict, Entry, Fold
 from toque.registry.journal.deletions import Deletions
@@ -150,12 +150,24 @@ class Ledger:
         def decide(record: Record) -> dict[str, Any] | None:
             if record.ended:
                 return None
-            if beat is None or beat.usage is None or beat.worker != record.worker:
-                return {"kind": "cancelled"}
-            return {"kind": "cancelled", "usage": beat.usage.model_dump()}
+            return with_usage({"kind": "cancelled"}, usage_of(beat, record.worker))
 
         self._command(followed, decide)
         return followed.record
+
+    def hand_over(self, followed: FollowedRecord, workers: Container[str]) -> None:
+        """Record that a run was ended by its executor, so that another starts it again at once; it counts as no loss.
+
+        workers: those of the executor; a run that another worker has, or that has ended, is left alone.
+        """
+        beat = last_beat(self.store, followed.record.id)
+
+        def decide(record: Record) -> dict[str, Any] | None:
+            if record.status != "running" or record.worker is None or record.worker not in workers:
+                return None
+            return with_usage({"kind": "preempted"}, usage_of(beat, record.worker))
+
+        followed.append(decide)
 
     def redrive(self, invocation: str) -> Record:
         """Queue a dead or cancelled invocation again, its finished steps kept; one that was just redriven stays queued.
@@ -314,7 +326,8 @@ class Ledger:
 
     def costs(self) -> list[Total]:
         """Sum the receipts of all ended invocations by function, day and caller; reads every invocation."""
-        return totals(record.receipt for record in self.invocations(limit=sys.maxsize) if record.receipt)
+        ended = self.invocations(limit=sys.maxsize)
+        return summed(Total.of(record.receipt) for record in ended if record.receipt)
 
     def find(self, invocation: str, first: Entry | None = None) -> Record | None:
         """Find the record of an invocation; None if it was deleted. first: as for `follow`."""

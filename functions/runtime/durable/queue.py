@@ -13,18 +13,20 @@ import heapq
 import json
 import sys
 import threading
+import time
 import uuid
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
-from toque.functions.runtime.changes import Watch
+from toque.functions.runtime.changes import Watch, journals_in, watch_of
 from toque.functions.runtime.durable.record import Record
-from toque.functions.runtime.durable.store_requests import READERS, at_once
+from toque.functions.runtime.durable.store_requests import READERS, all_at_once, at_once
 from toque.registry.journal import Conflict, Entry, Fold
 from toque.registry.journal.journal import Journal
 from toque.registry.store.object_store import ObjectStore
@@ -32,6 +34,7 @@ from toque.registry.times import Clock, utc_now
 
 INDEX = "queues/index"
 CHECKPOINT = "queues/checkpoint.json"
+CHECKPOINT_EVERY_S = 5.0
 SILENT_AFTER = timedelta(minutes=10)
 # Notes that one reading takes in, so that a round of an executor ends however long the backlog is.
 NOTES_AT_ONCE = 1024
@@ -59,6 +62,36 @@ class Unfinished(NamedTuple):
 
     due: dict[str, datetime]
     idle: frozenset[str] = frozenset()
+
+
+@dataclass
+class Announced:
+    """Entry that a note announces and that may still be on its way: its writer dies before it, or writes it at once.
+
+    after: how many entries there are before it, None where that is not known; until: by `time.monotonic`, when it is given up.
+    """
+
+    after: int | None
+    until: float = field(default_factory=lambda: time.monotonic() + ANNOUNCED_S)
+    _look_s: float = 0.25
+
+    @classmethod
+    def perhaps(cls) -> Announced:
+        """Make one for an invocation of a checkpoint, which does not say what its last note announced; looked for rarely, as it may be of many."""
+        return cls(None, _look_s=ANNOUNCED_S / 6)
+
+    def may_come(self, record: Record) -> bool:
+        """Whether the entry is not there, and somebody has to look for it: nobody where the run that begins or goes on will see it."""
+        if time.monotonic() > self.until:
+            return False
+        if self.after is None:
+            return record.ended or record.waits_for is not None
+        return record.length <= self.after
+
+    def next_look(self, now: datetime) -> datetime:
+        """Time of the next look for the entry; the looks get rarer."""
+        look_s, self._look_s = self._look_s, min(2 * self._look_s, ANNOUNCED_S)
+        return now + timedelta(seconds=look_s)
 
 
 class QueueWriter:
@@ -223,25 +256,41 @@ class QueueReader:
                 raise answer
             if answer is None:
                 if self.clock() - queue.read_at > SILENT_AFTER:
-                    self._close(queue)
+                    with suppress(Conflict):  # its writer has just appended: read on next time
+                        queue.journal.append({"closed": True}, at=queue.next)
                 return False
             body = queue.journal.parse(queue.next, answer)[0].body
             if body.get("closed"):
-                self._remove(name)
+                self._index.transact(lambda opened: {"closed": name} if name in opened else None)
                 queue.next += 1
                 return False
             notes.append(Note(body["invocation"], body.get("after")))
             queue.next, queue.read_at = queue.next + 1, self.clock()
         return True
 
-    def _close(self, queue: _QueueCursor) -> None:
-        try:
-            queue.journal.append({"closed": True}, at=queue.next)
-        except Conflict:
-            return  # its writer has just appended: read on next time
 
-    def _remove(self, name: str) -> None:
-        self._index.transact(lambda opened: {"closed": name} if name in opened else None)
+@dataclass
+class Intake(QueueReader):
+    """Reader for an executor: it begins when it is first asked, and stores a checkpoint every few seconds at most."""
+
+    redis_url: str | None = None
+    _begun: bool = False
+    _checkpointed_at: float = 0.0
+
+    def resume(self) -> Unfinished:
+        """Begin at the last checkpoint; returns what had not ended then, and nothing once it has begun."""
+        if self._begun:
+            return Unfinished({})
+        self.watch = watch_of(self.redis_url, journals_in(self.store, "queues/*"), every_s=0.0)
+        unfinished = super().resume()
+        self._begun = True
+        return unfinished
+
+    def checkpoint(self, opened: Mapping[str, datetime], idle: Iterable[str] = ()) -> None:
+        """Store a checkpoint, unless the last one is of the last seconds."""
+        if time.monotonic() - self._checkpointed_at > CHECKPOINT_EVERY_S:
+            super().checkpoint(opened, idle)
+            self._checkpointed_at = time.monotonic()
 
 
 def index(store: ObjectStore, *, actor: str, clock: Clock = utc_now) -> Fold[frozenset[str]]:
@@ -314,12 +363,11 @@ def matching(
     listed: ids, and first entries that were read; find: reads one, None if it was deleted.
     """
     rest = iter(listed)
-    with ThreadPoolExecutor(_RECORDS_AT_ONCE, thread_name_prefix="toque-listing") as pool:
-        while limit and (batch := list(islice(rest, min(_RECORDS_AT_ONCE, limit)))):
-            for record in pool.map(lambda each: find(*each), batch):
-                if record is not None and matches(record):
-                    limit -= 1
-                    yield record
+    while limit and (batch := list(islice(rest, min(_RECORDS_AT_ONCE, limit)))):
+        for record in all_at_once([partial(find, *each) for each in batch]):
+            if record is not None and matches(record):
+                limit -= 1
+                yield record
 
 
 def _pop(waiting: list[tuple[float, str]], entries: dict[str, Entry]) -> tuple[str, Entry]:
@@ -391,17 +439,9 @@ def _last(journal: Journal, known: int) -> int:
     low, stride = known - 1, 1
     while journal.find(low + stride) is not None:
         low, stride = low + stride, stride * 2
-    high = low + stride
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if journal.find(middle) is None else (middle, high)
-    return low
+    return low + bisect_left(range(low + 1, low + stride), True, key=lambda each: journal.find(each) is None)
 
 
 def _last_until(journal: Journal, last: int, until: datetime) -> int:
     """Number of the last entry that was written up to a time, -1 if there is none."""
-    low, high = -1, last + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if journal.entry(middle).at <= until else (low, middle)
-    return low
+    return bisect_right(range(last + 1), until, key=lambda each: journal.entry(each).at) - 1

@@ -27,13 +27,13 @@ from toque.functions.runtime.admission.request import (
     team_of,
     why_unsatisfiable,
 )
-from toque.functions.runtime.admission.rule import Decision, schedule
+from toque.functions.runtime.admission.rule import schedule
 from toque.functions.runtime.cards import Node
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.declaration import Demand
 from toque.functions.runtime.durable.concurrency import ConcurrencySlots, SlotHolders
 from toque.functions.runtime.durable.costs import Spending
-from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.heartbeat import last_beat, usage_of
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
 from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.errors import DeclarationError, FunctionError, OverQuota
@@ -132,7 +132,8 @@ class QuotaSlots(ConcurrencySlots):
         running = [replace(each, yielding=each.invocation in yielding) for each in running]
         self._posted_running = len(running)
         self._board.post(self._workspace, Posted(tuple(requests.values()), tuple(running), self._shares()))
-        decision = self._decision(capacity)
+        whole = self._board.whole()
+        decision = schedule(whole.waiting, whole.running, capacity, whole.shares, self.ledger.clock())
         start = {
             each.invocation: each.backfilled for each in decision.start if each.workspace == self._workspace
         }
@@ -140,10 +141,6 @@ class QuotaSlots(ConcurrencySlots):
         return Admissions(
             refused, start, {name: why for name, why in decision.preempt.items() if name in asked}
         )
-
-    def _decision(self, capacity: Collection[Node] | None) -> Decision:
-        whole = self._board.whole()
-        return schedule(whole.waiting, whole.running, capacity, whole.shares, self.ledger.clock())
 
     def _requests(
         self, waiting: Mapping[str, FollowedRecord]
@@ -215,9 +212,7 @@ class QuotaSlots(ConcurrencySlots):
         held = self._fold.refresh().get(worker)
         if held is None:
             return
-        if usage is None:
-            beat = last_beat(self.ledger.store, held["invocation"])
-            usage = beat.usage if beat is not None and beat.worker == worker else None
+        usage = usage or usage_of(last_beat(self.ledger.store, held["invocation"]), worker)
         if usage is not None:
             self._spending.add(worker, held["team"], usage)
         super().release(worker)
@@ -326,7 +321,13 @@ def demand_of(record: Record, ledger: Ledger) -> Demand:
 
 def quotas_in(store: ObjectStore, actor: str) -> Fold[dict[str, Quota]]:
     """Open the quotas in a store, by team."""
-    return Fold(Journal(store, "quotas", actor=actor), {}, _fold_entry, encode=_encode, decode=_decode)
+    return Fold(
+        Journal(store, "quotas", actor=actor),
+        {},
+        _fold_entry,
+        encode=lambda quotas: {team: quota.stored() for team, quota in quotas.items()},
+        decode=lambda stored: {team: _stored_quota(quota) for team, quota in stored.items()},
+    )
 
 
 def refused_entry(error: FunctionError) -> dict[str, Any]:
@@ -410,14 +411,6 @@ def _fold_entry(quotas: dict[str, Quota], entry: Entry) -> dict[str, Quota]:
     team, quota = entry.body["team"], entry.body["quota"]
     others = {name: quota for name, quota in quotas.items() if name != team}
     return others if quota is None else others | {team: _stored_quota(quota)}
-
-
-def _encode(quotas: dict[str, Quota]) -> dict[str, Any]:
-    return {team: quota.stored() for team, quota in quotas.items()}
-
-
-def _decode(stored: dict[str, Any]) -> dict[str, Quota]:
-    return {team: _stored_quota(quota) for team, quota in stored.items()}
 
 
 def _stored_quota(fields: Mapping[str, Any]) -> Quota:

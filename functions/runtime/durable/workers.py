@@ -18,8 +18,8 @@ from typing import Any
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.declaration import Demand
-from toque.functions.runtime.durable.attempt import Attempt, AttemptResult, run_attempt
-from toque.functions.runtime.durable.heartbeat import last_beat
+from toque.functions.runtime.durable.attempt import Attempt, AttemptResult, failed_entry, run_attempt
+from toque.functions.runtime.durable.heartbeat import last_beat, usage_of, with_usage
 from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, due_after
 from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.durable.slots import demand_of, refused_entry
@@ -35,7 +35,7 @@ from toque.functions.runtime.run.interruption import end_process
 from toque.functions.runtime.run.node_watch import Nodes
 from toque.functions.runtime.run.room import refuse_impossible
 from toque.functions.runtime.run.warm_workers import Worker, WorkerPool
-from toque.functions.runtime.series import DEAD_LETTERS, LOST
+from toque.functions.runtime.telemetry import DEAD_LETTERS, LOST
 from toque.registry.times import CHANCE
 
 NODES_PATIENCE_S = 60.0  # in which nodes join a cluster that starts
@@ -229,37 +229,20 @@ def record_loss(
     Raises: FunctionError if the function is not declared here.
     """
     worker, beat = followed.record.worker, last_beat(ledger.store, followed.record.id)
-    own = beat if beat and beat.worker == worker else None
     entry = partial(
         loss_entry,
         function=function,
         reason=reason,
         worker=worker,
         now=ledger.clock(),
-        waited_s=own.waited_s if own else 0.0,
-        usage=own.usage if own else None,
+        waited_s=beat.waited_s if beat and beat.worker == worker else 0.0,
+        usage=usage_of(beat, worker),
     )
     if followed.append(entry):
         labels = workspace, followed.record.function
         LOST.labels(*labels).inc()
         if followed.record.status == "dead":
             DEAD_LETTERS.labels(*labels).inc()
-
-
-def record_handover(followed: FollowedRecord, workers: Container[str], *, ledger: Ledger) -> None:
-    """Record that a run was ended together with its executor, so that another starts it again at once; it counts as no loss.
-
-    workers: those of the executor; a run that another worker has, or that has ended, is left alone.
-    """
-    beat = last_beat(ledger.store, followed.record.id)
-
-    def decide(record: Record) -> dict[str, Any] | None:
-        if record.status != "running" or record.worker is None or record.worker not in workers:
-            return None
-        usage = beat.usage if beat is not None and beat.worker == record.worker else None
-        return {"kind": "preempted"} | ({} if usage is None else {"usage": usage.model_dump()})
-
-    followed.append(decide)
 
 
 def loss_entry(
@@ -277,7 +260,6 @@ def loss_entry(
     waited_s: of the run, for room on the cluster; usage: what it said last that it had used. Raises: FunctionError if the function
     is not declared here.
     """
-    used = {} if usage is None else {"usage": usage.model_dump()}
     if record.status not in {"queued", "running"} or record.worker != worker:
         return None
     if function is None:
@@ -288,19 +270,9 @@ def loss_entry(
         name = "timeout_s" if limit_s == function.timeout_s else "limit_s"
         reason = f"ran past {name}={limit_s} and its worker was killed"
         failure = {"type": "TimedOut", "message": reason}
-        if record.attempts + 1 >= retries.max_attempts:
-            return {"kind": "dead", "failure": failure} | used
-        return {
-            "kind": "failed",
-            "failure": failure,
-            "due": due_after(now, _backoff(function, record.attempts + 1)),
-        } | used
+        return with_usage(failed_entry(retries, record.attempts + 1, failure, now), usage)
     failure = {"type": "WorkerLost", "message": reason}
     if record.lost >= retries.max_lost:
-        return {"kind": "dead", "lost": True, "failure": failure} | used
-    due = due_after(now, _backoff(function, record.lost + 1))
-    return {"kind": "lost", "failure": failure, "due": due} | used
-
-
-def _backoff(function: DeclaredFunction, attempt: int) -> float:
-    return function.retries.backoff(attempt, draw=CHANCE.random())
+        return with_usage({"kind": "dead", "lost": True, "failure": failure}, usage)
+    due = due_after(now, retries.backoff(record.lost + 1, draw=CHANCE.random()))
+    return with_usage({"kind": "lost", "failure": failure, "due": due}, usage)

@@ -34,7 +34,7 @@ from toque.functions.runtime.reference import resolve
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.functions.runtime.run.interruption import Interruptible
 from toque.functions.runtime.secret import redact
-from toque.functions.runtime.spans import span
+from toque.functions.runtime.telemetry import span
 from toque.registry.code_digest import reference
 from toque.registry.errors import Forbidden, Unavailable
 from toque.registry.store import ObjectStore

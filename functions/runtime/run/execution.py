@@ -20,7 +20,7 @@ from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.errors import FunctionError, RemoteError, WorkerLost
 from toque.functions.runtime.run.log import captured, log_text
 from toque.functions.runtime.secret import contains_secret, redact, use_secrets
-from toque.functions.runtime.series import RUN_SECONDS, RUNS
+from toque.functions.runtime.telemetry import RUN_SECONDS, RUNS
 from toque.registry.times import CHANCE
 
 

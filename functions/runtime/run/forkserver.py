@@ -63,19 +63,23 @@ class Child:
         self._connection.send(setup)
 
     def run(self, job: Job) -> Child:
-        """Send the child its job."""
+        """Send the child its job, its only one."""
+        self._state = "gone"
         with suppress(BrokenPipeError, ConnectionResetError):  # it has died, as the outcome will say
             self._connection.send_bytes(pack(job))
         return self
 
     def state(self) -> State:
-        """Return the state of a child that has no job yet."""
+        """Return the state of a child, which is gone for whoever looks for one without a job once it has one."""
         if self._state in {"starting", "ready"} and self._connection.poll():
             try:
                 self._state = self._connection.recv()
             except (EOFError, ConnectionError):
                 self._state = "failed" if self._state == "starting" else "gone"
         return self._state
+
+    def node(self) -> None:
+        """Return None, as no Ray node has the child."""
 
     def outcome(self, timeout_s: float | None = None) -> Outcome:
         """Wait for the job's outcome; after `timeout_s` the child is killed."""

@@ -162,29 +162,8 @@ class WorkerPool:
         self._not_before[_Key.of(function)] = time.monotonic() + AFTER_FAILURE_S
 
 
-class _WarmChild:
-    """Child process that has imported the function's module, for one job."""
-
-    def __init__(self, function: DeclaredFunction) -> None:
-        module = function.reference.partition(":")[0]
-        self._child = Child(function.name, retries=function.retries, ready=module)
-        self._spent = False
-
-    def state(self) -> State:
-        return "gone" if self._spent else self._child.state()
-
-    def node(self) -> str | None:
-        return None
-
-    def run(self, job: Job) -> Worker:
-        self._spent = True
-        return self._child.run(job)
-
-    def kill(self) -> None:
-        self._child.kill()
-
-
 def _start(function: DeclaredFunction, avoided: Collection[str] = ()) -> IdleWorker:
     if cluster.running():
         return cluster.ActorWorker(function.name, function, avoided=avoided)
-    return _WarmChild(function)
+    module = function.reference.partition(":")[0]
+    return Child(function.name, retries=function.retries, ready=module)

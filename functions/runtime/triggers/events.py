@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -412,17 +413,12 @@ def first_since(fold: Fold[dict[str, int]], at: datetime, *, by_clock: datetime 
     publisher's clock agrees with the store's.
     """
     fold.refresh()
-    journal, low, high = fold.journal, 0, fold.next
+    journal = fold.journal
 
     def stored_at(number: int) -> datetime | None:
         return journal.store.find_modified_at(journal.key(number))
 
-    while low < high:
-        middle = (low + high) // 2
-        if (stored_at(middle) or at) < at:
-            low = middle + 1
-        else:
-            high = middle
+    low = bisect_left(range(fold.next), at, key=lambda number: stored_at(number) or at)
     while by_clock is not None and low < fold.next and stored_at(low) == at:
         published_at = journal.entry(low).at
         if published_at >= by_clock or abs(published_at - at) > STORE_RESOLUTION:

@@ -28,7 +28,7 @@ from toque.functions.runtime.durable.ledger import invocation_id
 from toque.functions.runtime.durable.record import ENDED
 from toque.functions.runtime.errors import FunctionError, InvalidArguments, KeyConflict
 from toque.functions.runtime.run.declared import DeclaredFunction
-from toque.functions.runtime.series import LATENESS, SKIPPED
+from toque.functions.runtime.telemetry import LATENESS, SKIPPED
 from toque.functions.runtime.triggers.names import names_of
 from toque.registry.access import DEFAULT_WORKSPACE
 from toque.registry.journal import Entry, Fold

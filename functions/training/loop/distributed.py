@@ -36,7 +36,7 @@ from toque.functions.runtime.process import enter_worker, lower_priority
 from toque.functions.runtime.receipt import charge, holding
 from toque.functions.runtime.run.cluster import AWAY_FROM_SERVING, away_from, card_selector
 from toque.functions.runtime.run.room import Asked, has_room_apart, room_between
-from toque.functions.runtime.spans import current_position, run_span
+from toque.functions.runtime.telemetry import current_position, run_span
 from toque.functions.training.checkpoints.saved import Checkpoints, Retention
 from toque.functions.training.cost import ResourceMeter, ResourceUse
 from toque.functions.training.errors import TrainingError

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from toque.functions.runtime.spans import span
+from toque.functions.runtime.telemetry import span
 from toque.functions.training.errors import TrainingDataError, TrainingDiverged, TrainingError
 from toque.functions.training.loop.first_weights import FirstWeights
 from toque.functions.training.loop.process_group import ProcessGroup, SingleProcess

@@ -14,7 +14,7 @@ from toque.functions import Context
 from toque.functions.generative import GenerativeError, call_tool
 from toque.functions.retrieval import document_view
 from toque.functions.retrieval.jobs import refresh_documents, retrieve
-from toque.functions.runtime.spans import run_span
+from toque.functions.runtime.telemetry import run_span
 from toque.registry import Table
 
 OPERATION = "gen_ai.operation.name"

@@ -17,7 +17,7 @@ import pytest
 from tests.conditions.faults import Fault, FaultyStore, Verb, run_cells
 from tests.functions.runtime.durable.direct import run_once
 from toque.functions import Context, Cron, call, function, sleep, use_context, wait_for
-from toque.functions.runtime.durable import intake, store_requests, workers
+from toque.functions.runtime.durable import queue, store_requests, workers
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.record import Record
@@ -309,7 +309,7 @@ VERBS = [
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_requests, "_FIRST_WAIT_S", 0.0)
-    monkeypatch.setattr(intake, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(queue, "CHECKPOINT_EVERY_S", 0.0)
     monkeypatch.setattr(workers, "THREADS", 1000)
 
 

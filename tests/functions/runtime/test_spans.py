@@ -12,7 +12,7 @@ from toque.clusters.telemetry.logs import current_work
 from toque.clusters.telemetry.tracing import Keeper, Tracing, begin_request, use_tracing
 from toque.functions import Context
 from toque.functions.runtime.durable.invocation import ledger_of
-from toque.functions.runtime.spans import current_position
+from toque.functions.runtime.telemetry import current_position
 
 TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 

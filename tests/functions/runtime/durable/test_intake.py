@@ -14,7 +14,7 @@ import pytest
 from tests.conditions.faults import Fault, FaultyStore
 from toque.functions import Context, function, wait_for
 from toque.functions.runtime.durable import executor as rounds
-from toque.functions.runtime.durable import intake, queue, workers
+from toque.functions.runtime.durable import queue, workers
 from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.functions.runtime.durable.queue import Note, QueueReader, QueueWriter
@@ -47,7 +47,7 @@ for each in (noop, approve, approve_in_time):
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "CHECKPOINT_EVERY_S", 0.0)
+    monkeypatch.setattr(queue, "CHECKPOINT_EVERY_S", 0.0)
     monkeypatch.setattr(workers, "THREADS", 1000)
 
 
@@ -173,7 +173,7 @@ def test_an_announced_entry_that_never_comes_is_given_up(
     ledger, executor = Ledger(used.store, actor="client"), executor_on(used)
     invocation = ledger.submit(approve, {"a": 1})
     poll(executor, lambda: status_of(used, invocation) == "waiting")
-    monkeypatch.setattr(intake, "ANNOUNCED_S", 0.0)
+    monkeypatch.setattr(queue, "ANNOUNCED_S", 0.0)
     ledger._queue.add(Note(invocation, after=100))
     executor.poll()
     executor._open = dict.fromkeys(executor._open, utc_now())

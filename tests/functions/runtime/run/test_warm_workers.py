@@ -63,7 +63,7 @@ def test_an_idle_worker_that_dies_is_replaced(
     waiting = executor_of(used).warm_workers
     eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
     (first, _) = executor_of(used)._launcher.pool._idle_of(functions.warm_two)
-    os.kill(first._child._pid, signal.SIGKILL)
+    os.kill(first._pid, signal.SIGKILL)
     eventually(lambda: first.state() == "gone")
     eventually(lambda: run_pending(used) == 0 and waiting(functions.warm_two) == 2)
 

@@ -13,7 +13,7 @@ import pytest
 from tests.ray_apps.gateway.conftest import Gateway
 from toque.functions.runtime import secret
 from toque.functions.runtime.durable.invocation import run_pending
-from toque.functions.runtime.series import RUNS
+from toque.functions.runtime.telemetry import RUNS
 from toque.registry import Unavailable
 
 pytestmark = pytest.mark.usefixtures("sample_functions")
