@@ -11,7 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -233,12 +234,14 @@ def show(given: Given, view: Mapping[str, str], result: Any, arguments: Mapping[
     """Print a function's result by its view; without one, by the result's own fields."""
     fields = result if isinstance(result, dict) else {}
     known = {**fields, **arguments, "result": result}
-    known |= {name: "\n".join(part) for name, part in fields.items() if _is_text_lines(part)}
+    for name, part in fields.items():
+        if isinstance(part, list) and part and all(isinstance(line, str) for line in part):
+            known[name] = "\n".join(part)
     if view.get("text"):
         text = view["text"].format_map(known) if result or not view["empty"] else view["empty"]
         message(given.output, text, result)
     elif view.get("columns"):
-        rows = _within(result, view.get("rows", ""))
+        rows = reduce(getitem, filter(None, view.get("rows", "").split(".")), result)
         rows = newest_first(rows, view["newest"]) if view.get("newest") else rows
         _show_rows(given, view, result, rows, _filled(view["empty"], known))
     elif view.get("facts"):
@@ -282,21 +285,11 @@ def _show_plainly(given: Given, result: Any) -> None:
         value(result)
 
 
-def _is_text_lines(part: Any) -> bool:
-    return isinstance(part, list) and bool(part) and all(isinstance(line, str) for line in part)
-
-
 def _fields(row: Mapping[str, Any]) -> Sequence[Column]:
     return [
         Column(name.replace("_", " "), name, text=isinstance(part, str | dict | list))
         for name, part in row.items()
     ]
-
-
-def _within(result: Any, path: str) -> Any:
-    for key in filter(None, path.split(".")):
-        result = result[key]
-    return result
 
 
 def find_tables(client: Client, word: str) -> list[Table]:

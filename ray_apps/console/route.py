@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 from fastapi import APIRouter, Depends, Request
@@ -96,6 +96,12 @@ def page_for(*roles: Role, model: str | None = None) -> Any:
 
 ANYBODY: Final = page_for(*Role, model=ANY_MODEL)
 """A page for everybody who has signed in."""
+Viewer: TypeAlias = Annotated[Page, page_for(Role.viewer)]
+Operator: TypeAlias = Annotated[Page, page_for(Role.operator)]
+Approver: TypeAlias = Annotated[Page, page_for(Role.approver)]
+Admin: TypeAlias = Annotated[Page, page_for(Role.admin)]
+Anybody: TypeAlias = Annotated[Page, ANYBODY]
+"""Pages by who may see them."""
 
 
 class _FormCheck:
@@ -148,6 +154,7 @@ async def _read_small(request: Request) -> bytes:
 
 CHANGE: Final = Depends(_FormCheck(in_session=True))
 """Gives the `Form` of a signed-in person, which a page of the same session must have sent."""
+Sent: TypeAlias = Annotated[Form, CHANGE]
 SIGN_IN: Final = Depends(_FormCheck(in_session=False))
 """Gives the `Form` of somebody who has not signed in yet."""
 

@@ -17,11 +17,11 @@ from toque.ray_apps.admission import OPEN, Admission, NotAdmitted
 from toque.ray_apps.admission.guarded_route import client_of
 from toque.ray_apps.console.page import Page
 from toque.ray_apps.console.route import (
-    ANYBODY,
-    CHANGE,
     PREFIX,
     SIGN_IN,
+    Anybody,
     Form,
+    Sent,
     console_of,
     cookie_name,
     is_https,
@@ -135,7 +135,7 @@ async def enter(request: Request, form: Annotated[Form, SIGN_IN]) -> Response:
 
 
 @router.post("/sign-out")
-async def sign_out(page: Annotated[Page, ANYBODY], _: Annotated[Form, CHANGE]) -> Response:
+async def sign_out(page: Anybody, _: Sent) -> Response:
     """End the viewer's session at every gateway, and go on to the issuer that the viewer signed in at."""
     request = page.request
     session = session_of(request)

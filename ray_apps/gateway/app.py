@@ -23,7 +23,6 @@ from toque.ray_apps.gateway.routes import (
     features,
     feedback,
     functions,
-    invocations,
     models,
     operations,
     reports,
@@ -42,7 +41,6 @@ _POLICY = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; s
 
 _ROUTERS = (
     functions.router,
-    invocations.router,
     models.router,
     resources.router,
     feedback.router,

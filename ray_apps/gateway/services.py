@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field
 from functools import cached_property, lru_cache, partial
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Annotated, Any, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import anyio
 from anyio import to_thread
@@ -23,11 +23,11 @@ from toque.clusters.telemetry.metrics import folder_of_process, node_metrics, to
 from toque.featurestore import InvalidRows
 from toque.featurestore.vectors import Embed
 from toque.functions.runtime.context import Context
-from toque.ray_apps.admission import Admitted, admitted_of
+from toque.ray_apps.admission import Admitted, admitted_of, allowed
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.model_paths import app_name, pool_app
 from toque.ray_apps.oidc import OidcSettings
-from toque.registry import Access, ObjectStore, RegistryError, Unavailable
+from toque.registry import Access, ObjectStore, Principal, RegistryError, Role, Unavailable
 
 _ANSWERING = frozenset({"RUNNING", "UNHEALTHY", "DEPLOYING"})  # replicas of before may answer meanwhile
 _LANGUAGE_MODELS = "generative"
@@ -37,6 +37,10 @@ MAX_LABEL_LOGS = 256  # each has a thread, files and a connection
 CHECK_EVERY_S = 1.0
 STALE_AFTER_S = 10.0
 PATIENCE_S = 30.0  # of a search for the vectors of its text
+Viewer: TypeAlias = Annotated[Principal, allowed(Role.viewer)]
+Operator: TypeAlias = Annotated[Principal, allowed(Role.operator)]
+Admin: TypeAlias = Annotated[Principal, allowed(Role.admin)]
+"""Callers by what a route requires of them."""
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -10,6 +10,7 @@ import json
 from toque.ray_apps.new_project.columns import ColumnSummary
 from toque.ray_apps.new_project.draft import Draft
 from toque.ray_apps.new_project.roles import ROW
+from toque.ray_apps.new_project.source import is_utf8
 
 _ISO = ("%Y-%m-%d", "%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M")
 _TYPES = {"integer": "Int64", "number": "Float64", "text": "String", "flag": "String"}
@@ -64,9 +65,14 @@ def _constants(draft: Draft) -> str:
     lines = []
     if draft.source.kind == "sqlite":
         lines.append(f"QUERY = {draft.source.query!r}")
-    renamed = {column.original: column.name for column in _used(draft) if column.original != column.name}
+    renamed = {
+        column.original: column.name
+        for column in _used(draft, draft.roles.time)
+        if column.original != column.name
+    }
     if renamed:
-        lines.append(f"RENAMED = {_mapping(renamed)}")
+        pairs = "".join(f"    {quoted(old)}: {quoted(new)},\n" for old, new in renamed.items())
+        lines.append(f"RENAMED = {{\n{pairs}}}")
     lines.append("TYPES = dict.fromkeys(NUMERIC, pl.Float64) | dict.fromkeys(CATEGORICAL, pl.String)")
     return "\n".join(lines) + "\n"
 
@@ -79,7 +85,7 @@ def _reading(draft: Draft) -> str:
         )
     if draft.source.kind == "sqlite" and draft.found.words:
         lines.append(f"rows = rows.with_columns(pl.all().replace(dict.fromkeys({draft.found.words!r})))")
-    if any(column.original != column.name for column in _used(draft)):
+    if any(column.original != column.name for column in _used(draft, draft.roles.time)):
         lines.append("rows = rows.rename(RENAMED)")
     return "\n".join(f"    {line}" for line in lines)
 
@@ -96,7 +102,7 @@ def _scan(draft: Draft) -> str:
     words = [word for word in draft.found.words if word]
     if words:
         options += f", null_values=[{', '.join(map(quoted, words))}]"
-    if source.encoding.replace("-", "").lower() not in {"utf8", "utf8sig", "ascii"}:
+    if not is_utf8(source.encoding):
         return f"pl.read_csv(SOURCE, encoding={source.encoding!r}, {options}).lazy()"
     return f"pl.scan_csv(SOURCE, {options})"
 
@@ -148,20 +154,11 @@ def label_expression(draft: Draft) -> str:
     return f"{column}.cast({'pl.Int64' if label.numeric else 'pl.String'}),"
 
 
-def _used(draft: Draft) -> list[ColumnSummary]:
-    names = {
-        *draft.checked.numeric,
-        *draft.checked.categorical,
-        draft.roles.label,
-        draft.roles.time,
-        *draft.roles.key_columns,
-    }
+def _used(draft: Draft, *more: str | None) -> list[ColumnSummary]:
+    """Columns of the features, the label and the key, with `more` by their names."""
+    features = (*draft.checked.numeric, *draft.checked.categorical)
+    names = {*features, draft.roles.label, *draft.roles.key_columns, *more}
     return [column for column in draft.found.columns if column.name in names]
-
-
-def _mapping(names: dict[str, str]) -> str:
-    lines = "".join(f"    {quoted(old)}: {quoted(new)},\n" for old, new in names.items())
-    return f"{{\n{lines}}}"
 
 
 def _plain(text: str) -> str:
@@ -200,7 +197,7 @@ def source_declaration(draft: Draft) -> str:
             f'    row_number="{ROW}",  # the file has no key: its rows are numbered as they are read'
         )
     options.append(f"    unique=[{', '.join(map(quoted, roles.keys))}],")
-    renamed = {each.name: each.original for each in _used_names(draft) if each.name != each.original}
+    renamed = {each.name: each.original for each in _used(draft) if each.name != each.original}
     if renamed:
         pairs = ", ".join(f"{quoted(here)}: {quoted(there)}" for here, there in renamed.items())
         options.append(f"    columns={{{pairs}}},")
@@ -276,13 +273,6 @@ def _reader(draft: Draft) -> str:
         options += [f"delimiter={quoted(source.separator)}"] if source.separator != "," else []
         words = sorted({"", *draft.found.words})
         options.append(f"null=[{', '.join(map(quoted, words))}]")
-        if source.encoding.replace("-", "").lower() not in {"utf8", "utf8sig", "ascii"}:
+        if not is_utf8(source.encoding):
             options.append(f"encoding={quoted(source.encoding)}")
     return f"{reader_name(draft)}({', '.join(options)})"
-
-
-def _used_names(draft: Draft) -> list[ColumnSummary]:
-    names = {
-        *draft.checked.numeric, *draft.checked.categorical, draft.roles.label, *draft.roles.key_columns,
-    }  # fmt: skip
-    return [each for each in draft.found.columns if each.name in names]

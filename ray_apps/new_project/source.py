@@ -11,7 +11,6 @@ import codecs
 import csv
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +110,14 @@ class Source:
                 return pl.scan_parquet(self.path)
             if self.kind == "sqlite":
                 return pl.scan_parquet(_answer(self, scratch / "answer.parquet"))
-            utf8 = self.path if _is_utf8(self.encoding) else _transcoded(self, scratch / "utf8.csv")
+            utf8 = self.path if is_utf8(self.encoding) else _transcoded(self, scratch / "utf8.csv")
             return pl.scan_csv(utf8, separator=self.separator, infer_schema=False)
         except (pl.exceptions.PolarsError, OSError, sqlite3.Error) as error:
             raise InitError(f"{self.path} cannot be read: {error}") from error
 
 
-def _is_utf8(encoding: str) -> bool:
+def is_utf8(encoding: str) -> bool:
+    """Whether a file in this encoding is UTF-8 as it is."""
     return codecs.lookup(encoding).name in {"utf-8", "utf-8-sig", "ascii"}
 
 
@@ -151,7 +151,7 @@ def _undecoded(path: Path, encoding: str) -> Finding | None:
 
 def _form(source: Source) -> list[Finding]:
     """Find a missing header, columns of one name, and rows with too many or too few fields."""
-    encoding = "utf-8-sig" if _is_utf8(source.encoding) else source.encoding
+    encoding = "utf-8-sig" if is_utf8(source.encoding) else source.encoding
     with source.path.open(encoding=encoding, newline="") as file:
         lines = csv.reader(file, delimiter=source.separator)
         header = next(lines, [])
@@ -232,7 +232,7 @@ def _answer(source: Source, target: Path) -> Path:
         names = [column[0] for column in cursor.description or ()]
         schema = pa.schema([pa.field(name, pa.string()) for name in names])
         with pq.ParquetWriter(target, schema) as writer:
-            for rows in _batches(cursor):
+            while rows := cursor.fetchmany(_ROWS):
                 columns = [
                     [None if value is None else str(value) for value in column]
                     for column in zip(*rows, strict=True)
@@ -241,11 +241,6 @@ def _answer(source: Source, target: Path) -> Path:
                     pa.table([pa.array(column, pa.string()) for column in columns], schema=schema)
                 )
     return target
-
-
-def _batches(cursor: sqlite3.Cursor) -> Iterator[list[tuple[object, ...]]]:
-    while rows := cursor.fetchmany(_ROWS):
-        yield rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,20 +230,12 @@ def _places(preview: Any) -> list[dict[str, Any]]:
         for name, found in preview["tables"].items()
     ]
     objects = [
-        {"place": key, "goes": "" if "cannot" in why else "the object", "stays": "", "why": why, "whose": ""}
+        {"place": key, "goes": "" if "cannot" in why else "the object", "why": why}
         for key, why in preview["objects"].items()
     ]
-    staying = [
-        {
-            "place": key,
-            "goes": "",
-            "stays": "the object",
-            "why": "mentions it in its text; --text takes it",
-            "whose": "",
-        }
-        for key in preview["staying"]
-    ]
-    left = [{"place": "", "goes": "", "stays": "", "why": reason, "whose": ""} for reason in preview["left"]]
+    mention = {"stays": "the object", "why": "mentions it in its text; --text takes it"}
+    staying = [{"place": key, **mention} for key in preview["staying"]]
+    left = [{"place": "", "why": reason} for reason in preview["left"]]
     return tables + objects + staying + left
 
 
@@ -263,7 +255,7 @@ _WORKSPACES = columns(
     wide="share: queue.share | CPUs: queue.cpus | GPUs: queue.gpus | at once: queue.at_once | made by: created_by | made: created_at",
     texts="description",
 )
-_PREVIEW = columns("place | goes | stays | why | whose", texts="why")
+_PREVIEW = columns("place | goes: goes? | stays: stays? | why | whose: whose?", texts="why")
 _CERTIFICATE = columns(
     "certificate: id | by: requested_by | holds until: holds_until | completed: completed_at"
     " | tables: tables as {key}: {rows} rows | others: removed as pairs | affected training sets: training_sets as {name}@{version}"

@@ -210,7 +210,9 @@ def exit_code(invocation: dict[str, Any]) -> int:
     """The exit code for an invocation that has ended; why it did not succeed is said on standard error."""
     if invocation["status"] == "succeeded":
         return 0
-    complain(_failure(invocation) or f"invocation {invocation['id']} is {invocation['status']}")
+    failure = invocation["failure"]
+    said = f"invocation {invocation['id']} is {invocation['status']}"
+    complain(f"{failure['type']}: {failure['message']}" if failure else said)
     return 1
 
 
@@ -238,11 +240,6 @@ def _signature(function: dict[str, Any]) -> str:
 def _summary(function: dict[str, Any]) -> str:
     """The first line of a function's description, without the errors that are for Python's callers."""
     return str(function["doc"].partition("\n")[0].partition(" Raises:")[0])
-
-
-def _failure(invocation: dict[str, Any]) -> str | None:
-    failure = invocation["failure"]
-    return failure and f"{failure['type']}: {failure['message']}"
 
 
 def _logs(given: Given) -> int:

@@ -47,13 +47,6 @@ _KEY = arg("key", "id of the key, as `toque store keys list` shows it")
 _KEYS = columns("key: id | makes MACs: newest")
 
 
-def _register_copies(commands: Commands) -> None:
-    """Add the commands that bring a store elsewhere and back."""
-    add(commands, "copy", _copy, _FROM, _TO, _SCRATCH)
-    add(commands, "backup", _backup, _BACKUP_TO, _STORE, _REDIS, _NO_REDIS, _SCRATCH)
-    add(commands, "restore", _restore, _BACKUP, _INTO, _SCRATCH)
-
-
 def _copy(given: Given) -> int:
     """Copy a whole store, or what is new to an earlier copy of it; exit code 1 if the copy does not verify."""
     from toque.ray_apps.cli.platform_folds import platform_fold
@@ -120,7 +113,7 @@ def _shown(given: Given, copied: CopyReport | None, backup: BackupReport | None)
     """Print what was done; returns the exit code."""
     findings = copied.findings if copied else ()
     if chosen(given.output) == "json":
-        value(_content(copied) | ({"records": backup.records} if backup else {}))
+        value((asdict(copied) if copied else {}) | ({"records": backup.records} if backup else {}))
         return 1 if findings else 0
     for finding in findings:
         say(finding)
@@ -146,10 +139,6 @@ def _shown(given: Given, copied: CopyReport | None, backup: BackupReport | None)
     return 0
 
 
-def _content(copied: CopyReport | None) -> dict[str, Any]:
-    return asdict(copied) if copied else {}
-
-
 def register(commands: Commands) -> None:
     """Add the commands on a store."""
     store = group(
@@ -161,7 +150,9 @@ def register(commands: Commands) -> None:
     add(keys, "adopt", _adopt, _STORE)
     add(keys, "rotate", _rotate, _STORE)
     add(keys, "retire", _retire, _KEY, _STORE)
-    _register_copies(store)
+    add(store, "copy", _copy, _FROM, _TO, _SCRATCH)
+    add(store, "backup", _backup, _BACKUP_TO, _STORE, _REDIS, _NO_REDIS, _SCRATCH)
+    add(store, "restore", _restore, _BACKUP, _INTO, _SCRATCH)
 
 
 def _audit(given: Given) -> int:

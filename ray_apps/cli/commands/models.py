@@ -62,8 +62,10 @@ def register(commands: Commands) -> None:
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
     model_files.register(models)
-    register_record(models)
-    register_signing(models)
+    add(models, "policy", _policy, MODEL, _SET)
+    add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
+    add(models, "sign", _sign, MODEL, VERSION, _KEY, _PASSWORD)
+    add(models, "verify", _verify, MODEL, VERSION, _PUBLIC, _SAVE)
 
 
 def _list(given: Given) -> None:
@@ -96,12 +98,6 @@ def _approvers(version: dict[str, Any]) -> list[str]:
         for one in version["approvals"]
         if one["approved"]
     ]
-
-
-def register_signing(models: Commands) -> None:
-    """Add the commands on signatures to the group of models."""
-    add(models, "sign", _sign, MODEL, VERSION, _KEY, _PASSWORD)
-    add(models, "verify", _verify, MODEL, VERSION, _PUBLIC, _SAVE)
 
 
 def _sign(given: Given) -> None:
@@ -170,12 +166,6 @@ def _digests(version: dict[str, Any]) -> dict[str, str]:
     return {path: blob["sha256"] for path, blob in version["files"].items()}
 
 
-def register_record(models: Commands) -> None:
-    """Add the commands on what is recorded to the group of models."""
-    add(models, "policy", _policy, MODEL, _SET)
-    add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
-
-
 def _policy(given: Given) -> None:
     """Show, or set, what a version needs before it may go live."""
     path = f"/models/{given.model}/policy"
@@ -190,8 +180,7 @@ def _origins(given: Given) -> None:
     """Show the data that a version was made from: training sets, feature tables and sources, with what was read of each."""
     asked = {"model": given.model, "version": given.version}
     found = call(given.client, "version_origins", asked)
-    nothing = dict.fromkeys(("rows", "first", "last", "load", "read"))
-    rows = [nothing | row for each in found["datasets"] for row in _origin_rows(each)]
+    rows = [row for each in found["datasets"] for row in _origin_rows(each)]
     empty = f"{given.model}@{given.version} was registered without its data"
     table(chosen(given.output), _ORIGINS, rows, whole=found, remark="" if rows else empty)
 
@@ -259,4 +248,6 @@ _VERSIONS = columns(
         "bytes": lambda row: sum(each["size"] for each in row["files"].values()),
     },
 )
-_ORIGINS = columns("kind | name | rows | first | last | load | read", texts="read")
+_ORIGINS = columns(
+    "kind | name | rows: rows? | first: first? | last: last? | load: load? | read: read?", texts="read"
+)

@@ -44,10 +44,10 @@ def _alerts(given: Given) -> None:
         value(state)
         return
     told = [
-        one | {"about": about, "state": "told", "by": one["acknowledged_by"], "until": None, "reason": None}
+        one | {"about": about, "state": "told", "by": one["acknowledged_by"]}
         for about, one in state["standing"].items()
     ]
-    silences = [one | {"state": "silenced", "told_at": None} for one in state["silences"]]
+    silences = [one | {"state": "silenced"} for one in state["silences"]]
     rows = sorted(told, key=lambda one: str(one["told_at"]), reverse=True) + silences
     empty = f"nothing was told of {given.model} that stands, and nothing is silenced"
     listing(given.output, _ALERTS, rows, empty=empty, limit=given.limit)
@@ -59,4 +59,4 @@ _MONITORS = columns(
     texts="wrong",
     values={"wrong": lambda row: "; ".join(row["wrong"]) or "nothing"},
 )
-_ALERTS = columns("about | state | told: told_at | until | by | reason", texts="reason")
+_ALERTS = columns("about | state | told: told_at? | until: until? | by | reason: reason?", texts="reason")

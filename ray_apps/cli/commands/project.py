@@ -96,7 +96,7 @@ def _init(given: Given) -> None:
 
 def _agreed(given: Given) -> Draft:
     """Draft a project, and have a person at a terminal correct it. Raises: InitError; Failed."""
-    from toque.ray_apps.new_project import Reading, Source, draft_of
+    from toque.ray_apps.new_project import Reading, Source, Wishes, draft_of
 
     if not given.source:
         raise UsageError(
@@ -104,7 +104,8 @@ def _agreed(given: Given) -> Draft:
         )
     source = Source.of(given.source, query=given.query, encoding=given.encoding)
     reading = Reading(tuple(given.drop), tuple(given.keep), tuple(given.text), tuple(given.null))
-    wishes = _wishes(given)
+    keys = tuple(name for each in given.key for name in each.split(","))
+    wishes = Wishes(given.label, keys, given.time, given.outcome, given.positive, given.group)
     while True:
         draft = draft_of(given.name, source, wishes, reading)
         if isinstance(draft, list):
@@ -116,13 +117,6 @@ def _agreed(given: Given) -> Draft:
                 _refuse(draft.checked.refused)
             return draft
         wishes = corrected
-
-
-def _wishes(given: Given) -> Wishes:
-    from toque.ray_apps.new_project import Wishes
-
-    keys = tuple(name for each in given.key for name in each.split(","))
-    return Wishes(given.label, keys, given.time, given.outcome, given.positive, given.group)
 
 
 def _show(given: Given, draft: Draft) -> None:

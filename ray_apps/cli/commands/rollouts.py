@@ -74,13 +74,8 @@ def _rows(history: dict[str, Any]) -> list[dict[str, Any]]:
     ended = {each["rollout"]: each for each in history["outcomes"]}
     rows = [each | {"reason": each["note"]} for each in ended.values()]
     if current is not None and current["rollout"] not in ended:
-        rows.append(current | {"rule": None, "ended_at": None})
+        rows.append(current)
     return sorted(rows, key=lambda row: int(row["rollout"]), reverse=True)
-
-
-def _versions(state: dict[str, Any]) -> list[int]:
-    """The challengers that are still judged, the front-runner first."""
-    return [state["challenger"], *state.get("rivals", [])]
 
 
 def _stage(state: dict[str, Any]) -> str:
@@ -182,9 +177,12 @@ def effect(each: dict[str, Any]) -> str:
 
 
 _ROLLOUTS = columns(
-    "rollout | version | against: champion | stage | started: started_at | ended: ended_at | decided by: rule as words | why: reason",
+    "rollout | version | against: champion | stage | started: started_at | ended: ended_at? | decided by: rule? as words | why: reason",
     texts="why",
-    values={"version": _versions, "stage": _stage},
+    values={  # the challengers that are still judged, the front-runner first
+        "version": lambda state: [state["challenger"], *state.get("rivals", [])],
+        "stage": _stage,
+    },
 )
 _ARMS = columns(
     "arm | version | share: share as {:.2%} | answers | errors | slow | units",

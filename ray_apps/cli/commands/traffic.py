@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from operator import itemgetter
 from typing import Any
 
 from toque.ray_apps.cli.arguments import (
@@ -175,20 +174,20 @@ def _print(given: Given, split: dict[str, Any]) -> None:
     table(given.output, _SPLIT, _rows(split), whole=split, remark=f"entry {split['entry']}")
 
 
-def _rows(split: dict[str, Any]) -> list[tuple[str, str, Any, float | None, str]]:
-    """Kind, name, version, share and a note: rules come first, as they are asked first, and what is held out last."""
+def _rows(split: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each part of the split with its kind and a note: rules come first, as they are asked first, and what is held out last."""
     within = ""
     if split["layer"]:
         part = sum(stop - start for start, stop in split["layer"]["buckets"]) / 10_000
         within = f"of the {part:.2%} that the arms share of layer {split['layer']['name']}"
     return [
-        *(("rule", each["name"], each["to"], None, _conditions(each)) for each in split["rules"]),
-        *(("arm", each["name"], each["version"], each["share"], within) for each in split["arms"]),
-        *(("shadow", "", version, None, "answers nobody") for version in split["shadows"]),
         *(
-            ("holdout", each["name"], None, each["share"], "of all units take no part")
-            for each in split["holdouts"]
+            {"kind": "rule", "version": each["to"], "note": _conditions(each), **each}
+            for each in split["rules"]
         ),
+        *({"kind": "arm", "note": within, **each} for each in split["arms"]),
+        *({"kind": "shadow", "version": each, "note": "answers nobody"} for each in split["shadows"]),
+        *({"kind": "holdout", "note": "of all units take no part", **each} for each in split["holdouts"]),
     ]
 
 
@@ -196,18 +195,8 @@ def _conditions(rule: dict[str, Any]) -> str:
     return " and ".join(f"{one['attribute']} {one['op']} {','.join(one['values'])}" for one in rule["when"])
 
 
-def _spans(part: dict[str, Any]) -> str:
-    return ", ".join(f"{start}-{stop - 1}" for start, stop in part["buckets"])
-
-
-_SPLIT = (
-    Column("kind", itemgetter(0)),
-    Column("name", itemgetter(1)),
-    Column("version", itemgetter(2)),
-    Column("share", itemgetter(3), form="{:.2%}"),
-    Column("note", itemgetter(4), text=True),
-)
+_SPLIT = columns("kind | name: name? | version: version? | share: share? as {:.2%} | note", texts="note")
 _PARTS = columns(
     "model | part: share as {:.2%} | buckets | in use: used",
-    values={"buckets": _spans},
+    values={"buckets": lambda part: ", ".join(f"{start}-{stop - 1}" for start, stop in part["buckets"])},
 )

@@ -20,7 +20,6 @@ from toque.ray_apps.console.pages import (
     home,
     models,
     monitors,
-    not_found,
     reports,
     runs,
     traffic,
@@ -49,7 +48,6 @@ PAGES: tuple[PageModule, ...] = (
     reports,
     access,
     events,
-    not_found,
 )
 NAVIGATION: tuple[Entry, ...] = (
     home.ENTRY,

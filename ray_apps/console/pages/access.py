@@ -8,13 +8,11 @@ from fastapi import Query
 from starlette.responses import Response
 
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Admin, Entry, Sent, pages_router
 
 router = pages_router()
 ENTRY = Entry("Audit", "audit", role="admin")
 TOKENS_ENTRY = Entry("Tokens", "tokens", role="admin")
-Admin = Annotated[Page, page_for(Role.admin)]
 ROWS = 100
 _KINDS = {
     "": "everything",
@@ -36,7 +34,7 @@ async def list_tokens(page: Admin) -> Response:
 
 
 @router.post("/tokens/{name}/revoke")
-async def revoke(page: Admin, name: str, _: Annotated[Form, CHANGE]) -> Response:
+async def revoke(page: Admin, name: str, _: Sent) -> Response:
     """Revoke the live token of that name."""
     done = f"The token {name} is revoked; within two seconds it is refused everywhere."
     return await page.change(page.link("tokens"), done, "DELETE", f"/tokens/{page.quoted(name)}")

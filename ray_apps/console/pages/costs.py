@@ -11,9 +11,7 @@ from fastapi import Query
 from starlette.responses import Response
 
 from toque.functions.pages.charts import draw_bars
-from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import Entry, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Entry, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Costs", "costs")
@@ -27,7 +25,7 @@ By = Literal["function", "model", "team", "caller", "day"]
 
 
 @router.get("/queue")
-async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
+async def show_queue(page: Viewer) -> Response:
     """Show the experiments that run and wait, the teams' quotas, and this month's budgets."""
     admissions, quotas, budgets = await asyncio.gather(
         page.api.call("admissions"), page.api.call("quotas"), page.api.call("budgets")
@@ -45,7 +43,7 @@ async def show_queue(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
 
 @router.get("/costs")
 async def show_costs(
-    page: Annotated[Page, page_for(Role.viewer)],
+    page: Viewer,
     days: Annotated[int, Query(ge=1, le=3_650)] = 7,
     by: By = "function",
     of: Annotated[str, Query(max_length=128)] = "",

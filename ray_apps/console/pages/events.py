@@ -1,25 +1,25 @@
-"""Stream of changes that open pages listen to."""
+"""Stream of changes that open pages listen to, and the page for addresses that no other has; they stand last."""
 
 from __future__ import annotations
 
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated
 from urllib.parse import unquote
 
 from fastapi import Header, Query
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response, StreamingResponse
 
 from toque.ray_apps.admission import ANY_MODEL
 from toque.ray_apps.console.live import MAX_TOPICS, OpenPage, is_topic
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import PREFIX, console_of, page_for, pages_router, proof_of_forms
+from toque.ray_apps.console.route import PREFIX, Anybody, console_of, page_for, pages_router, proof_of_forms
 from toque.registry import Role
 
 router = pages_router()
 _NO_MORE = 204  # tells a browser to stop asking
-
-
 _MAX_CHARS = 8_000
 
 
@@ -51,6 +51,12 @@ async def follow(
         view = OpenPage(page.request, console.renderings, address, workspace=page.workspace, csrf=csrf)
     events = console.live.stream(page.workspace, topic, last_event_id, view)
     return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+@router.get("/{path:path}")
+async def not_found(_: Anybody, path: str) -> Response:
+    """Tell that there is no such page, to somebody who has signed in."""
+    raise HTTPException(HTTPStatus.NOT_FOUND, f"The console has no page {path!r}.")
 
 
 def _is_page(page: Page, address: str) -> bool:

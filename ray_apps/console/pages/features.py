@@ -12,9 +12,8 @@ from starlette.responses import Response
 
 from toque.functions.pages.charts import NARROW, Point, Series, draw_distribution, draw_lines
 from toque.functions.pages.rendering import number
-from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.route import Entry, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.page import ApiError
+from toque.ray_apps.console.route import Entry, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Features", "features")
@@ -24,7 +23,6 @@ LIVE: Final = ("features/*", "tables/features")
 _SPANS: Final = (1, 24, 168, 720)
 _LINES = 6
 _VALUES = 4  # most frequent ones, whose shares are drawn
-Viewer = Annotated[Page, page_for(Role.viewer)]
 
 
 @router.get("/features")

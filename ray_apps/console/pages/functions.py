@@ -17,9 +17,8 @@ from toque.functions.pages import Node
 from toque.functions.pages.charts import draw_columns
 from toque.functions.runtime.durable.record import ENDED, Status
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
+from toque.ray_apps.console.route import Entry, Operator, Sent, Viewer, pages_router
 from toque.ray_apps.function_schemas import options, parameters, read_text
-from toque.registry import Role
 
 router = pages_router()
 ENTRY = Entry("Functions", "functions")
@@ -29,14 +28,11 @@ INDEXED: Final = ("queued", "running", "failed", "waiting", "dead")
 SCANNED = 1_000  # invocations that a search for a function looks at
 _STEPS_DRAWN = 24
 _SEGMENTS = 100  # of a log that the API gives at once
-Sent = Annotated[Form, CHANGE]
 Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 Segment = Annotated[str, Query(pattern=r"^[0-9a-f-]{0,64}$")]
 _FIELD = "argument:"  # what the name of an argument's field begins with
 _LAST_SHOWN = 10
 _LAST_SCANNED = 500  # invocations among which the last ones are looked for
-Viewer = Annotated[Page, page_for(Role.viewer)]
-Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.get("/invocations")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 from starlette.responses import RedirectResponse, Response
 
 from toque.ray_apps.admission import OPEN
 from toque.ray_apps.console.page import Page, Told
-from toque.ray_apps.console.route import Entry, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Entry, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Home", "")
@@ -28,7 +27,7 @@ async def go_home() -> Response:
 
 
 @router.get("/")
-async def show_home(page: Annotated[Page, page_for(Role.viewer)]) -> Response:
+async def show_home(page: Viewer) -> Response:
     """Show what needs somebody, the rollouts under way, and the models with what answers for them."""
     api, told, shown = page.api, page.told, _ROWS + 1  # one more says that there are more
     models, alarms, waiting, dead, failed, budgets, rollouts = await asyncio.gather(
@@ -73,12 +72,10 @@ async def _alarms(page: Page) -> list[dict[str, Any]]:
     models = list(dict.fromkeys(each["model"] for each in found[:_ROWS]))
     told = await asyncio.gather(*(page.api.call("alert_status", model=model) for model in models))
     standing = {name: alerts["standing"] for name, alerts in zip(models, told, strict=True)}
-    return [each | {"by": _looked_after(each, standing.get(each["model"], {}))} for each in found]
-
-
-def _looked_after(alarm: dict[str, Any], standing: dict[str, Any]) -> str | None:
-    alert = standing.get(f"{alarm['monitor']}/{alarm['subject']}")
-    return alert["acknowledged_by"] if alert else None
+    for each in found:
+        alert = standing.get(each["model"], {}).get(f"{each['monitor']}/{each['subject']}")
+        each["by"] = alert["acknowledged_by"] if alert else None
+    return found
 
 
 def _only(found: Told, flag: str) -> Told:

@@ -14,8 +14,7 @@ from starlette.responses import Response
 from toque.functions.pages import Node
 from toque.functions.pages.charts import draw_columns
 from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Approver, Entry, Operator, Sent, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Models", "models")
@@ -41,12 +40,8 @@ _MOST_MARKS: Final = 2_000
 _LONGEST_PLAIN: Final = 500_000
 _PARSER = MarkdownIt("js-default", {"html": False, "linkify": False}).disable("image")
 _PARSER.validateLink = lambda url: url.startswith(("https://", "http://", "mailto:"))  # type: ignore[method-assign]
-Approver = Annotated[Page, page_for(Role.approver)]
-Sent = Annotated[Form, CHANGE]
 Number = Annotated[int, Path(ge=1, le=2**31)]
 Chosen = Annotated[list[int], Query(max_length=20)]
-Viewer = Annotated[Page, page_for(Role.viewer)]
-Operator = Annotated[Page, page_for(Role.operator)]
 
 
 @router.post("/models/{model}/versions/{version}/approve")

@@ -15,8 +15,7 @@ from starlette.responses import Response
 from toque.functions.pages.charts import Level, Point, Series, draw_lines
 from toque.functions.pages.rendering import number
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Entry, Operator, Sent, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Monitors", "monitors")
@@ -29,9 +28,6 @@ _EXPECTED = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.UNP
 Text = Annotated[str, Query(max_length=512)]
 Days = Annotated[int, Query(ge=1, le=3_650)]
 _HOURS: Final = (1, 4, 24, 72, 168)
-Viewer = Annotated[Page, page_for(Role.viewer)]
-Operator = Annotated[Page, page_for(Role.operator)]
-Sent = Annotated[Form, CHANGE]
 Name = Annotated[str | None, Query(max_length=400)]
 
 

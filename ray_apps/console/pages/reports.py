@@ -7,15 +7,12 @@ from typing import Annotated, Final, Literal
 from fastapi import Query
 from starlette.responses import HTMLResponse, Response
 
-from toque.ray_apps.console.page import Page
-from toque.ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, Entry, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import FRAME_POLICY, FRAMED_SANDBOX, SANDBOX, Entry, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Reports", "reports")
 ROWS = 100
 KINDS: Final = ("model", "rollout", "alarm", "evidently", "features")
-Viewer = Annotated[Page, page_for(Role.viewer)]
 
 
 @router.get("/reports")

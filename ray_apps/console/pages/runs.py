@@ -19,8 +19,7 @@ from starlette.responses import Response
 from toque.functions.pages.charts import NARROW, Line, Point, Series, draw_lines, draw_parallel
 from toque.functions.pages.rendering import number
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Entry, Operator, Sent, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Experiments", "experiments")
@@ -35,8 +34,6 @@ _AXES = 8
 _ID: Final = re.compile(r"[0-9A-Za-z_-]{1,64}")
 _MACHINE: Final = "system/"  # begins the names of metrics of the machine, as MLflow's clients log them
 _NEWEST = "attributes.start_time DESC"
-Viewer = Annotated[Page, page_for(Role.viewer)]
-Operator = Annotated[Page, page_for(Role.operator)]
 Text = Annotated[str, Query(max_length=4_000)]
 Id = Annotated[str | None, Query(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
 
@@ -64,6 +61,7 @@ async def show_experiment(
         if error.status not in {HTTPStatus.UNPROCESSABLE_ENTITY, HTTPStatus.BAD_REQUEST, HTTPStatus.CONFLICT}:
             raise
         refusal = error.detail
+    compared = urlencode([("run", run["id"]) for run in runs[:COMPARED]]) if len(runs) > 1 else ""
     return await page.render(
         "experiment.html",
         live=() if where else (f"experiments/{experiment}",),
@@ -76,7 +74,7 @@ async def show_experiment(
         metrics=_names(runs, "metrics")[:_COLUMNS],
         after=after,
         most=min(len(runs), COMPARED),
-        compared=_comparison(page, [run["id"] for run in runs[:COMPARED]]),
+        compared=compared and f"{page.link('runs', 'compare')}?{compared}",
         following=runs[-1]["id"] if len(runs) == ROWS else None,
     )
 
@@ -139,7 +137,7 @@ async def download(page: Viewer, run: str, path: str) -> Response:
 
 
 @router.post("/runs/{run}/register")
-async def register(page: Operator, run: str, form: Annotated[Form, CHANGE]) -> Response:
+async def register(page: Operator, run: str, form: Sent) -> Response:
     """Make a version of a model of a run's files, in the viewer's name, and go to its page."""
     body = {
         "model": form.get("model", "").strip(),
@@ -153,13 +151,6 @@ async def register(page: Operator, run: str, form: Annotated[Form, CHANGE]) -> R
         return page.go(page.link("runs", run), notice=error.detail, kind="error")
     told = f"{made['model']}@{made['version']} is registered from this run."
     return page.go(page.link("models", made["model"], "versions", made["version"]), notice=told)
-
-
-def _comparison(page: Page, runs: list[str]) -> str:
-    """Make the address of the comparison of runs; empty if there is nothing to compare."""
-    return (
-        f"{page.link('runs', 'compare')}?{urlencode([('run', run) for run in runs])}" if len(runs) > 1 else ""
-    )
 
 
 def _topics(run: dict[str, Any]) -> tuple[str, ...]:

@@ -14,8 +14,7 @@ from starlette.responses import Response
 from toque.functions.pages.charts import Point, Series, draw_lines, draw_looks
 from toque.ray_apps.console.live import figure_texts
 from toque.ray_apps.console.page import ApiError, Page
-from toque.ray_apps.console.route import CHANGE, Entry, Form, page_for, pages_router
-from toque.registry import Role
+from toque.ray_apps.console.route import Entry, Form, Operator, Sent, Viewer, pages_router
 
 router = pages_router()
 ENTRY = Entry("Traffic", "traffic")
@@ -28,9 +27,6 @@ _CHANGES: Final[dict[str, tuple[str, dict[str, str], str]]] = {
     "promote": ("end_rollout", {"action": "promote"}, "The challenger becomes the champion."),
     "roll-back": ("end_rollout", {"action": "roll_back"}, "The challenger is rolled back."),
 }
-Viewer = Annotated[Page, page_for(Role.viewer)]
-Operator = Annotated[Page, page_for(Role.operator)]
-Sent = Annotated[Form, CHANGE]
 
 
 @router.get("/rollouts")

@@ -18,7 +18,7 @@ from toque.functions.arguments import NAME, Name, Time
 from toque.ray_apps.admission import ANY_MODEL, GuardedRoute, NotAdmitted, admitted_of, allowed
 from toque.ray_apps.admission.guarded_route import header
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import services_of
+from toque.ray_apps.gateway.services import Admin, services_of
 from toque.ray_apps.gateway.wire import Expiry, Json
 from toque.ray_apps.token_cache import bearer_token
 from toque.registry import Access, NotFound, Principal, Role
@@ -40,7 +40,6 @@ _EXPORTS: dict[int | str, dict[str, Any]] = {
     }
 }
 WORKSPACE_NAME = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-Admin = Annotated[Principal, allowed(Role.admin)]
 Anybody = Annotated[Principal, allowed(*Role, model=ANY_MODEL, anywhere=True)]
 WorkspaceName = Annotated[str, Path(pattern=WORKSPACE_NAME)]
 RoleName = Literal["viewer", "caller", "labeller", "operator", "approver", "admin", "predictor"]
@@ -252,14 +251,7 @@ async def list_workspaces(request: Request, principal: Anybody) -> Json:
 async def create_workspace(request: Request, body: WorkspaceRequest, principal: Admin) -> Json:
     """Create a workspace with nothing in it; only an admin of all workspaces may."""
     _require_platform_admin(principal)
-    access = _access(request, principal)
-
-    def created() -> Workspace:
-        return access.create_workspace(
-            body.name, description=body.description, limits=body.limits, queue=body.queue
-        )
-
-    made = await services_of(request).run(created)
+    made = await services_of(request).run(_access(request, principal).create_workspace, **dict(body))
     await _read_again(request)
     return Json(made.model_dump(mode="json"), 201)
 
@@ -280,14 +272,7 @@ async def change_workspace(
 ) -> Json:
     """Change the description, limits or queue of a workspace; only an admin of all workspaces may."""
     _require_platform_admin(principal)
-    access = _access(request, principal)
-
-    def changed() -> Workspace:
-        return access.change_workspace(
-            name, description=body.description, limits=body.limits, queue=body.queue
-        )
-
-    made = await services_of(request).run(changed)
+    made = await services_of(request).run(_access(request, principal).change_workspace, name, **dict(body))
     await _read_again(request)
     return Json(made.model_dump(mode="json"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 from fastapi import APIRouter, Request
@@ -16,12 +16,11 @@ from toque.featurestore import Metric, Neighbours, OnlineFeatures
 from toque.featurestore.definitions.casting import column_of_values
 from toque.featurestore.vectors import MOST
 from toque.functions.arguments import Time
-from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.gateway.metrics import observe
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Operator, Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json, rows_schema, take_rows
-from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["data"])
 MAX_ENTITIES = 4_096
@@ -90,9 +89,7 @@ class FeatureColumns(BaseModel):
 
 
 @router.post("/features/{view}/search", response_model=SearchResult)
-async def search_features(
-    request: Request, view: str, body: SearchRequest, _: Annotated[Principal, allowed(Role.viewer)]
-) -> Json:
+async def search_features(request: Request, view: str, body: SearchRequest, _: Viewer) -> Json:
     """Find the nearest rows of a feature view, as of now or of any time before."""
     context, services = await context_of(request), services_of(request)
 
@@ -107,9 +104,7 @@ async def search_features(
 
 
 @router.post("/features/read", response_model=FeatureColumns)
-async def read_features(
-    request: Request, body: ReadRequest, _: Annotated[Principal, allowed(Role.viewer)]
-) -> Json:
+async def read_features(request: Request, body: ReadRequest, _: Viewer) -> Json:
     """Read the newest features of entities from the online store, as of now."""
     context = await context_of(request)
 
@@ -158,7 +153,7 @@ class PushResult(BaseModel):
         FeatureRow, member="rows", others=PushOptions.model_json_schema()["properties"]
     ),
 )
-async def push_features(request: Request, view: str, _: Annotated[Principal, allowed(Role.operator)]) -> Json:
+async def push_features(request: Request, view: str, _: Operator) -> Json:
     """Write rows of a feature view online, offline or both."""
     context = await context_of(request)
     body = await request.body()

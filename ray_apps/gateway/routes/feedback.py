@@ -17,7 +17,7 @@ from toque.functions.prediction_log import OBSERVED_AHEAD, Label, encode_labels
 from toque.ray_apps.admission import GuardedRoute, allowed
 from toque.ray_apps.gateway.metrics import LABEL_DELAY, LABELS
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json, rows_schema, take_rows
 from toque.registry import Principal, Role
 
@@ -31,7 +31,7 @@ _MOST_TEXT = 65_536  # letters of a text
 async def get_trace(
     request: Request,
     request_id: Annotated[str, Path(min_length=1, max_length=512)],
-    _: Annotated[Principal, allowed(Role.viewer)],
+    _: Viewer,
     model: Name | None = None,
     days: Annotated[int, Query(ge=1, le=MAX_DAYS)] = 7,
 ) -> Json:

@@ -1,4 +1,4 @@
-"""Routes of functions: list, describe, call now, call durably, or submit for later."""
+"""Routes of functions: list, describe, call now, call durably, or submit for later; and of signals to what was submitted."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
+from toque.functions.arguments import Name
 from toque.functions.resources.invocations import InvocationState, state_of, state_of_record
 from toque.functions.runtime.context import Context, use_context
 from toque.functions.runtime.declaration.command import Command, View
 from toque.functions.runtime.declaration.route import Route
-from toque.functions.runtime.durable.invocation import Invocation
+from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.run.declared import DeclaredFunction
-from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
+from toque.ray_apps.admission import GuardedRoute, admitted_of
 from toque.ray_apps.gateway.openapi import get_http, list_http
 from toque.ray_apps.gateway.problems import Problem, problem_of_failure, problem_of_function
 from toque.ray_apps.gateway.routes.resources import require_admin
-from toque.ray_apps.gateway.services import Services, context_of, services_of
+from toque.ray_apps.gateway.services import Operator, Services, Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json, json_of
-from toque.registry import Principal, Role
+from toque.registry import Role
 
-router = APIRouter(route_class=GuardedRoute, tags=["functions"])
+router = APIRouter(route_class=GuardedRoute)
 
 Key = Annotated[str | None, Header(pattern="^[!-~]{1,255}$", description="1 to 255 visible ASCII characters")]
 
@@ -53,10 +54,12 @@ class FunctionDescription(FunctionSummary):
     cache: bool
 
 
-@router.get("/functions", response_model=list[FunctionDescription] | list[FunctionSummary])
+@router.get(
+    "/functions", tags=["functions"], response_model=list[FunctionDescription] | list[FunctionSummary]
+)
 async def list_functions(
     request: Request,
-    _: Annotated[Principal, allowed(Role.viewer)],
+    _: Viewer,
     brief: bool = False,  # noqa: FBT001, FBT002  # a query parameter
 ) -> Json:
     """List every function that can be called by HTTP in the workspace; `brief` leaves digests and schemas out."""
@@ -70,8 +73,8 @@ async def list_functions(
     return Json(await services_of(request).run(described))  # digests take a while
 
 
-@router.get("/functions/{name}", response_model=FunctionDescription)
-async def get_function(request: Request, name: str, _: Annotated[Principal, allowed(Role.viewer)]) -> Json:
+@router.get("/functions/{name}", tags=["functions"], response_model=FunctionDescription)
+async def get_function(request: Request, name: str, _: Viewer) -> Json:
     """Describe one function, with the JSON Schemas of its arguments and result."""
     await services_of(request).ready()
     found = get_http(name, await context_of(request), admitted_of(request))
@@ -79,12 +82,14 @@ async def get_function(request: Request, name: str, _: Annotated[Principal, allo
 
 
 @router.post(
-    "/functions/{name}", responses={202: {"model": InvocationState, "description": "Accepted; see Location"}}
+    "/functions/{name}",
+    tags=["functions"],
+    responses={202: {"model": InvocationState, "description": "Accepted; see Location"}},
 )
 async def call_function(
     request: Request,
     name: str,
-    _: Annotated[Principal, allowed(Role.viewer)],
+    _: Viewer,
     idempotency_key: Key = None,
     prefer: Annotated[str | None, Header()] = None,
 ) -> Json:
@@ -106,11 +111,25 @@ async def call_function(
     arguments = await _arguments(request)
     require_admin(function, arguments, admitted)
     if idempotency_key is None and not later:
-        return await _call(services, function, arguments, context)
+        return Json(await services.run(_run, function, arguments, context))
     invocation = await services.run(_submit, function, arguments, idempotency_key, context)
     if later:
         return _accepted(request, await services.run(state_of, invocation), prefer)
     return await _awaited(request, services, function, invocation)
+
+
+@router.post(
+    "/invocations/{invocation}/signals/{name}",
+    tags=["invocations"],
+    response_model=InvocationState,
+    status_code=202,
+)
+async def signal_invocation(request: Request, invocation: Name, name: Name, _: Operator) -> Json:
+    """Send signal `name`, with the JSON value in the body, to the workflow that waits for it."""
+    services, context = services_of(request), await context_of(request)
+    value = await json_of(request) if await request.body() else None
+    record = await services.run(ledger_of(context).signal, invocation, name, value)
+    return Json((await services.run(state_of_record, record, context)).model_dump(mode="json"), 202)
 
 
 def summarise(function: DeclaredFunction) -> FunctionSummary:
@@ -150,15 +169,6 @@ async def _arguments(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Problem(422, f"the body is a JSON {type(value).__name__}; send an object of arguments by name")
     return value
-
-
-async def _call(
-    services: Services,
-    function: DeclaredFunction,
-    arguments: dict[str, Any],
-    context: Context,
-) -> Json:
-    return Json(await services.run(_run, function, arguments, context))
 
 
 def _run(function: DeclaredFunction, arguments: Mapping[str, Any], context: Context) -> Any:

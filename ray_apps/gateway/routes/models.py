@@ -10,22 +10,18 @@ from fastapi import APIRouter, Header, Query, Request
 from pydantic import BaseModel, ValidationError
 
 from toque.functions.arguments import Name
-from toque.ray_apps.admission import GuardedRoute, admitted_of, allowed
+from toque.ray_apps.admission import GuardedRoute, admitted_of
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Admin, Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
 from toque.registry import (
     ModelPolicy,
     ModelState,
-    Principal,
     Registry,
-    Role,
     Traffic,
 )
 
 router = APIRouter(route_class=GuardedRoute, prefix="/models", tags=["models"])
-Viewer = Annotated[Principal, allowed(Role.viewer)]
-Admin = Annotated[Principal, allowed(Role.admin)]
 
 
 class ModelSummary(BaseModel):

@@ -13,7 +13,7 @@ from toque.functions.runtime.context import Context
 from toque.functions.runtime.triggers import schedule
 from toque.ray_apps.admission import ANY_MODEL, OPEN, GuardedRoute, NotAdmitted, allowed
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
 from toque.ray_apps.model_paths import models_path
 from toque.registry import DEFAULT_WORKSPACE, ModelState, NotFound, Principal, Role
@@ -23,7 +23,6 @@ NAME, VERSION = "toque", "0.1.0"
 EXTENSIONS = ["binary_tensor_data", "model_configuration", "statistics"]
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 READY, UNAVAILABLE = "READY", "UNAVAILABLE"
-Viewer = Annotated[Principal, allowed(Role.viewer)]
 Asking = Annotated[Principal, allowed(Role.viewer, Role.caller)]
 
 

@@ -10,15 +10,14 @@ from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 
-from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.console.route import SANDBOX
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
-from toque.registry import NotFound, ObjectStore, Principal, Role
+from toque.registry import NotFound, ObjectStore
 
 router = APIRouter(route_class=GuardedRoute, tags=["reports"])
 
-Viewer = Annotated[Principal, allowed(Role.viewer)]
 Kind = Literal["model", "rollout", "alarm", "evidently", "features"]
 _FOLDER: Final = "reports/"
 _NAME: Final = re.compile(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
-from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
@@ -13,17 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.background import BackgroundTask
 
 from toque.functions.arguments import Name
-from toque.ray_apps.admission import GuardedRoute, allowed
+from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.gateway.problems import Problem
-from toque.ray_apps.gateway.services import context_of, services_of
+from toque.ray_apps.gateway.services import Operator, Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
 from toque.ray_apps.mlflow.versions import NeedsAcceptance, register_source
-from toque.registry import Principal, Role
 
 router = APIRouter(route_class=GuardedRoute, tags=["runs"])
-
-Viewer = Annotated[Principal, allowed(Role.viewer)]
-Operator = Annotated[Principal, allowed(Role.operator)]
 
 
 class NewVersionOfRun(BaseModel):
