@@ -67,7 +67,7 @@ class Attacks(dict[str, Attack]):
         self._by_grpc = by_grpc
 
     def __call__(self, attack: Callable[[Target], Coroutine[Any, Any, Outcome]]) -> Attack:
-        """Add an attack."""
+        """Add an attack to the list."""
 
         @wraps(attack)
         async def attacked(target: Target) -> Finding:

@@ -66,7 +66,7 @@ class FineTuneWork:
     training_set: TableSnapshot
 
     def __call__(self, worker: Worker) -> TrainedNetwork:
-        """Train as one worker. Raises: TrainingError."""
+        """Train as one worker of the group. Raises: TrainingError."""
         spec, params, group = self.spec, self.spec.params, worker.group
         registry = context().registry()
         with base_folder(registry, spec) as folder:

@@ -59,7 +59,7 @@ class RecipeWork:
     params: RecipeParams
 
     def __call__(self, worker: Worker) -> TrainedNetwork:
-        """Train as one worker. Raises: TrainingDiverged."""
+        """Train as one worker of the group. Raises: TrainingDiverged."""
         task = self.recipe.task()
         net, weights = new_network(self.recipe, self.params.seed)
         trainer = Trainer(net, task, self.params, worker.group, weights)
