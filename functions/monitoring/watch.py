@@ -103,7 +103,7 @@ class Course(Generic[_Monitor]):
 
     @property
     def grid(self) -> Cohorts:
-        """Cohorts of the monitor."""
+        """Cohorts that the monitor judges."""
         return Cohorts(self.monitor.cohort)
 
     @property

@@ -127,7 +127,7 @@ class FolderStore(ObjectStore):
             _sync_folders(changed)
 
     def _delete(self, key: str) -> None:
-        """Remove a file. Folders stay: removing one could race with `create`."""
+        """Remove the file of a key. Folders stay: removing one could race with `create`."""
         path = self._path(key)
         try:
             path.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ class ClassifierWork:
     texts: LabelledTexts
 
     def __call__(self, worker: Worker) -> TrainedNetwork:
-        """Train as one worker. Raises: TrainingError."""
+        """Train as one worker of the group. Raises: TrainingError."""
         spec, params, texts = self.spec, self.spec.params, self.texts
         registry = context().registry()
         rows = Table(registry.store, texts.training_set.name).read(version=texts.training_set.version)
