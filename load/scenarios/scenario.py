@@ -24,39 +24,40 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Steady(_Part):
+class _Shape(_Part):
+    rate: _Rate
+    seconds: _Seconds
+
+
+class _Changing(_Shape):
+    to_rate: _Rate
+
+
+class Steady(_Shape):
     """Load of one rate all the time."""
 
     kind: Literal["steady"] = "steady"
-    rate: _Rate
-    seconds: _Seconds
 
     def rate_at(self, at_s: Times) -> Times:
         """Rates (n,) at moments (n,) in seconds from the start."""
         return np.full_like(at_s, self.rate)
 
 
-class Ramp(_Part):
+class Ramp(_Changing):
     """Load that grows, or falls, in a straight line from `rate` to `to_rate`."""
 
     kind: Literal["ramp"]
-    rate: _Rate
-    to_rate: _Rate
-    seconds: _Seconds
 
     def rate_at(self, at_s: Times) -> Times:
         """Rates (n,) at moments (n,) in seconds from the start."""
         return self.rate + (self.to_rate - self.rate) * np.clip(at_s / self.seconds, 0, 1)
 
 
-class Steps(_Part):
+class Steps(_Changing):
     """Load in equal steps from `rate` to `to_rate`, `steps` of them, each as long as the others."""
 
     kind: Literal["steps"]
-    rate: _Rate
-    to_rate: _Rate
     steps: int = Field(ge=2)
-    seconds: _Seconds
 
     def rate_at(self, at_s: Times) -> Times:
         """Rates (n,) at moments (n,) in seconds from the start."""
@@ -64,15 +65,12 @@ class Steps(_Part):
         return self.rate + (self.to_rate - self.rate) * step / (self.steps - 1)
 
 
-class Spike(_Part):
+class Spike(_Changing):
     """Load of `rate` that jumps to `to_rate` at `at_s`, for `for_s` seconds, and back."""
 
     kind: Literal["spike"]
-    rate: _Rate
-    to_rate: _Rate
     at_s: _Seconds
     for_s: _Seconds
-    seconds: _Seconds
 
     def rate_at(self, at_s: Times) -> Times:
         """Rates (n,) at moments (n,) in seconds from the start."""
@@ -80,14 +78,11 @@ class Spike(_Part):
         return np.where(inside, self.to_rate, self.rate)
 
 
-class Wave(_Part):
+class Wave(_Changing):
     """Load between `rate` and `to_rate` like the hours of a day, a day being `period_s`: the shape of a soak."""
 
     kind: Literal["wave"]
-    rate: _Rate
-    to_rate: _Rate
     period_s: _Seconds
-    seconds: _Seconds
 
     def rate_at(self, at_s: Times) -> Times:
         """Rates (n,) at moments (n,) in seconds from the start."""

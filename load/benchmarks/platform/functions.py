@@ -25,8 +25,8 @@ from toque.functions.runtime.durable.executor import Executor
 from toque.functions.runtime.durable.invocation import executor_of, ledger_of
 from toque.functions.runtime.durable.ledger import Ledger
 from toque.load.benchmarks.harness import Timing, bound, main, say, seconds_of, temporary, timed_in_turns
-from toque.load.benchmarks.platform.counting_store import CountingStore
 from toque.load.benchmarks.platform.no_ops import at_hand, nothing
+from toque.load.benchmarks.platform.registry import CountingStore
 from toque.load.benchmarks.servers import asgi_server
 from toque.registry import Access, open_store
 

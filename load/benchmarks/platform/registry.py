@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from toque.load.benchmarks.harness import line, main, say, temporary, timed, timed_in_turns
-from toque.load.benchmarks.platform.counting_store import CountingStore
-from toque.registry import Fold, Journal, Registry, Run, RunRecord, open_store
+from toque.registry import Fold, Journal, ObjectStore, Registry, Run, RunRecord, open_store
 from toque.registry.audit_keys import AuditKeys
 from toque.registry.runs.record import SCHEMA, Index, decode, encode, step
 
 SEARCHED_RUNS = 10_000
+REQUESTS = frozenset({"create", "put", "upload", "delete", "get", "find", "find_aged", "list", "download"})
 
 
 def run() -> None:
@@ -135,6 +137,27 @@ def _files(folder: Path, count: int) -> Path:
     for number in range(count):
         (files / f"{number}.bin").write_bytes(bytes([number]) * 1024)
     return files
+
+
+class CountingStore:
+    """Store that counts its requests, and is opened anew without a count in another process."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store = store
+        self.requests: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.requests[name] += name in REQUESTS
+        return getattr(self._store, name)
+
+    def __reduce__(self) -> Any:
+        return open_store, (self._store.url,)
+
+    def count(self, call: Callable[[], object]) -> Counter[str]:
+        """Make a call, and count its requests."""
+        self.requests.clear()
+        call()
+        return +self.requests
 
 
 if __name__ == "__main__":
