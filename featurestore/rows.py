@@ -1,7 +1,7 @@
 """Checks and casts of input rows to a view's exact columns and types; every error names view, column and value."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeAlias
@@ -82,6 +82,18 @@ def shaped(rows: pa.Table, schema: pa.Schema) -> pa.Table:
         for each in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def gathered(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Put batches together to tables of at least so many rows; the last may have fewer, and none is empty."""
+    waiting: list[pa.RecordBatch] = []
+    for batch in batches:
+        waiting += [batch] if batch.num_rows else []
+        if sum(each.num_rows for each in waiting) >= rows:
+            yield pa.Table.from_batches(waiting)
+            waiting = []
+    if waiting:
+        yield pa.Table.from_batches(waiting)
 
 
 def conform(view: FeatureView, data: Tabular, *, clock: Clock) -> pa.Table:

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_DAY, EVENT_TIMESTAMP, KNOWN_TIMESTAMP
-from toque.featurestore.rows import shaped
+from toque.featurestore.rows import gathered, shaped
 from toque.registry.store import Table
 from toque.registry.store.tables.table import dataset_of
 from toque.registry.times import LAST_TIME
@@ -110,17 +110,11 @@ def split(
     """Read one large file in several batches; only the last names the file as ended. known_else: as in `scan`."""
     names = _stored_names(version, schema, known_else)
     scanner = version.of([file]).scanner(columns=names, filter=_between(start, end), batch_size=rows)
-    ready, waiting = _shaped(schema.empty_table(), schema, known_else), list[pa.RecordBatch]()
-    for batch in scanner.to_batches():
-        waiting.append(batch)
-        if sum(b.num_rows for b in waiting) >= rows:
-            if ready.num_rows:
-                yield ready, ()
-            ready, waiting = _shaped(pa.Table.from_batches(waiting), schema, known_else), []
-    if any(b.num_rows for b in waiting):
+    ready = _shaped(schema.empty_table(), schema, known_else)
+    for piece in gathered(scanner.to_batches(), rows):
         if ready.num_rows:
             yield ready, ()
-        ready = _shaped(pa.Table.from_batches(waiting), schema, known_else)
+        ready = _shaped(piece, schema, known_else)
     yield ready, (file,)
 
 

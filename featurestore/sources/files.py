@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,11 +20,13 @@ from pyarrow import csv, fs
 
 from toque.featurestore.definitions.batch_source import Piece, Position, Secrets, TimeRange
 from toque.featurestore.errors import InvalidDefinition, UnreadableSource
+from toque.featurestore.rows import gathered
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 BATCH_ROWS = 131_072
+_GATHERED_ROWS = BATCH_ROWS // 2 + 1  # of small row groups that are put together
 _BLOCK_BYTES = 8 << 20
 _LONGEST_LINE = 64 << 20
 _TAIL_BYTES = 4096
@@ -351,9 +353,9 @@ def _parquet(
             condition = None if within is None else within.condition(file.schema_arrow)
             if condition is not None:  # leaves out row groups of other times
                 fragment = ParquetFileFormat().make_fragment(path, filesystem=system)
-                yield from _tables(fragment.to_batches(columns=columns, filter=condition))
+                yield from gathered(fragment.to_batches(columns=columns, filter=condition), _GATHERED_ROWS)
                 return
-            yield from _tables(_by_row_group(file, columns))
+            yield from gathered(_by_row_group(file, columns), _GATHERED_ROWS)
     except (pa.ArrowException, OSError) as error:
         raise UnreadableSource(f"file {path!r} is not a whole Parquet file: {error}") from error
 
@@ -362,18 +364,6 @@ def _by_row_group(file: pq.ParquetFile, columns: list[str]) -> Iterator[pa.Recor
     """Read one row group after the other: read together, large ones are held together."""
     for each in range(file.num_row_groups):
         yield from file.iter_batches(batch_size=BATCH_ROWS, columns=columns, row_groups=[each])
-
-
-def _tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """Put batches of small row groups together."""
-    waiting: list[pa.RecordBatch] = []
-    for batch in batches:
-        waiting.append(batch)
-        if 2 * sum(each.num_rows for each in waiting) > BATCH_ROWS:
-            yield pa.Table.from_batches(waiting)
-            waiting = []
-    if waiting:
-        yield pa.Table.from_batches(waiting)
 
 
 def _require(path: str, columns: Sequence[str], names: Sequence[str]) -> None:

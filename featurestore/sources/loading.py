@@ -12,7 +12,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from functools import reduce
-from itertools import chain
 from operator import or_
 from types import MappingProxyType
 from typing import Any
@@ -32,7 +31,7 @@ from toque.featurestore.definitions.batch_source import (
 from toque.featurestore.definitions.dtypes import TIMESTAMP
 from toque.featurestore.definitions.fields import EVENT_TIMESTAMP
 from toque.featurestore.errors import UnexpectedRows, UnreadableSource
-from toque.featurestore.rows import shaped
+from toque.featurestore.rows import gathered, shaped
 from toque.featurestore.sources.load_log import (
     LOAD,
     LOAD_PART,
@@ -273,15 +272,10 @@ class SourceTable:
             columns=columns, filter=where, batch_readahead=2, fragment_readahead=1
         )
         matching: list[pa.Table] = [scanner.projected_schema.empty_table()]
-        waiting: list[pa.RecordBatch] = []
-        for batch in chain(scanner.to_batches(), [None]):
-            waiting += [] if batch is None else [batch]
-            if waiting and (batch is None or sum(each.num_rows for each in waiting) >= _SCANNED_ROWS):
-                piece = pa.Table.from_batches(waiting, scanner.projected_schema)
-                number = pl.DataFrame(piece.select(self._names)).with_row_index(_TURN)
-                rows = number.join(names, on=self._names, how="semi").get_column(_TURN).sort()
-                matching.append(piece.take(rows.to_arrow()))
-                waiting = []
+        for piece in gathered(scanner.to_batches(), _SCANNED_ROWS):
+            number = pl.DataFrame(piece.select(self._names)).with_row_index(_TURN)
+            rows = number.join(names, on=self._names, how="semi").get_column(_TURN).sort()
+            matching.append(piece.take(rows.to_arrow()))
         return pa.concat_tables(matching)
 
     def not_stored(self, rows: pa.Table, earlier: Sequence[Part] = ()) -> pa.Table:

@@ -194,13 +194,13 @@ class ObjectStore(Protocol):  # so that a wrapper which passes on what it lacks 
         """Count and time a request about an object, and translate its errors. Raises: InvalidInput for a malformed key."""
         return observed(operation, check_key(key), self._errors(key), requests=requests)
 
-    # What a store does within a request; reads raise NotFound.
+    # What a store does within a request; reads raise NotFound, or return None where they may.
 
     @abstractmethod
     def _errors(self, key: str) -> AbstractContextManager[None]: ...
 
     @abstractmethod
-    def _read(self, key: str) -> bytes: ...
+    def _read(self, key: str) -> bytes | None: ...
 
     @abstractmethod
     def _read_range(self, key: str, start: int, size_bytes: int) -> bytes: ...
