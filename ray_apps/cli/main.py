@@ -46,21 +46,15 @@ from toque.ray_apps.cli.output import complain
 
 # The order in which `toque --help` shows the commands.
 GROUPS = {
-    "a project": (project.register, project.register_train),
-    "this machine": (machine.register, machine.register_console),
+    "a project": (project.register,),
+    "this machine": (machine.register,),
     "a cluster": (machine.register_cluster,),
-    "models": (
-        models.register,
-        models.register_prompts,
-        traffic.register,
-        rollouts.register,
-        predict.register,
-    ),
+    "models": (models.register, traffic.register, rollouts.register, predict.register),
     "monitoring": (monitoring.register,),
-    "load and capacity": (load.register, capacity.register, capacity.register_plans),
+    "load and capacity": (load.register, capacity.register),
     "training and features": (runs.register, features.register),
     "functions": (calls.register,),
-    "access and data": (access.register, access.register_privacy, history.register),
+    "access and data": (access.register, history.register),
 }
 # Commands by the words that they had before 0.2, which go on for that release.
 MOVED: dict[tuple[str, ...], tuple[str, ...]] = {

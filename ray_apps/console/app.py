@@ -31,6 +31,6 @@ def install(
     app.state.console = Console(
         app, store, assets=assets, entries=NAVIGATION, redis_url=redis_url, oidc=oidc, clock=clock
     )
-    for router in (sign_in.router, *(page.router for page in PAGES)):
+    for router in (sign_in.router, *PAGES):
         # FastAPI analyses the routes of an included router again, for every application
         app.routes.extend(router.routes)

@@ -100,14 +100,9 @@ _REFUSALS: tuple[type[Exception], ...] = (ValueError, LookupError, OverflowError
 _BUGS = frozenset({IndexError, KeyError})
 
 
-def status_of(error: Exception) -> int | None:
-    """Find the HTTP status of an error of the platform; None for any other error."""
-    return _status_of_class(type(error))
-
-
 def problem_of(error: Exception) -> Problem | None:
     """Convert an error of the platform to a problem; None for any other error."""
-    status = status_of(error)
+    status = _status_of(type(error))
     if status is None:
         return None
     fields = error.problems if isinstance(error, runtime.InvalidArguments) else []
@@ -157,7 +152,8 @@ def _named(error: str) -> type[Exception]:
     return next(found, Exception)
 
 
-def _status_of_class(error: type[Exception]) -> int | None:
+def _status_of(error: type[Exception]) -> int | None:
+    """Find the HTTP status of an error of the platform; None for any other error."""
     if issubclass(error, _REDIS_AWAY):
         return HTTPStatus.SERVICE_UNAVAILABLE
     return next((status for kind, status in _STATUS if issubclass(error, kind)), None)
@@ -165,7 +161,7 @@ def _status_of_class(error: type[Exception]) -> int | None:
 
 def _status_in_function(error: type[Exception]) -> int:
     """Find the status of an error raised inside a function, whose arguments did fit its schema: never 422."""
-    known = _status_of_class(error)
+    known = _status_of(error)
     if known == HTTPStatus.UNPROCESSABLE_ENTITY:
         return HTTPStatus.CONFLICT
     if known is not None:

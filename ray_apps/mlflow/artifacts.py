@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -53,14 +53,19 @@ def list_proxied(models: ModelViewer, path: str = "") -> Json:
 def download(path: str, models: ModelViewer) -> Response:
     """Send a file; its digest is checked before the first byte is sent."""
     registry = models.to(model_of(path))
+    return file_response(lambda folder: locate(registry, path).fetch(registry, folder))
+
+
+def file_response(fetch: Callable[[Path], Path], *, name: str | None = None) -> FileResponse:
+    """Fetch a file into a folder that is removed once it is sent. name: under which a browser saves it. Raises: as `fetch`."""
     folder = Path(tempfile.mkdtemp(prefix="toque-artifact-"))
     try:
-        file = locate(registry, path).fetch(registry, folder)
+        file = fetch(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     cleanup = BackgroundTask(shutil.rmtree, folder, ignore_errors=True)
-    return FileResponse(file, media_type="application/octet-stream", background=cleanup)
+    return FileResponse(file, media_type="application/octet-stream", filename=name, background=cleanup)
 
 
 @router.put("/mlflow-artifacts/artifacts/{path:path}")

@@ -260,7 +260,8 @@ def _summary(
         "examples": tuple(of("examples", ())),
     }
     if kind != pl.String:
-        return ColumnSummary(kind=_typed_kind(kind, values), zoned=_zone(kind), **common)
+        zoned = isinstance(kind, pl.Datetime) and kind.time_zone is not None
+        return ColumnSummary(kind=_typed_kind(kind, values), zoned=zoned, **common)
     misfits = values - of("numbers")
     found = _text_kind(values, of, form=form, text=text)
     return ColumnSummary(
@@ -305,7 +306,3 @@ def _typed_kind(kind: pl.DataType, values: int) -> ColumnKind:
     if isinstance(kind, pl.Datetime | pl.Date):
         return "time"
     return "text" if isinstance(kind, pl.Categorical | pl.Enum) else "other"
-
-
-def _zone(kind: pl.DataType) -> bool:
-    return isinstance(kind, pl.Datetime) and kind.time_zone is not None

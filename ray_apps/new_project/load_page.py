@@ -110,17 +110,13 @@ def _scan(draft: Draft) -> str:
 def _selection(draft: Draft) -> str:
     """Lines of the columns that are selected, those that are made last."""
     roles = draft.roles
-    keys = [_key(draft, name) for name in roles.key_columns]
+    kinds = {"Int64": "pl.Int64", "String": "pl.String", "Bool": "pl.Boolean"}
+    keys = [f'pl.col("{name}").cast({kinds[key_type(draft, name)]}),' for name in roles.key_columns]
     made = [] if roles.key else [f"{ROW}=pl.int_range(pl.len(), dtype=pl.Int64),"]
     label = label_expression(draft)
     columns = ["*(pl.col(name).cast(kind) for name, kind in TYPES.items()),", *keys]
     columns += [label, *made] if label.startswith("pl.") else [*made, label]
     return "".join(f"        {line}\n" for line in [*columns, _time(draft)])
-
-
-def _key(draft: Draft, name: str) -> str:
-    kind = {"Int64": "pl.Int64", "String": "pl.String", "Bool": "pl.Boolean"}[key_type(draft, name)]
-    return f'pl.col("{name}").cast({kind}),'
 
 
 def _time(draft: Draft) -> str:
@@ -219,6 +215,9 @@ def reader_name(draft: Draft) -> str:
 
 def declared_load_page(draft: Draft) -> str:
     """Text of the module that loads what is new in the declared file."""
+    label = (
+        label_expression(draft).rstrip(",").removeprefix(f"{draft.roles.label}=")
+    )  # its name is its column's
     return f'''\
 """Loads what is new in the file that `features.source` declares; `toque train` calls `load`."""
 
@@ -228,7 +227,7 @@ from toque.functions import context
 from toque.functions.features import LoadedRows, load_declared
 from {draft.package}.features import FEATURES, view
 
-LABEL = {_label(draft)}
+LABEL = {label}
 
 
 def load() -> LoadedRows:
@@ -259,11 +258,6 @@ def test_every_row_is_loaded_once(tmp_path):
 def test_the_label_is_no_feature():
     assert "{draft.roles.label}" not in NUMERIC + CATEGORICAL
 '''
-
-
-def _label(draft: Draft) -> str:
-    """Expression of the label, whose name is that of its column."""
-    return label_expression(draft).rstrip(",").removeprefix(f"{draft.roles.label}=")
 
 
 def _reader(draft: Draft) -> str:

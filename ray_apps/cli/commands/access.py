@@ -30,17 +30,24 @@ _TOKEN = arg("token name", "whose token, as `toque access token list` shows it")
 _WORKSPACE = arg("chosen name", "name of the workspace, as `toque access workspace list` shows it")
 _NEW_WORKSPACE = arg("new name", "1 to 63 lower-case letters, digits and '-'")
 _DESCRIPTION = arg("--description TEXT", "what the workspace is for")
-_RATE = arg("--rate N", "requests a second that it may send to each replica of a door", type=float)
-_IN_FLIGHT = arg("--max-in-flight N", "its requests at the same time at each replica of a door", type=int)
-_TOKENS_PER_MINUTE = arg(
-    "--tokens-per-minute N",
-    "tokens of language models that it may use at each replica of their door",
-    type=int,
-)
-_SERVICE_TIER = arg(
-    "--service-tier TIER",
-    "the highest that its requests to language models may ask for: flex, default or priority (default: default)",
-    choices=TIERS,
+_LIMITS: tuple[Argument, ...] = (
+    arg(
+        "--rate N",
+        "requests a second that it may send to each replica of a door",
+        type=float,
+        dest="rate_per_s",
+    ),
+    arg("--max-in-flight N", "its requests at the same time at each replica of a door", type=int),
+    arg(
+        "--tokens-per-minute N",
+        "tokens of language models that it may use at each replica of their door",
+        type=int,
+    ),
+    arg(
+        "--service-tier TIER",
+        "the highest that its requests to language models may ask for: flex, default or priority (default: default)",
+        choices=TIERS,
+    ),
 )
 _ACTOR = arg("--actor NAME", "only what this caller did or was refused")
 _SINCE = arg("--since TIME", "ISO time with offset (default: a week ago)")
@@ -57,7 +64,6 @@ _QUEUE: tuple[Argument, ...] = (
     arg("--gpus N", "GPUs that its experiments may take at a time", type=float),
     arg("--at-once N", "its experiments that may run at a time", type=int),
 )
-_LIMITS: tuple[Argument, ...] = (_RATE, _IN_FLIGHT, _TOKENS_PER_MINUTE, _SERVICE_TIER)
 _ENTITY = repeatable("--entity KEY=VALUE", "join key of features, and its value")
 _UNIT = arg("--unit U", "unit of the traffic split, as in the predictions' `unit`")
 _TEXT = flag(
@@ -68,7 +74,7 @@ _NOTHING = "no table has a row of it; what was logged in the last seconds is not
 
 
 def register(commands: Commands) -> None:
-    """Add the commands on tokens, workspaces and the audit log."""
+    """Add the commands on tokens, workspaces and the audit log, and on what is stored about people."""
     access = group(
         commands, "access", "Create and revoke tokens and workspaces, and list who did and was refused what."
     )
@@ -82,6 +88,11 @@ def register(commands: Commands) -> None:
     add(workspaces, "create", _create_workspace, _NEW_WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
     add(workspaces, "list", _list_workspaces, limit(None))
     add(workspaces, "set", _change_workspace, _WORKSPACE, _DESCRIPTION, *_LIMITS, *_QUEUE)
+    privacy = group(
+        commands, "privacy", "Erase people's data, list what was erased, and set how long data is kept."
+    )
+    add(privacy, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
+    group(privacy, "retention", "Show and set how long data about people is kept.")
 
 
 def _create(given: Given) -> None:
@@ -94,8 +105,8 @@ def _create(given: Given) -> None:
         "workspace": given.in_workspace,
         "model": given.of_model,
         "grants": given.grants,
-        "limits": _limits(given),
         "expires_at": given.expires,
+        **_bounds(given),
     }
     made = given.client.send("POST", "/tokens", body=_given(body)).json()
     message(given.output, made["token"], made)
@@ -116,12 +127,7 @@ def _revoke(given: Given) -> None:
 
 def _create_workspace(given: Given) -> None:
     """Make a workspace, a part of the platform with models, data and runs of its own."""
-    body = {
-        "name": given.new,
-        "description": given.description,
-        "limits": _limits(given),
-        "queue": _queue(given),
-    }
+    body = {"name": given.new, "description": given.description, **_bounds(given)}
     made = given.client.send("POST", "/workspaces", body=_given(body)).json()
     message(given.output, f"created; work in it with `toque --workspace {made['name']} …`", made)
 
@@ -134,7 +140,7 @@ def _list_workspaces(given: Given) -> None:
 
 def _change_workspace(given: Given) -> None:
     """Change a workspace's description, limits or share of the queue; what is left out stays."""
-    path, changed = f"/workspaces/{given.chosen}", {"limits": _limits(given), "queue": _queue(given)}
+    path, changed = f"/workspaces/{given.chosen}", _bounds(given)
     if any(changed.values()):  # each is replaced as a whole
         before = given.client.get(path)
         changed = {name: fields and before[name] | fields for name, fields in changed.items()}
@@ -160,33 +166,20 @@ def _audit_log(given: Given) -> None:
     listing(given.output, _AUDIT, found, empty=empty, limit=given.limit)
 
 
-def _limits(given: Given) -> dict[str, Any] | None:
-    limits = _given(
-        {
-            "rate_per_s": given.rate,
-            "max_in_flight": given.max_in_flight,
-            "tokens_per_minute": given.tokens_per_minute,
-            "service_tier": given.service_tier,
-        }
-    )
-    return limits or None
-
-
-def _queue(given: Given) -> dict[str, Any] | None:
-    return _given({name: getattr(given, name) for name in ("share", "cpus", "gpus", "at_once")}) or None
+def _bounds(given: Given) -> dict[str, dict[str, Any] | None]:
+    """Limits and share of the queue that the command line gave, each None where it gave nothing of them."""
+    fields = {
+        "limits": ("rate_per_s", "max_in_flight", "tokens_per_minute", "service_tier"),
+        "queue": ("share", "cpus", "gpus", "at_once"),
+    }
+    return {
+        part: _given({name: vars(given).get(name) for name in names}) or None
+        for part, names in fields.items()
+    }
 
 
 def _given(body: dict[str, Any]) -> dict[str, Any]:
     return {name: content for name, content in body.items() if content not in (None, [])}
-
-
-def register_privacy(commands: Commands) -> None:
-    """Add the commands on what is stored about people."""
-    privacy = group(
-        commands, "privacy", "Erase people's data, list what was erased, and set how long data is kept."
-    )
-    add(privacy, "erase", _erase, _ENTITY, _UNIT, _TEXT, _DRY_RUN)
-    group(privacy, "retention", "Show and set how long data about people is kept.")
 
 
 def _erase(given: Given) -> int:

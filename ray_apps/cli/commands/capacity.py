@@ -71,8 +71,10 @@ _PLANNED = (
 
 
 def register(commands: Commands) -> None:
-    """Add the command `capacity` to those of `toque`."""
+    """Add the commands `capacity` and `plan` to those of `toque`."""
     add(commands, "capacity", _capacity, MODEL, *_CAPACITY)
+    actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
+    add(actions, "train", _plan_train, *_PLANNED)
 
 
 def _capacity(given: Given) -> int:
@@ -170,12 +172,6 @@ def _facts(given: Given, found: Needs, prices: Prices | None) -> dict[str, Any]:
 
 def _text(interval: Interval, digits: int) -> str:
     return f"{interval.value:,.{digits}f} ({interval.low:,.{digits}f} to {interval.high:,.{digits}f})"
-
-
-def register_plans(commands: Commands) -> None:
-    """Add the commands that plan a training."""
-    actions = group(commands, "plan", "Say what a training needs and costs before it is paid for.")
-    add(actions, "train", _plan_train, *_PLANNED)
 
 
 def _plan_train(given: Given) -> int:

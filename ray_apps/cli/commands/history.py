@@ -82,7 +82,7 @@ def _restore(given: Given) -> int:
 
     with failing():
         backup = open_audited(given, address_of(given, given.source))
-        store = open_copy(store_url_of(given), backup)
+        store = open_copy(_settings(given).store_url, backup)
         done = restore(backup, store, fold_of=platform_fold, **_options(given))
     return _shown(given, done.copy_report, done)
 
@@ -302,11 +302,6 @@ def open_audited(given: Given, url: str | None = None) -> ObjectStore:
             "TOQUE_AUDIT_KEY_FILE"
         )
     return open_store(address, audit_keys=keys)
-
-
-def store_url_of(given: Given) -> str:
-    """Address of the store that is given or found here."""
-    return _settings(given).store_url
 
 
 def open_copy(url: str, of: ObjectStore) -> ObjectStore:

@@ -85,11 +85,12 @@ _PRINT = flag("--print", "print the address instead of opening it, for a browser
 
 
 def register(commands: Commands) -> None:
-    """Add the commands on the platform of this machine."""
+    """Add the commands on the platform of this machine, and the one that opens its console."""
     add(commands, "up", _up, _PROJECTS, _CLOCK, _STORE, _REDIS, _PORT, _CPUS, _FIXED)
     add(commands, "down", _down, _CLUSTER)
     add(commands, "status", _status, _ENVIRONMENT)
     add(commands, "demo", _demo, _PROJECT, _REST)
+    add(commands, "ui", _ui, _PRINT)
 
 
 def settings_of(given: Given) -> Settings:
@@ -386,11 +387,6 @@ def _deploy_from(given: Given) -> int:
     words += ["--new-token"] if given.new_token else []
     with explained():
         return run_on_cluster(given.address, f"toque {shlex.join(words)}", report=note)
-
-
-def register_console(commands: Commands) -> None:
-    """Add the command that opens the console."""
-    add(commands, "ui", _ui, _PRINT)
 
 
 def _ui(given: Given) -> None:

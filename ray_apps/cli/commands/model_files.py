@@ -122,14 +122,7 @@ def _signed(
     Files without a model that could be served stay as they are. Raises: Failed if nothing tells a model's signature.
     """
     weights = _generative(found)
-    if weights is not None:
-        from toque.functions.generative import CHAT, WEIGHTS  # late: few commands need it
-
-        with _beside(CHAT.model_dump_json(indent=1)) as signed:
-            others = {path: file for path, file in found.items() if path != weights}
-            yield {**others, WEIGHTS: found[weights], SIGNATURE_FILE: signed}
-        return
-    if not _MODEL_FILES & set(found) or SIGNATURE_FILE in found:
+    if weights is None and (not _MODEL_FILES & set(found) or SIGNATURE_FILE in found):
         if given.signature or given.example:
             raise UsageError(
                 f"{given.source} is no folder with one of {sorted(_MODEL_FILES)}, or is signed already"
@@ -140,28 +133,23 @@ def _signed(
     from toque.registry.store.blobs import scan
 
     with tempfile.TemporaryDirectory(prefix="toque-signed-") as folder:
-        source, path = Path(given.source), Path(folder) / SIGNATURE_FILE
-        if source.is_file():
-            shutil.copyfile(source, Path(folder) / source.name)
-        signature = _signature(given, source if source.is_dir() else Path(folder), trusted_types)
-        path.write_text(signature)
-        yield {**found, **scan(Path(folder))}
+        source, path, sent = Path(given.source), Path(folder) / SIGNATURE_FILE, dict(found)
+        if weights is not None:
+            from toque.functions.generative import CHAT, WEIGHTS  # late: few commands need it
+
+            path.write_text(CHAT.model_dump_json(indent=1))
+            sent[WEIGHTS] = sent.pop(weights)
+        else:
+            if source.is_file():
+                shutil.copyfile(source, Path(folder) / source.name)
+            path.write_text(_signature(given, source if source.is_dir() else Path(folder), trusted_types))
+        yield {**sent, **scan(Path(folder))}
 
 
 def _generative(found: Mapping[str, LocalFile]) -> str | None:
     """Path of the weights, if the files are a language model's: `weights.gguf`, or the only GGUF file there is."""
     files = [path for path in found if path.endswith(".gguf") and path != "adapter.gguf"]
     return "weights.gguf" if "weights.gguf" in files else files[0] if len(files) == 1 else None
-
-
-@contextmanager
-def _beside(text: str) -> Iterator[LocalFile]:
-    """A file with the signature, for as long as it is sent."""
-    from toque.registry.store.blobs import scan
-
-    with tempfile.TemporaryDirectory(prefix="toque-signed-") as folder:
-        Path(folder, SIGNATURE_FILE).write_text(text)
-        yield scan(Path(folder))[SIGNATURE_FILE]
 
 
 def _signature(given: Given, folder: Path, trusted_types: Sequence[str]) -> str:

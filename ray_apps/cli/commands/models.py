@@ -57,7 +57,7 @@ _DESCRIPTION = arg("--description", "what is new in it, for its card", default="
 
 
 def register(commands: Commands) -> None:
-    """Add the commands on models and their versions."""
+    """Add the commands on models and their versions, and on prompts."""
     models = group(commands, "models", "List, show, register, approve, sign, promote, download models.")
     add(models, "list", _list, limit(100))
     add(models, "show", _show, MODEL, limit())
@@ -66,6 +66,8 @@ def register(commands: Commands) -> None:
     add(models, "origins", _origins, MODEL, arg("version N", "number of a version", type=int))
     add(models, "sign", _sign, MODEL, VERSION, _KEY, _PASSWORD)
     add(models, "verify", _verify, MODEL, VERSION, _PUBLIC, _SAVE)
+    prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
+    add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
 
 
 def _list(given: Given) -> None:
@@ -207,12 +209,6 @@ def _named(snapshot: dict[str, Any]) -> str:
 def _shown(pieces: list[str]) -> str:
     more = len(pieces) - 3
     return ", ".join(pieces[:3]) + (f" and {more} more" if more > 0 else "")
-
-
-def register_prompts(commands: Commands) -> None:
-    """Add the commands on prompts."""
-    prompts = group(commands, "prompts", "Register, list and compare prompts of language models.")
-    add(prompts, "register", _register, MODEL, _FILE, _BASE, _DESCRIPTION)
 
 
 def _register(given: Given) -> None:

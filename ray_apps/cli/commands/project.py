@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -66,8 +67,9 @@ _PROMOTE = flag(
 
 
 def register(commands: Commands) -> None:
-    """Add the command `init` to those of `toque`."""
+    """Add the commands `init` and `train` to those of `toque`."""
     add(commands, "init", _init, *_INIT)
+    add(commands, "train", _train, _MODEL, _PROJECT, _NO_LOAD, _PROMOTE)
 
 
 def _init(given: Given) -> None:
@@ -125,11 +127,7 @@ def _show(given: Given, draft: Draft) -> None:
     found = draft.found
     speak(f"{draft.source.name}: {found.rows:,} rows, {len(found.columns)} columns")
     if given.output != "json":
-        rows = [
-            {"role": each.role, "value": each.value, "reason": each.reason, "option": each.option}
-            for each in draft.roles.guesses
-        ]
-        table(given.output, _GUESSES, rows)
+        table(given.output, _GUESSES, [asdict(each) for each in draft.roles.guesses])
     checked = draft.checked
     speak(f"features: {', '.join((*checked.numeric, *checked.categorical)) or 'none'}")
     for each in checked.findings:
@@ -147,8 +145,6 @@ def _refuse(findings: list[Finding]) -> NoReturn:
 
 def _corrected(draft: Draft, wishes: Wishes) -> Wishes | None:
     """Ask for each guess whether it is right; None if all are."""
-    from dataclasses import replace
-
     answers: dict[str, Any] = {}
     for each in draft.roles.guesses:
         answer = _ask(f"{each.role} [{each.value}]: ")
@@ -161,11 +157,6 @@ def _ask(question: str) -> str:
     sys.stderr.write(question)
     sys.stderr.flush()
     return sys.stdin.readline().strip()
-
-
-def register_train(commands: Commands) -> None:
-    """Add the command `train` to those of `toque`."""
-    add(commands, "train", _train, _MODEL, _PROJECT, _NO_LOAD, _PROMOTE)
 
 
 def _train(given: Given) -> int:

@@ -7,8 +7,6 @@ navigation leads to has an `Entry`, with one place in `NAVIGATION`. Handlers tak
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from fastapi import APIRouter
 
 from toque.ray_apps.console.pages import (
@@ -26,28 +24,18 @@ from toque.ray_apps.console.pages import (
 )
 from toque.ray_apps.console.route import Entry
 
-
-class PageModule(Protocol):
-    """Module with the pages of one topic."""
-
-    @property
-    def router(self) -> APIRouter:
-        """Routes of the module's pages."""
-        ...
-
-
-PAGES: tuple[PageModule, ...] = (
-    home,
-    models,
-    traffic,
-    monitors,
-    features,
-    runs,
-    functions,
-    costs,
-    reports,
-    access,
-    events,
+PAGES: tuple[APIRouter, ...] = (
+    home.router,
+    models.router,
+    traffic.router,
+    monitors.router,
+    features.router,
+    runs.router,
+    functions.router,
+    costs.router,
+    reports.router,
+    access.router,
+    events.router,
 )
 NAVIGATION: tuple[Entry, ...] = (
     home.ENTRY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import Counter
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Any, Final, Literal
@@ -129,9 +130,6 @@ async def list_alarms(page: Viewer, after: Annotated[str | None, Query(max_lengt
         page.told(page.api.call("error_budgets")),
         page.api.get("/models", limit=ROWS, after=after),
     )
-    counts: dict[str, int] = {}
-    for alarm in alarms:
-        counts[alarm["model"]] = counts.get(alarm["model"], 0) + 1
     following = models[-1]["name"] if len(models) == ROWS else None
     return await page.render(
         "monitors.html",
@@ -140,7 +138,7 @@ async def list_alarms(page: Viewer, after: Annotated[str | None, Query(max_lengt
         false_alarms=false_alarms,
         budgets=budgets,
         models=models,
-        counts=counts,
+        counts=Counter(alarm["model"] for alarm in alarms),
         after=after,
         following=following,
     )

@@ -121,7 +121,10 @@ async def show_run(page: Viewer, run: str) -> Response:
         facts=facts,
         lines=await _log(page, found),
         log_minutes=_LOG_MINUTES,
-        folders=_folders(found["artifacts"]),
+        folders=sorted(  # that could be a model, the root last
+            {path.rpartition("/")[0] for path in found["artifacts"]},
+            key=lambda folder: (not folder, folder),
+        ),
     )
 
 
@@ -230,8 +233,3 @@ def _rows(runs: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
         differs = any(value != values[0] for value in values)
         rows.append({"name": name, "values": values, "differs": differs, "least": least, "most": most})
     return sorted(rows, key=lambda row: not row["differs"])
-
-
-def _folders(files: dict[str, int]) -> list[str]:
-    """List the folders of files that could be a model, the root last."""
-    return sorted({path.rpartition("/")[0] for path in files}, key=lambda folder: (not folder, folder))

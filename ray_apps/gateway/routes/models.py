@@ -102,16 +102,9 @@ async def set_policy(
 
 async def _policy(request: Request, call: Callable[[Registry], ModelPolicy]) -> Json:
     """Answer with the policy that a call gives, its digest in the header."""
-    digests: list[str] = []
-
-    def noted(registry: Registry) -> ModelPolicy:
-        policy = call(registry)
-        digests.append(policy.digest)
-        return policy
-
-    answer = await by_registry(request, noted)
-    answer.headers["ETag"] = f'"{digests[0]}"'
-    return answer
+    context = await context_of(request)
+    policy = await services_of(request).run(lambda: call(context.registry()))
+    return Json(policy.model_dump(mode="json"), headers={"ETag": f'"{policy.digest}"'})
 
 
 async def by_registry(request: Request, work: Callable[[Registry], Any]) -> Json:

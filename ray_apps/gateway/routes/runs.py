@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.background import BackgroundTask
 
 from toque.functions.arguments import Name
 from toque.ray_apps.admission import GuardedRoute
 from toque.ray_apps.gateway.problems import Problem
 from toque.ray_apps.gateway.services import Operator, Viewer, context_of, services_of
 from toque.ray_apps.gateway.wire import Json
+from toque.ray_apps.mlflow.artifacts import file_response
 from toque.ray_apps.mlflow.versions import NeedsAcceptance, register_source
 
 router = APIRouter(route_class=GuardedRoute, tags=["runs"])
@@ -44,21 +42,10 @@ async def get_artifact(request: Request, run: Name, path: str, _: Viewer) -> Fil
     """Download one file of a run, its digest checked."""
     registry = (await context_of(request)).registry()
 
-    def fetched() -> Path:
-        folder = Path(tempfile.mkdtemp(prefix="toque-artifact-"))
-        try:
-            return registry.fetch_artifact(registry.get_record(run), path, folder / "file")
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    def fetch(folder: Path) -> Path:
+        return registry.fetch_artifact(registry.get_record(run), path, folder / "file")
 
-    file = await services_of(request).run(fetched)
-    return FileResponse(
-        file,
-        media_type="application/octet-stream",
-        filename=PurePosixPath(path).name,
-        background=BackgroundTask(shutil.rmtree, file.parent, ignore_errors=True),
-    )
+    return await services_of(request).run(file_response, fetch, name=PurePosixPath(path).name)
 
 
 @router.post("/runs/{run}/register", response_model=MadeVersion, status_code=201)
