@@ -25,8 +25,7 @@ from toque.functions.evaluation.metrics.numbers import (
 )
 from toque.functions.evaluation.metrics.ranking import MOST_RELEVANT, ndcg_loss, padded
 from toque.functions.model_formats.errors import TrainingDataError
-from toque.functions.model_formats.selected_inputs import select_inputs
-from toque.functions.model_formats.table_inputs import first_text
+from toque.functions.model_formats.table_inputs import first_text, select_inputs
 from toque.functions.stats import LARGEST
 from toque.registry.models import Signature
 from toque.registry.models.traffic import OUTSIDE

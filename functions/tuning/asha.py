@@ -1,16 +1,24 @@
-"""Asynchronous successive halving (ASHA): of the trials that have reached a rung, the best quarter is promoted.
+"""Asynchronous successive halving (ASHA): of the trials that have reached a rung, the best quarter goes on.
 
 Rungs stand at 1, 4, 16, … epochs. A trial pauses at each until it is among the best quarter of the trials that have reached
 the rung so far, or until so many are better that it never will be. A free worker resumes the trial that can be promoted from
 the highest rung, or begins a new one: some are promoted that would not have been in the end, but no worker waits for the
 slowest trial.
+Trials that cannot pause compare themselves with the others at a rung, and end or go on. Their losses lie in the store, since a trial
+may train in any process of the cluster, and outlive a killed sweep.
 
-Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020, algorithm 2, of a known number of trials.
+Source: Li et al., A System for Massively Parallel Hyperparameter Tuning, 2020, algorithm 2, of a known number of trials, and the
+variant that stops (its section 3.3).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from toque.functions.training.request import LOSS, TrialStopped
+from toque.registry import ObjectStore
 
 FACTOR = 4  # as in the paper; toque.load.benchmarks.training.sweeps has what it loses
 
@@ -133,3 +141,47 @@ def rung_after(epochs: int) -> int:
     while rung <= epochs:
         rung *= FACTOR
     return rung
+
+
+@dataclass(frozen=True, slots=True)
+class Rungs:
+    """Losses of one sweep's trials at its rungs, below `folder` in `store`."""
+
+    store: ObjectStore
+    folder: str
+
+    def reach(self, trial: int, rung: int, loss: float) -> str:
+        """Record a trial's loss at a rung; returns why it ends there, or nothing if it goes on."""
+        place = f"{self.folder}{rung:06d}/"
+        self.store.put(f"{place}{trial:06d}", repr(loss).encode())
+        others = [float(self.store.get(key)) for key in self.store.list(place)]
+        better = sum(each < loss for each in others)
+        if not math.isfinite(loss) or (better >= max(1, len(others) // FACTOR) and len(others) >= FACTOR):
+            return f"rung {rung}: {better} of {len(others)} trials did better than {loss:.6g}"
+        return ""
+
+    def drop(self) -> None:
+        """Delete what the trials wrote, once the sweep has ended."""
+        for key in list(self.store.list(self.folder)):
+            self.store.delete(key)
+
+
+@dataclass(frozen=True, slots=True)
+class RungWatch:
+    """Watch of one trial, as `TrainingRequest.report` calls it. The first trial, of the declared parameters, never ends early.
+
+    first: epochs or rounds before which no trial is compared.
+    """
+
+    rungs: Rungs
+    trial: int
+    first: int = 1
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Compare the trial with the others if this step is a rung. Raises: TrialStopped."""
+        done = step + 1
+        if done < self.first or rung_after(step) != done or LOSS not in metrics:
+            return
+        reason = self.rungs.reach(self.trial, done, metrics[LOSS])
+        if reason and self.trial:
+            raise TrialStopped(reason)

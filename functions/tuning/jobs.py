@@ -31,6 +31,8 @@ from toque.functions.tuning.space import (
     Range,
     Search,
     Space,
+    SweepExperiment,
+    SweepRows,
     Trial,
     draw_points,
     grid_points,
@@ -38,7 +40,7 @@ from toque.functions.tuning.space import (
     population_space,
     refuse_grid_samples,
 )
-from toque.registry import Run, TableSnapshot
+from toque.registry import Run
 
 if TYPE_CHECKING:
     from toque.functions.tuning.tracking import TrialTracker
@@ -94,12 +96,7 @@ def tune_tabular(
             description="Name of the model that the sweep is for, a tag of its run; it need not be registered."
         ),
     ],
-    training_set: Annotated[
-        TableSnapshot,
-        Field(
-            description="Table of training rows at one version, which is recorded with the runs of the sweep."
-        ),
-    ],
+    training_set: SweepRows,
     label: Label,
     numeric: Numeric,
     categorical: Categorical,
@@ -135,10 +132,7 @@ def tune_tabular(
     cpus_per_trial: Annotated[
         float, Field(ge=0, le=10_000, description="CPUs of each trial, or stack of trials.")
     ] = 1.0,
-    experiment: Annotated[
-        str | None,
-        Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
-    ] = None,
+    experiment: SweepExperiment = None,
     seed: Annotated[
         int,
         Field(

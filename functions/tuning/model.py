@@ -33,10 +33,12 @@ from toque.functions.training.model import PARAMETERS_TAG, TrainableModel, job_o
 from toque.functions.training.params import digest_of, run_params
 from toque.functions.training.request import LOSS, Workers
 from toque.functions.training.trainer import Trainer
-from toque.functions.tuning.rungs import Rungs, RungWatch
+from toque.functions.tuning.asha import Rungs, RungWatch
 from toque.functions.tuning.space import (
     Limits,
     Space,
+    SweepExperiment,
+    SweepRows,
     TpeSampler,
     draw_points,
     grid_points,
@@ -98,12 +100,7 @@ def _demand(
 @function(resources=Resources(num_cpus=1), timeout_s=None)  # the sweep's limits end its trials too
 def train_trial(
     model: Annotated[str, Field(description="Name of a model that the project defines with a trainer.")],
-    training_set: Annotated[
-        TableSnapshot,
-        Field(
-            description="Table of training rows at one version, which is recorded with the runs of the sweep."
-        ),
-    ],
+    training_set: SweepRows,
     parameters: Annotated[
         dict[str, Any],
         Field(description="Parameters in which the trial differs from the declared ones, by name."),
@@ -147,12 +144,7 @@ def train_trial(
 @function(http=True, resources=Resources(num_cpus=1), timeout_s=None, demand=_demand)
 def tune_model(
     model: Annotated[str, Field(description="Name of a model that the project defines with a trainer.")],
-    training_set: Annotated[
-        TableSnapshot,
-        Field(
-            description="Table of training rows at one version, which is recorded with the runs of the sweep."
-        ),
-    ],
+    training_set: SweepRows,
     space: Annotated[
         Space, Field(description="What to draw each parameter of the trainer from, by its name.")
     ],
@@ -195,10 +187,7 @@ def tune_model(
             )
         ),
     ] = Limits(),  # noqa: B008 - frozen
-    experiment: Annotated[
-        str | None,
-        Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
-    ] = None,
+    experiment: SweepExperiment = None,
     seed: Annotated[
         int,
         Field(

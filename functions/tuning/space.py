@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Generic, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -16,9 +16,19 @@ from toque.functions.training.errors import TrainingDataError, TrainingError
 from toque.functions.training.request import LOSS
 from toque.functions.training.tabular.params import TabularParams
 from toque.functions.training.trainer import Trainer
+from toque.registry import TableSnapshot
 
 Search = Literal["random", "grid", "optuna", "pbt"]
 AnyTrainer = TypeVar("AnyTrainer", bound=Trainer)
+# arguments of the functions that sweep
+SweepRows = Annotated[
+    TableSnapshot,
+    Field(description="Table of training rows at one version, which is recorded with the runs of the sweep."),
+]
+SweepExperiment = Annotated[
+    str | None,
+    Field(description='Experiment that tracks the sweep and its trials; "{model}-sweep" unless given.'),
+]
 
 # settings that can change in the middle of training, since they need no other network or data
 MID_TRAINING = ("batch_size", "clip", "dropout", "lr", "unknown_rate", "weight_decay")
@@ -295,7 +305,7 @@ class TpeSampler(Generic[AnyTrainer]):
                 search.add_evaluated_point(codes, loss)
         drawn = search.suggest(str(number))
         assert isinstance(drawn, dict)  # noqa: S101 - a space without a limit always has more
-        return _validated(self._base, {name: self._value(name, code) for name, code in drawn.items()})
+        return _settings(self._base, [{name: self._value(name, code) for name, code in drawn.items()}])[0]
 
     def _distribution(self, source: Any) -> Any:
         distributions = self._optuna.distributions
@@ -314,12 +324,5 @@ class TpeSampler(Generic[AnyTrainer]):
         source = self._space[name]
         if not isinstance(source, Choice):
             return value
-        allowed = [_validated(self._base, {name: each}).parameters[name] for each in source.choices]
-        return allowed.index(value)
-
-
-def _validated(base: AnyTrainer, drawn: Mapping[str, Any]) -> AnyTrainer:
-    try:
-        return base.with_parameters(drawn)
-    except TrainingDataError as error:
-        raise TrainingDataError(f"the space draws a setting that is not allowed: {error}") from error
+        allowed = _settings(self._base, ({name: each} for each in source.choices))
+        return [each.parameters[name] for each in allowed].index(value)

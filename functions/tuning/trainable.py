@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
@@ -31,17 +31,10 @@ from toque.functions.tuning.trial_states import FINISHED, Leg, Snapshot, TrialSt
 _STARTED_IN = "TUNE_ORIG_WORKING_DIR"  # Tune changes into a folder of the trial
 
 
-class Training(Protocol):
-    """What a trial of Tune does, whatever the trainer."""
-
-    def results(self, config: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Train with these settings of a Tune trial, and yield what it reports; closed early if it shall end."""
-
-
 class SweepTrial(tune.Trainable):
     """Tune's actor of every trial, which goes on to its next result a step, and is used again for other trials."""
 
-    def setup(self, config: dict[str, Any], *, training: Training) -> None:  # type: ignore[override]  # with_parameters passes the other
+    def setup(self, config: dict[str, Any], *, training: TabularTraining) -> None:  # type: ignore[override]  # with_parameters passes the other
         """Begin with the settings in `config`."""
         lower_priority()
         self._training = training
@@ -108,11 +101,10 @@ def cluster() -> Iterator[None]:
 
 
 def run_on_tune(
-    training: Training,
+    training: TabularTraining,
     searcher: tune.search.Searcher,
     resources: TrialResources,
     *,
-    scheduler: tune.schedulers.TrialScheduler | None = None,
     callbacks: Sequence[tune.Callback] = (),
     stopper: tune.Stopper | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
@@ -129,7 +121,6 @@ def run_on_tune(
             tune_config=tune.TuneConfig(
                 max_concurrent_trials=resources.concurrency,
                 search_alg=searcher,
-                scheduler=scheduler,
                 num_samples=-1,  # until the searcher says that all are over
                 reuse_actors=True,
             ),

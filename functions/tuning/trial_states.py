@@ -168,11 +168,6 @@ class TrialFiles:
             return None
         return _parsed(payload)
 
-    def drop(self) -> None:
-        """Delete everything below the folder, also of the trials in it."""
-        for key in list(self.store.list(self.folder)):
-            self.store.delete(key)
-
     def _key(self, epoch: int) -> str:
         return f"{self.folder}{epoch:06d}.safetensors"
 

@@ -3,8 +3,7 @@
 `transformers` and `peft` (the extra `llm`) are imported when a model is trained, not before.
 """
 
-from toque.functions.training.llm.classifier import TextClassifier
-from toque.functions.training.llm.fine_tune import FineTune, fine_tune
+from toque.functions.training.llm.fine_tune import FineTune, TextClassifier, fine_tune
 from toque.functions.training.llm.serving import serve_fine_tune
 from toque.functions.training.llm.settings import Lora, Preference
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from toque.functions.model_formats.selected_inputs import select_inputs
+from toque.functions.model_formats.table_inputs import select_inputs
 from toque.ray_apps.predictor.protocol.datatypes import DTYPES, Array
 from toque.ray_apps.predictor.protocol.errors import BadRequest, PredictorError
 from toque.ray_apps.predictor.versions.batching import Batcher, Batching

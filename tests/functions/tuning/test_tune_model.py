@@ -22,7 +22,7 @@ from toque.functions.training import (
 from toque.functions.training.llm import FineTune
 from toque.functions.tuning import Choice, Limits, Range, tune_model, tune_tabular
 from toque.functions.tuning import model as sweeps
-from toque.functions.tuning.rungs import Rungs, RungWatch
+from toque.functions.tuning.asha import Rungs, RungWatch
 from toque.registry import Registry, Table
 
 SPACE = {"max_depth": Range(low=2, high=6, integer=True), "lr": Range(low=0.02, high=0.5, log=True)}
