@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -72,7 +72,8 @@ class ShardedBuild:
         self.table.create(self.schema)
         join, count = self._join(), self.entities.pinned().count
         parts: list[Part] = []
-        for number, shard in enumerate(_shards(count, plan.shard_rows)):
+        for number, start in enumerate(range(0, count, plan.shard_rows)):
+            shard = range(start, min(start + plan.shard_rows, count))
             found = record.find(plan, number)
             parts += record.add(plan, number, join(shard)) if found is None else found
             report_progress(shard.stop, count, f"{shard.stop:,} of {count:,} entity rows")
@@ -102,11 +103,6 @@ class ShardedBuild:
             job = self.job
             rows = join_in_steps(replace(job, entities=check_entities(rows, job.retrieval)))
         return [write_part(self.table, rows.select(self.schema.names).cast(self.schema))]
-
-
-def _shards(count: int, rows: int) -> Iterator[range]:
-    for start in range(0, count, rows):
-        yield range(start, min(start + rows, count))
 
 
 class BuildPlan(BaseModel, frozen=True):
@@ -140,7 +136,8 @@ class BuildRecord:
             try:
                 self._store.create(self._folder + _PLAN, plan.model_dump_json().encode())
             except AlreadyExists:
-                found = self._find_plan()
+                data = self._store.find(self._folder + _PLAN)
+                found = None if data is None else BuildPlan.model_validate_json(data)
                 same = found is not None and found.entities == plan.entities
                 if found is not None and same and abs(plan.made_at - found.made_at) <= _RESUMABLE_WITHIN:
                     return found
@@ -166,10 +163,6 @@ class BuildRecord:
         self._store.delete(self._folder + _PLAN)
         for key in list(self._store.list(self._folder)):
             self._store.delete(key)
-
-    def _find_plan(self) -> BuildPlan | None:
-        data = self._store.find(self._folder + _PLAN)
-        return None if data is None else BuildPlan.model_validate_json(data)
 
     def _key(self, plan: BuildPlan, shard: int) -> str:
         return f"{self._folder}{plan.id}/{shard:08d}.json"

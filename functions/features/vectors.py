@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from toque.featurestore import FeatureStoreError, FeatureView, IndexBuild, Metric, VectorIndex
+from toque.featurestore import FeatureStoreError, FeatureView, Metric, VectorIndex
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration import Retries
 from toque.functions.runtime.declaration.command import View
@@ -115,10 +115,7 @@ def _status(view: FeatureView, index: VectorIndex, *, refreshed: bool) -> Vector
         "refreshed": refreshed,
         "behind": stored if build is None else max(stored - build.rows, 0),
     }
-    return VectorIndexStatus.model_validate(described | _of_build(build))
-
-
-def _of_build(build: IndexBuild | None) -> dict[str, object]:
-    if build is None:
-        return {}
-    return {"build": build.number, "rows": build.rows, "recall": build.recall, "built_at": build.built_at}
+    if build is not None:
+        built = {"rows": build.rows, "recall": build.recall, "built_at": build.built_at}
+        described |= {"build": build.number} | built
+    return VectorIndexStatus.model_validate(described)

@@ -169,7 +169,8 @@ def _encoded(arm: SplitArm, tally: ArmTally) -> list[Any]:
     failed = [
         [failures.requests, _base64(failures.units.values(), "<u4", len(failures.units))] for failures in ends
     ]
-    return [*arm, tally.requests, *units, _sparse(tally.latency), failed]
+    latency = [[int(index), int(tally.latency[index])] for index in np.flatnonzero(tally.latency)]
+    return [*arm, tally.requests, *units, latency, failed]
 
 
 def _failures(units: str, failed: tuple[int, str] | None) -> Failures:
@@ -187,11 +188,6 @@ def _base64(numbers: Iterable[int], dtype: str, count: int) -> str:
 def _numbers(text: str, dtype: str) -> list[int]:
     numbers: list[int] = np.frombuffer(base64.b64decode(text), dtype=dtype).tolist()
     return numbers
-
-
-def _sparse(latency: npt.NDArray[np.int64]) -> list[list[int]]:
-    bins: list[Any] = [[int(index), int(latency[index])] for index in np.flatnonzero(latency)]
-    return bins
 
 
 def bin_of(ms: float) -> int:

@@ -6,7 +6,7 @@ brought up to date by the next one, so it costs what is new.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -58,7 +58,8 @@ def back_up(
     """
     exports: dict[str, WriterExport] = {}
     if redis_url is not None:
-        workspaces = _workspaces(store)
+        known = {workspace.name for workspace in Access(store, actor=_ACTOR).list_workspaces()}
+        workspaces = sorted(known | {DEFAULT_WORKSPACE})
         report("draining the prediction log")
         for each in workspaces:
             inside = workspace_store(store, each)
@@ -114,7 +115,11 @@ def restore(
         if copied.findings:
             return BackupReport(copy_report=copied)
     report("appending what the streams held")
-    added = add_exports(partial(workspace_store, store), _exports(backup))
+    exports = (
+        WriterExport.from_bytes(backup.get(key), where=f"{key} in {backup.url}")
+        for key in backup.list(_STREAMS)
+    )
+    added = add_exports(partial(workspace_store, store), exports)
     forget_marker(store)
     return BackupReport(copy_report=copied, records=added.predictions + added.labels)
 
@@ -128,13 +133,3 @@ def _record(store: ObjectStore, whole_at: datetime, report: Report) -> None:
         store.put(_RECORD, to_text(whole_at).encode())
     except RegistryError as error:
         report(f"the backup is whole, and {store.url} does not say so, for the alert BackupStale: {error}")
-
-
-def _exports(backup: ObjectStore) -> Iterator[WriterExport]:
-    for key in backup.list(_STREAMS):
-        yield WriterExport.from_bytes(backup.get(key), where=f"{key} in {backup.url}")
-
-
-def _workspaces(store: ObjectStore) -> list[str]:
-    known = {workspace.name for workspace in Access(store, actor=_ACTOR).list_workspaces()}
-    return sorted(known | {DEFAULT_WORKSPACE})

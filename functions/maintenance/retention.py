@@ -25,7 +25,7 @@ from toque.functions.runtime.durable.queue import INDEX
 from toque.functions.runtime.durable.record import Record
 from toque.functions.runtime.durable.store_requests import READERS, all_at_once, in_batches
 from toque.functions.runtime.function import function
-from toque.registry import Entry, Fold, ObjectStore, Table
+from toque.registry import Fold, ObjectStore, Table
 from toque.registry.journal.journal import Journal
 from toque.registry.store import table_names
 from toque.registry.store.tables.upkeep import drop_days
@@ -90,14 +90,13 @@ class Expired(BaseModel, frozen=True):
 
 
 def _setting(here: Context) -> Fold[Retention]:
-    journal = Journal(here.store, "retention", actor=here.actor)
     return Fold(
-        journal, Retention(), _fold_entry, encode=Retention.model_dump, decode=Retention.model_validate
+        Journal(here.store, "retention", actor=here.actor),
+        Retention(),
+        lambda _, entry: Retention.model_validate(entry.body["keep"]),
+        encode=Retention.model_dump,
+        decode=Retention.model_validate,
     )
-
-
-def _fold_entry(_: Retention, entry: Entry) -> Retention:
-    return Retention.model_validate(entry.body["keep"])
 
 
 @function(http=True, role="admin", command="privacy retention set", view=_SHOWN)

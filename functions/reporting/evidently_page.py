@@ -17,7 +17,7 @@ from toque.functions.arguments import Model
 from toque.functions.monitoring.drift.reference import DatasetRows
 from toque.functions.monitoring.logged_features import FeatureColumns, feature_table, sample_rows
 from toque.functions.prediction_log import predictions
-from toque.functions.reporting.html import write_page
+from toque.functions.reporting.page import write_page
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 from toque.registry import Table

@@ -11,7 +11,7 @@ from toque.featurestore import view_health, view_statistics
 from toque.functions.arguments import View
 from toque.functions.features.jobs import SpanHours
 from toque.functions.pages.charts import draw_distribution
-from toque.functions.reporting.html import render, write_page
+from toque.functions.reporting.page import render, write_page
 from toque.functions.runtime.context import context
 from toque.functions.runtime.function import function
 

@@ -5,7 +5,7 @@ The page of an alarm says what changed and when, ordered by the contribution to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Annotated
@@ -28,7 +28,6 @@ from toque.functions.monitoring.quality.watch import Views
 from toque.functions.monitoring.watch import MonitorRun
 from toque.functions.pages.charts import draw_looks
 from toque.functions.prediction_log import outcomes, predictions
-from toque.functions.reporting.html import render, write_page
 from toque.functions.reporting.page import (
     Latency,
     answers,
@@ -36,9 +35,11 @@ from toque.functions.reporting.page import (
     by_request,
     labels,
     mean_loss,
+    render,
     render_model,
     served,
     weeks,
+    write_page,
 )
 from toque.functions.reporting.timeline import (
     TimelineEvent,
@@ -56,7 +57,7 @@ from toque.functions.rollout.record import RolloutDecision, RolloutNumber, read_
 from toque.functions.runtime.context import context
 from toque.functions.runtime.declaration.command import View
 from toque.functions.runtime.function import function
-from toque.registry import Journal, Registry
+from toque.registry import Entry, Journal, Registry
 
 
 class Report(BaseModel, frozen=True):
@@ -112,12 +113,7 @@ def model_report(
     rows, kind = by_request(rows, outcome_kind(registry.get_version(model, reference)))
     scored = _reference_scores(registry, model, reference, rows)
     frozen = scored if kind.classes or kind.size > 1 else kind.by_unit(rows, scored[:, 0])
-    events = timeline(
-        from_model(registry.history(model)),
-        _rollouts(registry, model),
-        _retrains(registry, model),
-        _alarms(registry, model),
-    )
+    events = _events(registry, model, alarms_in(_journal(registry, "alarms", model)))
     report = _figures(model, rows, frozen, _first_change(events), kind)
     versions = registry.list_versions(model)
     page = render_model(
@@ -210,7 +206,7 @@ def alarm_report(
     """
     used = context()
     registry = used.registry()
-    entries = alarms_in(Journal(used.store, f"alarms/{model}", actor=used.actor).entries())
+    entries = alarms_in(_journal(registry, "alarms", model))
     raised = [one for one in entries if not one.recovered]
     found = next((one for one in reversed(raised) if alarm in (None, one.key)), None)
     champion = registry.find_version(model, "champion")
@@ -229,12 +225,7 @@ def alarm_report(
         before=timedelta(days=days_before),
         loss=MEANINGS[outcome_kind(champion).name].losses[0],
     )
-    events = timeline(
-        from_model(registry.history(model)),
-        _rollouts(registry, model),
-        _retrains(registry, model),
-        from_alarms(entries),
-    )
+    events = _events(registry, model, entries)
     key = f"reports/{model}-alarm-{sha256(found.key.encode()).hexdigest()[:12]}.html"
     page = render(
         "alarm.html",
@@ -285,16 +276,18 @@ def _reference_scores(registry: Registry, model: str, reference: int, rows: pa.T
     return rescore(rows, load_version(registry, registry.get_version(model, reference)), logged)
 
 
-def _rollouts(registry: Registry, model: str) -> list[TimelineEvent]:
-    return from_rollouts(Journal(registry.store, f"rollouts/{model}", actor=registry.actor).entries())
+def _journal(registry: Registry, kind: str, model: str) -> Iterator[Entry]:
+    return Journal(registry.store, f"{kind}/{model}", actor=registry.actor).entries()
 
 
-def _retrains(registry: Registry, model: str) -> list[TimelineEvent]:
-    return from_retrains(Journal(registry.store, f"retraining/{model}", actor=registry.actor).entries())
-
-
-def _alarms(registry: Registry, model: str) -> list[TimelineEvent]:
-    return from_alarms(alarms_in(Journal(registry.store, f"alarms/{model}", actor=registry.actor).entries()))
+def _events(registry: Registry, model: str, raised: Sequence[Alarm]) -> list[TimelineEvent]:
+    """List what happened to a model, by its journals and the alarms that were raised."""
+    return timeline(
+        from_model(registry.history(model)),
+        from_rollouts(_journal(registry, "rollouts", model)),
+        from_retrains(_journal(registry, "retraining", model)),
+        from_alarms(raised),
+    )
 
 
 def _first_change(events: list[TimelineEvent]) -> datetime | None:

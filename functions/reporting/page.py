@@ -1,4 +1,4 @@
-"""Page of a model's report: plain values in, one self-contained HTML file out.
+"""Pages of reports: plain values in, one self-contained HTML file out, with the console's style sheet and charts; and a model's.
 
 Weekly losses of what was served stand beside those of one version scored on the logged vectors.
 """
@@ -9,7 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,32 @@ from toque.functions.evaluation.metrics.probabilities import auc
 from toque.functions.evaluation.outcome_kinds import BINARY, OutcomeKind
 from toque.functions.evaluation.realised_loss import request_of
 from toque.functions.monitoring import PerformanceEstimate
-from toque.functions.pages import Mark, Point, Series
+from toque.functions.pages import Mark, Point, Series, make_templates
 from toque.functions.pages.charts import draw_lines
-from toque.functions.reporting.html import render
 from toque.functions.reporting.timeline import TimelineEvent
 from toque.functions.reporting.trace import PredictionTrace
-from toque.registry import ModelVersion
+from toque.registry import ModelVersion, ObjectStore
 
 Floats = npt.NDArray[np.float64]
 FEW = 20  # labelled predictions below which a week gets no point: its loss would be noise
 SHOWN = frozenset({"alarm", "champion", "rollout", "retrain"})
 """Kinds of events that charts mark, each with a colour of the style sheet."""
 _REQUEST = "request"
+_TEMPLATES: Final = make_templates(Path(__file__).with_name("templates"))
+
+
+def render(template: str, **values: Any) -> str:
+    """Render a report by its template as one HTML file.
+
+    values: what the template names; `link`, to the console's page of the same, may be left out.
+    """
+    return _TEMPLATES.get_template(template).render({"link": None, **values})
+
+
+def write_page(store: ObjectStore, key: str, page: str) -> None:
+    """Store a report under its key, and announce it to whoever looks at the list of reports."""
+    store.put(key, page.encode())
+    store.announce(key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -30,8 +30,8 @@ def timeline(*parts: Iterable[TimelineEvent]) -> list[TimelineEvent]:
 
 def from_model(entries: Iterable[Entry]) -> list[TimelineEvent]:
     """Select the events of a model's journal in the registry."""
-    described = ((entry, _MODEL.get(str(entry.body.get("kind")))) for entry in entries)
-    return [_event(entry, *tell(entry.body)) for entry, tell in described if tell is not None]
+    described = ((entry, _described(entry.body)) for entry in entries)
+    return [TimelineEvent(entry.at, *event, entry.actor) for entry, event in described if event is not None]
 
 
 def from_rollouts(entries: Iterable[Entry]) -> list[TimelineEvent]:
@@ -84,58 +84,34 @@ def _decided(decision: Mapping[str, Any]) -> str:
     return f"{decision['action']} by {decision['rule']}" + (f": {texts[0]}" if texts else "")
 
 
-def _event(entry: Entry, kind: Kind, text: str) -> TimelineEvent:
-    return TimelineEvent(entry.at, kind, text, entry.actor)
+def _described(body: Mapping[str, Any]) -> tuple[Kind, str] | None:
+    """Kind and sentence of an entry of a model's journal; None if it is no event of its life."""
+    event: tuple[Kind, str] | None = None
+    match body.get("kind"):
+        case "version-created":
+            event = "version", f"version {body['version']['version']} registered"
+        case "gate":
+            verdict = "passed" if body["passed"] else "failed"
+            event = "gate", f"version {body['version']} {verdict} the gate {body['gate']!r}"
+        case "review":
+            verdict, comment = "approved" if body["approved"] else "rejected", body["comment"]
+            event = "approval", f"version {body['version']} {verdict}{f': {comment}' if comment else ''}"
+        case "alias":
+            event = "champion", f"version {body['version']} became {body['alias']}"
+        case "rollback":
+            event = "champion", f"rolled back: version {body['version']} is {body['alias']} again"
+        case "traffic" | "traffic-in-layer":
+            event = "traffic", _traffic(body)
+        case "holdout":
+            event = "traffic", f"{body['share']:.2%} of the units held out as {body['holdout']!r}"
+        case "holdout-ended":
+            event = "traffic", f"holdout {body['holdout']!r} ended"
+    return event
 
 
-def _version(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    version = body["version"]
-    return "version", f"version {version['version']} registered"
-
-
-def _gate(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    verdict = "passed" if body["passed"] else "failed"
-    return "gate", f"version {body['version']} {verdict} the gate {body['gate']!r}"
-
-
-def _review(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    verdict = "approved" if body["approved"] else "rejected"
-    comment = f": {body['comment']}" if body["comment"] else ""
-    return "approval", f"version {body['version']} {verdict}{comment}"
-
-
-def _alias(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    return "champion", f"version {body['version']} became {body['alias']}"
-
-
-def _rollback(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    return "champion", f"rolled back: version {body['version']} is {body['alias']} again"
-
-
-def _traffic(body: Mapping[str, Any]) -> tuple[Kind, str]:
+def _traffic(body: Mapping[str, Any]) -> str:
     arms = [f"{arm['name']} {arm['share']:.0%} to version {arm['version']}" for arm in body["arms"]]
     shadows = [f"shadow of version {version}" for version in body["shadows"]]
     layer = body.get("layer")
     inside = "" if layer is None else f" in layer {layer['name']!r}"
-    return "traffic", (", ".join([*arms, *shadows]) or "all traffic to the champion") + inside
-
-
-def _held_out(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    return "traffic", f"{body['share']:.2%} of the units held out as {body['holdout']!r}"
-
-
-def _holdout_ended(body: Mapping[str, Any]) -> tuple[Kind, str]:
-    return "traffic", f"holdout {body['holdout']!r} ended"
-
-
-_MODEL: dict[str, Callable[[Mapping[str, Any]], tuple[Kind, str]]] = {
-    "version-created": _version,
-    "gate": _gate,
-    "review": _review,
-    "alias": _alias,
-    "rollback": _rollback,
-    "traffic": _traffic,
-    "traffic-in-layer": _traffic,
-    "holdout": _held_out,
-    "holdout-ended": _holdout_ended,
-}
+    return (", ".join([*arms, *shadows]) or "all traffic to the champion") + inside

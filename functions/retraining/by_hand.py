@@ -66,7 +66,9 @@ def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHan
         tags={},
     )
     trained = run_training(registry, job, used.prices)
-    version = _number(trained.version)
+    version = trained.version
+    if version is None:
+        raise TrainingDataError("the training registered no version")
     governed = registry.get_model(definition.name).policy
     limited = governed.demand(definition.gate.name) is not None
     gate = gate_in_force(governed, Gate(name=definition.gate.name))[0] if limited else definition.gate
@@ -80,9 +82,3 @@ def train_by_hand(definition: TrainedModel, policy: ModelPolicy) -> TrainedByHan
         metrics=judged.metrics,
         gate=judged,
     )
-
-
-def _number(version: int | None) -> int:
-    if version is None:
-        raise TrainingDataError("the training registered no version")
-    return version

@@ -43,13 +43,15 @@ from toque.functions.retraining.policy import (
     Situation,
     decide,
 )
-from toque.functions.retraining.runs import heartbeats, last_seen, submit_once
 from toque.functions.retraining.triggers import (
     champion_of,
     champion_since,
     due_alarms,
+    heartbeats,
+    last_seen,
     retrains,
     standing_against,
+    submit_once,
 )
 from toque.functions.rollout import RolloutError, TickResult, rollout_status, start_rollout, tick_rollout
 from toque.functions.runtime.clock import system_clock

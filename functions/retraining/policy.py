@@ -242,14 +242,6 @@ def current_cooldown(state: RetrainState, ends: Mapping[int, Stage], policy: Ret
     )
 
 
-def _running(inputs: _RuleInput) -> Finding:
-    return _age(inputs, "running")
-
-
-def _dead(inputs: _RuleInput) -> Finding:
-    return _age(inputs, "dead")
-
-
 def _age(inputs: _RuleInput, rule: Literal["running", "dead"]) -> Finding:
     """Tell a running retrain from one that counts as dead, since it has been silent for too long."""
     running = inputs.state.running
@@ -388,8 +380,8 @@ def _by_hand(inputs: _RuleInput) -> bool:
 
 
 RULES: tuple[tuple[Action, Callable[[_RuleInput], Finding]], ...] = (
-    ("skip", _running),
-    ("resume", _dead),
+    ("skip", lambda inputs: _age(inputs, "running")),
+    ("resume", lambda inputs: _age(inputs, "dead")),
     ("skip", _no_trigger),
     ("skip", _unimportant),
     ("skip", _explained),

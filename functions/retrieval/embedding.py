@@ -97,16 +97,13 @@ def embedder_of(name: str, length: int, *, threads: int = 1) -> Iterator[Embedde
 
 
 async def _embedded(process: EngineProcess, texts: Sequence[str]) -> Vectors:
-    parts = [texts[at : at + _EMBEDDED_AT_ONCE] for at in range(0, len(texts), _EMBEDDED_AT_ONCE)]
-    found = [each for part in parts for each in await _asked(process, part)]
-    return np.array(found, np.float32)
-
-
-async def _asked(process: EngineProcess, texts: Sequence[str]) -> list[list[float]]:
-    status, document = await ask_embeddings(process, {"input": list(texts)})
-    if not isinstance(document, dict):
-        raise EngineDown(f"status {status}: {document!r:.200}; are chunks longer than its context?")
-    return [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]
+    vectors: list[list[float]] = []
+    for at in range(0, len(texts), _EMBEDDED_AT_ONCE):
+        status, document = await ask_embeddings(process, {"input": [*texts[at : at + _EMBEDDED_AT_ONCE]]})
+        if not isinstance(document, dict):
+            raise EngineDown(f"status {status}: {document!r:.200}; are chunks longer than its context?")
+        vectors += [each["embedding"] for each in sorted(document["data"], key=lambda each: each["index"])]
+    return np.array(vectors, np.float32)
 
 
 def document_view(name: str, *, length: int, embedder: str = WORDS) -> FeatureView:

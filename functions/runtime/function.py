@@ -19,14 +19,13 @@ from typing import Any, Generic, ParamSpec, Protocol, TypeVar, overload
 from toque.functions.runtime import catalog
 from toque.functions.runtime.context import Context, context, unpacked
 from toque.functions.runtime.declaration import ONCE, Cron, Demand, OnEvent, Resources, Retries
-from toque.functions.runtime.declaration.command import Command, View
+from toque.functions.runtime.declaration.command import Command, Route, View
 from toque.functions.runtime.declaration.options import (
     check_http_types,
     checked_commands,
     checked_options,
     checked_route,
 )
-from toque.functions.runtime.declaration.route import Route
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.durable.ledger import Origin
 from toque.functions.runtime.durable.values import cached_result

@@ -89,29 +89,41 @@ def _is_touched(index: SetIndex, lost: Mapping[str, TableErasure]) -> bool:
     return name in lost and lost[name].touches(int(version))
 
 
-def _has_rows(store: ObjectStore, form: ShardFormat, shard: Shard, traces: Traces) -> bool:
-    if not store.find_modified_at(shard.key):
-        return False
-    with tempfile.TemporaryDirectory(prefix="toque-erasure-") as folder:
-        path = Path(folder, "shard")
-        store.download(shard.key, path)
-        return bool(pc.any(_mask(_read(form, path), traces)).as_py())
-
-
-def _without(store: ObjectStore, form: ShardFormat, shard: Shard, traces: Traces) -> Shard | None:
-    """Write a shard without the subject's rows; returns the same one if it has none, None if no row is left, or it is gone."""
+def _rows_of(store: ObjectStore, form: ShardFormat, shard: Shard) -> pa.Table | None:
+    """Read the rows of a shard; None if it is gone."""
     if not store.find_modified_at(shard.key):
         return None
     with tempfile.TemporaryDirectory(prefix="toque-erasure-") as folder:
         path = Path(folder, "shard")
         store.download(shard.key, path)
-        rows = _read(form, path)
-        mask = _mask(rows, traces)
-        if not pc.any(mask).as_py():
-            return shard
-        staying = rows.filter(pc.invert(mask))
-        if not staying.num_rows:
-            return None
+        if form == "parquet":
+            return pq.read_table(path)
+        if form == "arrow":
+            with pa.OSFile(str(path)) as source:
+                return pa.ipc.open_file(source).read_all()
+        samples = TarShard(path)
+        return pa.table(
+            {name: list(values) for name, values in samples.take(np.arange(samples.rows)).items()}
+        )
+
+
+def _has_rows(store: ObjectStore, form: ShardFormat, shard: Shard, traces: Traces) -> bool:
+    rows = _rows_of(store, form, shard)
+    return rows is not None and bool(pc.any(_mask(rows, traces)).as_py())
+
+
+def _without(store: ObjectStore, form: ShardFormat, shard: Shard, traces: Traces) -> Shard | None:
+    """Write a shard without the subject's rows; returns the same one if it has none, None if no row is left, or it is gone."""
+    rows = _rows_of(store, form, shard)
+    if rows is None:
+        return None
+    mask = _mask(rows, traces)
+    if not pc.any(mask).as_py():
+        return shard
+    staying = rows.filter(pc.invert(mask))
+    if not staying.num_rows:
+        return None
+    with tempfile.TemporaryDirectory(prefix="toque-erasure-") as folder:
         written = Path(folder, "written")
         write_shard(form, written, staying)
         digest = hashlib.sha256(written.read_bytes()).hexdigest()
@@ -125,16 +137,6 @@ def _without(store: ObjectStore, form: ShardFormat, shard: Shard, traces: Traces
             open_bytes=open_bytes(form, written),
             digest=digest,
         )
-
-
-def _read(form: ShardFormat, path: Path) -> pa.Table:
-    if form == "parquet":
-        return pq.read_table(path)
-    if form == "arrow":
-        with pa.OSFile(str(path)) as source:
-            return pa.ipc.open_file(source).read_all()
-    shard = TarShard(path)
-    return pa.table({name: list(values) for name, values in shard.take(np.arange(shard.rows)).items()})
 
 
 def _mask(rows: pa.Table, traces: Traces) -> pa.Array:

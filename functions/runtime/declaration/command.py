@@ -1,7 +1,8 @@
-"""Words by which a command line calls a function, and the view in which it shows the result.
+"""Words by which a command line calls a function, the view in which it shows the result, and the address of a resource.
 
 A command is written as its user types it: `"rollout end MODEL ACTION"` takes two arguments by position, and all others
 of the function by flags; `"rollout abort MODEL action=roll_back"` is the same function with an argument that stands.
+A route such as `POST /models/{model}/promote` calls a function as a resource, which answers with what the function returns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from toque.functions.runtime.errors import DeclarationError
 _WORD = re.compile(r"[a-z][a-z0-9-]*")
 _PLACE = re.compile(r"[A-Z][A-Z0-9_]*")
 _MOST_WORDS = 3
+_ROUTE = re.compile(r"(GET|POST|PUT|PATCH|DELETE) ((?:/[a-z-]+|/\{[a-z_]+\})+)(?: (2\d\d))?")
+_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _FORM = re.compile(r": [^|]*? as ([^|]+?)(?= or | \| |$)")
 FORMS = ("count", "pairs", "words", "json", "age")
 """Ways to write a value of a view: number of members, name=value, words for underscores, JSON, a time of so many seconds."""
@@ -85,3 +88,44 @@ class View:
             raise DeclarationError(
                 f"view: {unknown} is no way to write a value; there are {', '.join(FORMS)}, and formats such as {{:.1%}}"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Method and path by which a function is called as a resource, and the status of its answer.
+
+    Arguments that the path names are read from it; the others are fields of the JSON body, or of the query of GET and DELETE.
+    """
+
+    method: str
+    path: str
+    status: int = 200
+
+    @classmethod
+    def parse(cls, text: str, *, function: str, arguments: Collection[str]) -> Route:
+        """Read a route such as "POST /runs/{run}/register 201". Raises: DeclarationError."""
+        match = _ROUTE.fullmatch(text)
+        if match is None:
+            raise DeclarationError(
+                f"{function}: route={text!r} is not a method and a path, as in 'POST /models/{{model}}/promote' or "
+                "'POST /tokens 201'"
+            )
+        if unknown := sorted({*_PARAMETER.findall(text)} - {*arguments}):
+            raise DeclarationError(
+                f"{function}: route={text!r} names the arguments {unknown}, which it has not; there are "
+                f"{', '.join(arguments) or 'none'}"
+            )
+        return cls(match[1], match[2], int(match[3] or 200))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the arguments in the path."""
+        return tuple(_PARAMETER.findall(self.path))
+
+    @property
+    def has_body(self) -> bool:
+        """Whether arguments that the path does not name come in the body."""
+        return self.method not in {"GET", "DELETE"}
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"

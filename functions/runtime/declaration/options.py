@@ -9,8 +9,7 @@ from types import FunctionType
 from typing import Any
 
 from toque.functions.runtime.declaration import Cron, OnEvent, Resources, Retries
-from toque.functions.runtime.declaration.command import Command, View
-from toque.functions.runtime.declaration.route import Route
+from toque.functions.runtime.declaration.command import Command, Route, View
 from toque.functions.runtime.errors import DeclarationError
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role

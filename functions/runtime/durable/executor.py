@@ -27,7 +27,7 @@ from toque.functions.runtime.durable.attempt import (
 from toque.functions.runtime.durable.concurrency import ConcurrencySlots
 from toque.functions.runtime.durable.experiments import Experiments
 from toque.functions.runtime.durable.heartbeat import Sign, last_sign, next_look_s, node_is_lost
-from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, record_handover
 from toque.functions.runtime.durable.queue import Announced, Intake
 from toque.functions.runtime.durable.record import ENDED, Record
 from toque.functions.runtime.durable.slots import refused_entry
@@ -214,7 +214,7 @@ class Executor:
             return  # a thread of this process, which nobody can kill: it goes on to its end
         followed = self.ledger.follow(invocation)
         worker = followed.record.worker
-        self.ledger.hand_over(followed, dispatch.names)
+        record_handover(followed, dispatch.names, ledger=self.ledger)
         if worker in dispatch.names:
             self._release(dispatch.function, worker)
 

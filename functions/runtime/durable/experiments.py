@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from toque.functions.runtime.admission.request import YIELD_S
 from toque.functions.runtime.cards import Node
 from toque.functions.runtime.context import Context
-from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger
+from toque.functions.runtime.durable.ledger import FollowedRecord, Ledger, record_handover
 from toque.functions.runtime.durable.slots import Admissions, QuotaSlots, allotment_in, board_of
 from toque.functions.runtime.durable.workflow import ask_to_yield
 from toque.functions.runtime.run import cluster, room
@@ -110,7 +110,7 @@ class Experiments:
         worker = followed.record.worker
         self._yielding.pop(followed.record.id, None)
         if worker:
-            self.ledger.hand_over(followed, {worker})
+            record_handover(followed, {worker}, ledger=self.ledger)
             self._quota.release(worker)
 
     def release(self, worker: str) -> None:

@@ -155,20 +155,6 @@ class Ledger:
         self._command(followed, decide)
         return followed.record
 
-    def hand_over(self, followed: FollowedRecord, workers: Container[str]) -> None:
-        """Record that a run was ended by its executor, so that another starts it again at once; it counts as no loss.
-
-        workers: those of the executor; a run that another worker has, or that has ended, is left alone.
-        """
-        beat = last_beat(self.store, followed.record.id)
-
-        def decide(record: Record) -> dict[str, Any] | None:
-            if record.status != "running" or record.worker is None or record.worker not in workers:
-                return None
-            return with_usage({"kind": "preempted"}, usage_of(beat, record.worker))
-
-        followed.append(decide)
-
     def redrive(self, invocation: str) -> Record:
         """Queue a dead or cancelled invocation again, its finished steps kept; one that was just redriven stays queued.
 
@@ -414,6 +400,21 @@ def _fold_entry(dead: tuple[str, ...], entry: Entry) -> tuple[str, ...]:
     if "dead" in entry.body:
         return (*dead, entry.body["dead"])
     return tuple(each for each in dead if each != entry.body["removed"])
+
+
+def record_handover(followed: FollowedRecord, workers: Container[str], *, ledger: Ledger) -> None:
+    """Record that a run was ended by its executor, so that another starts it again at once; it counts as no loss.
+
+    workers: those of the executor; a run that another worker has, or that has ended, is left alone.
+    """
+    beat = last_beat(ledger.store, followed.record.id)
+
+    def decide(record: Record) -> dict[str, Any] | None:
+        if record.status != "running" or record.worker is None or record.worker not in workers:
+            return None
+        return with_usage({"kind": "preempted"}, usage_of(beat, record.worker))
+
+    followed.append(decide)
 
 
 def invocation_id(function: str, key: str | None) -> str:

@@ -11,8 +11,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from toque.functions.runtime.context import Context
 from toque.functions.runtime.declaration import Cron, Demand, OnEvent, Resources, Retries
-from toque.functions.runtime.declaration.command import Command, View
-from toque.functions.runtime.declaration.route import Route
+from toque.functions.runtime.declaration.command import Command, Route, View
 from toque.functions.runtime.run.execution import Outcome
 from toque.functions.runtime.signature import Signature
 from toque.registry.access import Role

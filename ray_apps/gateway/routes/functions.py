@@ -11,8 +11,7 @@ from pydantic import BaseModel
 from toque.functions.arguments import Name
 from toque.functions.resources.invocations import InvocationState, state_of, state_of_record
 from toque.functions.runtime.context import Context, use_context
-from toque.functions.runtime.declaration.command import Command, View
-from toque.functions.runtime.declaration.route import Route
+from toque.functions.runtime.declaration.command import Command, Route, View
 from toque.functions.runtime.durable.invocation import Invocation, ledger_of
 from toque.functions.runtime.run.declared import DeclaredFunction
 from toque.ray_apps.admission import GuardedRoute, admitted_of

@@ -15,8 +15,7 @@ from toque.functions.monitoring import Alarm, PerformanceEstimate
 from toque.functions.monitoring.diagnosis import Cause, Causes
 from toque.functions.prediction_log.records import PREDICTIONS
 from toque.functions.reporting import TimelineEvent, timeline, trace_prediction, weeks
-from toque.functions.reporting.html import render
-from toque.functions.reporting.page import Latency, answers, labels, render_model, served
+from toque.functions.reporting.page import Latency, answers, labels, render, render_model, served
 from toque.functions.reporting.timeline import from_alarms, from_model, from_retrains
 from toque.registry import Journal, Registry, Signature, TensorSpec, open_store
 

@@ -41,7 +41,7 @@ from toque.functions.retraining.policy import (
     decide,
     step,
 )
-from toque.functions.retraining.runs import last_seen
+from toque.functions.retraining.triggers import last_seen
 from toque.functions.retraining.windows import TrainingWindow
 from toque.functions.rollout import rollout_status
 from toque.functions.runtime.durable.invocation import ledger_of

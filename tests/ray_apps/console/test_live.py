@@ -15,7 +15,7 @@ from fastapi import Request
 from tests.ray_apps.console.conftest import Platform, Visitor
 from tests.ray_apps.console.sample_platform import MODEL
 from tests.ray_apps.console.test_pages import PAGES, VERSION
-from toque.functions.reporting.html import write_page
+from toque.functions.reporting.page import write_page
 from toque.functions.runtime.changes import Watch, announcer_of
 from toque.ray_apps.console import live
 from toque.ray_apps.console.live import LiveChanges, OpenPage, is_topic
