@@ -69,7 +69,7 @@ def verdicts(world: World, policy: RolloutPolicy, *, runs: int) -> tuple[float, 
     for run in range(runs):
         sums, shown = WholeSums(next_cohort=0), set()
         for day in world.season(rng, run):
-            sums = sums.plus(day, state)
+            sums = sums.plus(day, state, {})
             gain = improvement(sums.loss, policy)
             if gain is not None:
                 shown |= {"better"} if gain.lower > 0 else {"worse"} if gain.upper < 0 else set()
@@ -120,7 +120,7 @@ def test_a_caller_that_comes_back_is_one_unit() -> None:
     sums = WholeSums(next_cohort=0)
     world = World(FEW, noise=0.0)
     for day in world.season(rng, run=3):
-        sums = sums.plus(day, state)
+        sums = sums.plus(day, state, {})
     units = sums.loss.by_returning_unit
     assert (units.clusters, units.rows, sums.loss.by_unit.clusters) == (8, DAYS * LABELS, 8 * DAYS)
     assert units.total == pytest.approx(sums.loss.by_unit.total)
