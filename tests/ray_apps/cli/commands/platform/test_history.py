@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def test_published_heads_find_what_was_cut_or_taken_away(reg: Registry, tmp_path
         "notes/m is gone; it had 1 entries",
     ]
     (published, _) = sorted((tmp_path / "heads" / "heads").glob("*.json"))
-    published.write_text(published.read_text().replace("74", "72"))
+    forged = re.sub(r"\b74\b", "72", published.read_text())  # a MAC may hold 74, too
+    published.write_text(forged)
     assert main(("audit", "--heads", heads)) == 1
     assert f"{published.name} has a MAC that no audit key made" in capsys.readouterr().out
 
